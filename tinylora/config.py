@@ -1,0 +1,137 @@
+"""Frozen settings: TOML and environment in, checked values out. No torch, no Flower.
+
+`RunSettings` is what an operator decides about a run; `BaseFacts` is what a run must know of its base model, so that the
+coordinator can check every tensor without holding the base.
+"""
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tinylora.errors import SettingError
+from tinylora.tree import MAX_DEPTH
+
+MAX_RANK = 1024
+RouterSync = Literal["statistics", "weights", "both"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class ProjectionShape(_Frozen):
+    """One linear of a transformer block, stacked over the layers that have it."""
+
+    n_layers: Annotated[int, Field(ge=1)]
+    in_features: Annotated[int, Field(ge=1)]
+    out_features: Annotated[int, Field(ge=1)]
+
+
+class BaseFacts(_Frozen):
+    """What identifies a base model and what its adapters look like; made by `base_model.describe`."""
+
+    base_id: str
+    fingerprint: str
+    """sha256 over weights, config and tokenizer."""
+    tokenizer_fingerprint: str
+    feature_dim: Annotated[int, Field(ge=1)]
+    """Numbers in the routing feature, at most 256."""
+    feature_hash: str
+    """sha256 of what turns tokens into features besides the base: the projection P."""
+    max_window_tokens: Annotated[int, Field(ge=1)]
+    """Longest window the base can attend to."""
+    projections: dict[str, ProjectionShape]
+
+
+class RunSettings(_Frozen):
+    """What an operator decides about a run. Every field has a unit in its name or its text."""
+
+    name: Annotated[str, Field(min_length=1, max_length=80)] = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    # the tree
+    depth: Annotated[int, Field(ge=0, le=MAX_DEPTH)] = 2
+    """Levels of the perfect tree that the topology starts as."""
+    rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """scale = alpha / rank."""
+
+    # learning
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    leaf_steps: Annotated[int, Field(ge=1)] = 400
+    """Optimiser steps that a leaf gets in all from one worker; the learning rate falls to a tenth over them."""
+    unit_steps: Annotated[int, Field(ge=1)] = 50
+    """Optimiser steps of one work unit."""
+    batch_windows: Annotated[int, Field(ge=1)] = 8
+    window_tokens: Annotated[int, Field(ge=8)] = 256
+
+    # routing
+    router_sync: RouterSync = "statistics"
+    """How routers are kept in step: summed statistics, averaged weights, or both (statistics are used, weights compared)."""
+    router_period: Annotated[int, Field(ge=1)] = 4
+    """Accepted updates between two router versions."""
+
+    # the start of a run, and who may take part
+    min_workers: Annotated[int, Field(ge=1)] = 1
+    start_after_s: Annotated[float, Field(ge=0)] = 600.0
+    """With fewer sketches than `min_workers`, the topology is set after this many seconds."""
+    min_sequences: Annotated[int, Field(ge=1)] = 2000
+    """Shards with fewer windows than this are not sketched: their sums would tell too much of a single text."""
+
+    # leases
+    first_deadline_s: Annotated[float, Field(gt=0)] = 600.0
+    """Deadline of a unit while no times were observed yet."""
+    deadline_slack: Annotated[float, Field(ge=1)] = 6.0
+    """k in: deadline = median + k * MAD of observed times (and never under twice the median)."""
+    max_update_mib: Annotated[float, Field(gt=0)] = 512.0
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank, the one scale of all adapters of the run."""
+        return self.alpha / self.rank
+
+    @property
+    def unit_tokens(self) -> int:
+        """Tokens of one optimiser step."""
+        return self.batch_windows * self.window_tokens
+
+
+def read_settings(file: Path, **overrides: object) -> RunSettings:
+    """Read `run.toml`; `overrides` that are not None win.
+
+    Raises:
+        SettingError: The file is missing or no TOML, or a value is unknown or out of range.
+    """
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingError(f"{file}: no such file; `tinylora-coordinator init` writes one") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingError(f"{file}: not readable as TOML: {error}") from None
+    return make_settings(str(file), values | {key: value for key, value in overrides.items() if value is not None})
+
+
+def make_settings(where: str, values: dict[str, object]) -> RunSettings:
+    """Check raw values and freeze them.
+
+    Raises:
+        SettingError: A value is unknown or out of range; the message names it and says what was expected.
+    """
+    try:
+        return RunSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        message = f"{where}: {name}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+        raise SettingError(message) from None
+
+
+def settings_hash(document: BaseModel) -> str:
+    """sha256 of a settings object's canonical JSON."""
+    text = json.dumps(document.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,74 @@
+"""Every error TinyLoRA raises on purpose, with the exit code its commands end with.
+
+    TinyLoraError                 1   something we foresaw, without a class of its own
+    ├── SettingError              2   an option or a setting is out of range or contradicts another
+    ├── DataError                 3   the text: missing, empty, too small, binary, unreadable line, unknown column
+    ├── BaseModelError            4   the base: not found, not a causal LM, not the one the run or the bundle needs
+    ├── BundleError               5   a bundle: truncated, altered, of an unknown format
+    ├── NetworkError              6   coordinator unreachable, port in use, connection refused
+    ├── RefusedError              7   the other side said no: wrong token, banned worker, protocol too old
+    ├── StorageError              8   disk full, folder not writable, ledger locked
+    └── ProtocolError             9   a document or payload from the network breaks its contract
+        └── ShapeMismatch         9   tensors that do not fit each other
+
+A message is one sentence or two: what, where, expected against received, what to do next. Commands print it to stderr
+after "error: " and nothing else; a traceback is a bug.
+"""
+
+
+class TinyLoraError(Exception):
+    """Base of all foreseen errors; `exit_code` is what a command ends with."""
+
+    exit_code = 1
+
+
+class SettingError(TinyLoraError):
+    """An option or a setting is out of range, unknown, or contradicts another one."""
+
+    exit_code = 2
+
+
+class DataError(TinyLoraError):
+    """Text that a shard or an evaluation needs is missing, empty, too small or unreadable."""
+
+    exit_code = 3
+
+
+class BaseModelError(TinyLoraError):
+    """The base model cannot be loaded, cannot carry adapters, or is another one than expected."""
+
+    exit_code = 4
+
+
+class BundleError(TinyLoraError):
+    """A bundle is truncated, altered, or not one of ours."""
+
+    exit_code = 5
+
+
+class NetworkError(TinyLoraError):
+    """The other side cannot be reached, or an address cannot be opened."""
+
+    exit_code = 6
+
+
+class RefusedError(TinyLoraError):
+    """The coordinator answered, and refused."""
+
+    exit_code = 7
+
+
+class StorageError(TinyLoraError):
+    """The disk is full, or a place cannot be written."""
+
+    exit_code = 8
+
+
+class ProtocolError(TinyLoraError):
+    """A document or payload from the network breaks its contract."""
+
+    exit_code = 9
+
+
+class ShapeMismatch(ProtocolError):
+    """Tensors that should fit each other do not."""
