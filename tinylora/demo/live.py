@@ -1,0 +1,171 @@
+"""What a person sees while a run goes on: the tree, who trains what, loss, and how long it will take.
+
+`Progress` is a fold of the run's events, like the campaign itself, reduced to what is shown; `render` draws it with rich.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from tinylora.federation.events import (
+    Event,
+    GatesSolved,
+    LeaseExpired,
+    NodeAveraged,
+    RunFinished,
+    RunStarted,
+    TopologySet,
+    UnitLeased,
+    UpdateAccepted,
+    UpdateRejected,
+    WorkerAssigned,
+    WorkerJoined,
+    WorkerLost,
+    WorkerReturned,
+)
+from tinylora.tree import Topology, children
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass
+class NodeProgress:
+    """A leaf or subtree that workers hold."""
+
+    steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    workers: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Progress:
+    """What is shown of a run, from its events so far."""
+
+    title: str = ""
+    leaf_steps: int = 0
+    topology: Topology | None = None
+    names: dict[str, str] = field(default_factory=dict)
+    doing: dict[str, str] = field(default_factory=dict)
+    nodes: dict[str, NodeProgress] = field(default_factory=dict)
+    router_version: int = 0
+    router_drift: float = 0.0
+    n_accepted: int = 0
+    n_rejected: int = 0
+    n_expired: int = 0
+    tokens: int = 0
+    is_finished: bool = False
+    _open: dict[str, str] = field(default_factory=dict)
+
+    def apply(self, events: Iterable[Event]) -> None:
+        """Take in further events, in order."""
+        for event in events:
+            self._apply(event)
+
+    def _apply(self, event: Event) -> None:
+        match event:
+            case RunStarted():
+                self.title, self.leaf_steps = event.settings.name, event.settings.leaf_steps
+            case WorkerJoined():
+                self.names[event.worker], self.doing[event.worker] = event.name, "waiting"
+            case WorkerLost():
+                self.doing[event.worker] = "lost"
+            case WorkerReturned():
+                self.doing[event.worker] = "waiting"
+            case TopologySet():
+                self.topology = Topology(event.leaves)
+                self.nodes = {node: NodeProgress() for node in event.assignment.values()}
+                for worker, node in sorted(event.assignment.items()):
+                    self.nodes[node].workers.append(worker)
+            case WorkerAssigned():
+                self.nodes.setdefault(event.node, NodeProgress()).workers.append(event.worker)
+            case UnitLeased():
+                self._open[event.unit_id] = event.worker
+                verb = "adopts" if event.is_adopted else {"train": "trains", "sketch": "sketches"}.get(event.kind, event.kind)
+                self.doing[event.worker] = f"{verb} {event.node or 'root'}" if event.kind == "train" else verb
+            case LeaseExpired():
+                self.n_expired += 1
+                self.doing[self._open.pop(event.unit_id, "")] = "silent"
+            case UpdateRejected():
+                self.n_rejected += 1
+                self.doing[event.worker] = f"refused: {event.code}"
+            case UpdateAccepted():
+                self.n_accepted += 1
+                self.tokens += event.tokens
+                self.doing[event.worker] = "waiting"
+                if event.kind == "train" and event.losses:
+                    self.nodes.setdefault(event.node, NodeProgress()).losses.extend(event.losses)
+            case NodeAveraged():
+                self.nodes.setdefault(event.node, NodeProgress()).steps = event.n_steps
+            case GatesSolved():
+                self.router_version, self.router_drift = event.version, event.drift
+            case RunFinished():
+                self.is_finished = True
+
+    @property
+    def share_done(self) -> float:
+        """Steps done over steps wanted, 0 to 1."""
+        wanted = self.leaf_steps * len(self.nodes)
+        return min(1.0, sum(node.steps for node in self.nodes.values()) / wanted) if wanted else 0.0
+
+
+def render(progress: Progress, *, elapsed_s: float, training_s: float) -> RenderableType:
+    """Draw the tree with its workers; `training_s` is the time since the first train unit, for the ETA."""
+    done = progress.share_done
+    eta = f"ETA {training_s / done * (1 - done):.0f} s" if done > 0 else "ETA -"
+    head = Text(f"{progress.title}  ·  {elapsed_s:.0f} s  ·  {eta}  ·  ", style="bold")
+    head.append(f"router v{progress.router_version} (moved {progress.router_drift:.1%})  ·  ")
+    head.append(f"{progress.tokens:,} tokens  ·  {progress.n_accepted} updates")
+    for count, what in ((progress.n_rejected, "refused"), (progress.n_expired, "expired")):
+        if count:
+            head.append(f", {count} {what}", style="yellow")
+    body = _draw_tree(progress) if progress.topology else _draw_workers(progress.names, progress.doing)
+    return Group(head, body)
+
+
+def _draw_workers(names: Mapping[str, str], doing: Mapping[str, str]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for worker, name in sorted(names.items(), key=lambda item: item[1]):
+        table.add_row(name, doing.get(worker, ""))
+    return table
+
+
+def _draw_tree(progress: Progress) -> Tree:
+    tree = Tree(Text("root", style="cyan"))
+    _grow(tree, "", progress)
+    return tree
+
+
+def _grow(branch: Tree, node: str, progress: Progress) -> None:
+    if node in progress.nodes:
+        branch.add(_draw_node(node, progress))
+        return
+    if progress.topology is None or node in progress.topology.leaves:
+        return
+    for child in children(node):
+        is_held = child in progress.nodes
+        _grow(branch if is_held else branch.add(Text(child, style="cyan")), child, progress)
+
+
+def _draw_node(node: str, progress: Progress) -> Table:
+    state = progress.nodes[node]
+    kind = "leaf" if progress.topology and node in progress.topology.leaves else "subtree"
+    row = Table.grid(padding=(0, 2))
+    bar = ProgressBar(total=max(1, progress.leaf_steps), completed=state.steps, width=24)
+    steps = f"{state.steps}/{progress.leaf_steps} steps"
+    who = ", ".join(f"{progress.names.get(w, w)} ({progress.doing.get(w, '')})" for w in state.workers)
+    row.add_row(Text(f"{kind} {node or 'root'}", style="green"), bar, steps, _loss_text(state.losses), Text(who))
+    return row
+
+
+def _loss_text(losses: list[float]) -> Text:
+    if not losses:
+        return Text("loss -")
+    shown = losses[-16:]
+    low, high = min(shown), max(shown)
+    levels = [int((value - low) / (high - low) * 7) if high > low else 0 for value in shown]
+    return Text(f"loss {losses[-1]:.3f} " + "".join(_SPARKS[level] for level in levels))
