@@ -1,0 +1,82 @@
+# The verbs of this project; `make help` lists them. Python 3.11 or newer and make are all that must be there before.
+
+WORKERS ?= 4
+DEPTH ?= 2
+SEED ?= 0
+ROUTER_SYNC ?= statistics
+OUT ?= demo-out
+
+# The first Python on this machine that is new enough; `make PYTHON=/path/to/python3` chooses another.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	command -v $$python >/dev/null 2>&1 && $$python -c "$(NEW_ENOUGH)" 2>/dev/null && echo $$python && break; done)
+
+# The ordinary Linux wheel of torch carries several GB of CUDA. Without an NVIDIA driver the CPU build is asked for first;
+# where its index cannot be reached, plain pip decides.
+TORCH := $(shell sed -n 's/^torch==.*/&/p' constraints.txt)
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(wildcard tinylora coordinator worker tests benchmarks)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test slow check bench base clean
+
+help: ## list the verbs
+	@echo "TinyLoRA: make VERB [WORKERS=4] [DEPTH=2] [SEED=0] [ROUTER_SYNC=statistics|weights|both] [OUT=demo-out]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1#\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '#' 2>/dev/null \
+		|| sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1  \2/p' $(firstword $(MAKEFILE_LIST))
+
+install: $(INSTALLED) ## create .venv with all that the other verbs need
+
+demo: $(INSTALLED) ## a real federation on this machine: bundle, report and pictures in demo-out/
+	@$(BIN)/python -m tinylora.cli demo --workers $(WORKERS) --depth $(DEPTH) --seed $(SEED) \
+		--router-sync $(ROUTER_SYNC) --out $(OUT)
+
+test: $(INSTALLED) ## the tests, without those that take minutes
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+slow: $(INSTALLED) ## the tests that take minutes
+	@$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+check: $(INSTALLED) ## style, types, docstrings and the direction of imports
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/pydoclint $(filter-out tests,$(SOURCES))
+	@$(BIN)/pyright
+
+bench: $(INSTALLED) ## measure against PEFT and against a plain copy; results in benchmarks/results/
+	@$(BIN)/python -m benchmarks
+
+base: $(INSTALLED) ## train the demo's base model anew (an hour or more on a CPU)
+	@$(BIN)/python -m tinylora.demo.make_base
+
+clean: ## remove what the verbs made, the environment included
+	@rm -rf .venv demo-out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: TinyLoRA needs Python 3.11 or newer and found none;" \
+		"install one or say make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c "$(NEW_ENOUGH)" || { echo "error: TinyLoRA needs Python 3.11 or newer;" \
+		"$(PYTHON) is $$($(PYTHON) --version)"; exit 1; }
+	@test -x $(BIN)/python || { echo "Creating .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; } || { rm -rf .venv; \
+		echo "error: $(PYTHON) cannot create a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(MAKE) --no-print-directory torch
+	@echo "Installing TinyLoRA and its tools"
+	@$(PIP) install --quiet -e ".[dev]" -c constraints.txt
+	@$(PIP) check >/dev/null || $(PIP) check
+	@touch $@
+
+.PHONY: torch
+torch:
+	@index="$(TORCH_INDEX_URL)"; \
+	if [ -z "$$index" ] && [ "$$(uname -s)" = Linux ] && ! nvidia-smi >/dev/null 2>&1; then index=$(TORCH_CPU_INDEX); fi; \
+	if [ -n "$$index" ]; then \
+		echo "Installing $(TORCH) from $$index"; \
+		$(PIP) install --quiet --no-deps --retries 0 --timeout 15 --index-url "$$index" "$(TORCH)" 2>/dev/null \
+			|| echo "That index does not answer: the ordinary package is taken"; \
+	fi
