@@ -67,7 +67,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "error: $(PYTHON) cannot create a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(MAKE) --no-print-directory torch
 	@echo "Installing TinyLoRA and its tools"
-	@$(PIP) install --quiet -e ".[dev]" -c constraints.txt
+	@$(PIP) install -qq -e ".[dev]" -c constraints.txt
 	@$(PIP) check >/dev/null || $(PIP) check
 	@touch $@
 
@@ -77,6 +77,6 @@ torch:
 	if [ -z "$$index" ] && [ "$$(uname -s)" = Linux ] && ! nvidia-smi >/dev/null 2>&1; then index=$(TORCH_CPU_INDEX); fi; \
 	if [ -n "$$index" ]; then \
 		echo "Installing $(TORCH) from $$index"; \
-		$(PIP) install --quiet --no-deps --retries 0 --timeout 15 --index-url "$$index" "$(TORCH)" 2>/dev/null \
+		$(PIP) install -qq --no-deps --retries 0 --timeout 15 --index-url "$$index" "$(TORCH)" 2>/dev/null \
 			|| echo "That index does not answer: the ordinary package is taken"; \
 	fi

@@ -1,0 +1,1 @@
+"""Tests of TinyLoRA, one folder per part of the house."""
