@@ -4,6 +4,6 @@
     python -m benchmarks training_step       one
 
 Each writes `benchmarks/results/<name>.json`: what was compared, the goal, the ratio (least and median), the absolute
-numbers behind it, the machine. A ratio compares two things that ran in turns, in one process, on one thread, in CPU time,
-so that a busy or a slow machine changes both sides alike.
+numbers behind it, the machine. A ratio compares two things that ran in turns, in one process, on one thread, in CPU
+time, so that a busy or a slow machine changes both sides alike.
 """

@@ -1,7 +1,7 @@
 """One optimiser step on a leaf against the same step with PEFT's LoRA.
 
-Both sides hold the same Llama (hidden 512, 4 layers, 7 projections), the same rank, the same starting adapters, the same
-4 x 128 tokens and the same AdamW; PEFT's side takes its loss the way its documentation does,
+Both sides hold the same Llama (hidden 512, 4 layers, 7 projections), the same rank, the same starting adapters, the
+same 4 x 128 tokens and the same AdamW; PEFT's side takes its loss the way its documentation does,
 `model(input_ids, labels=input_ids).loss`. Both losses are compared before the clock starts.
 """
 
