@@ -1,0 +1,142 @@
+"""The two documents of the protocol, `WorkUnit` (coordinator to worker) and `Update` (worker to coordinator).
+
+Each travels as one canonical JSON text (sorted keys, no white space, no NaN) beside one safetensors blob. Reading is
+strict: an unknown field, a wrong type or a number out of range is a `ProtocolError` that names the field; nothing that
+was read is executed.
+
+Tensor names inside the blobs:
+
+* `node.<path>.<projection>.lora_A` (n_layers, rank, in) and `.lora_B` (n_layers, out, rank): an adapter;
+* `router.<path>.{w,b,tau}`: the gates of the unit, from summed statistics (`b`, `tau` are of shape (1,));
+* `weights_router.<path>.{w,b}`: the gates by averaged weights, where `router_sync` asks for them;
+* `statistics.<path>.{count,total,scatter}` float64: what a sketch or a subtree unit learned about the text of one leaf;
+* `histogram.<path>` float64 (2, n_bins): router scores of held-out text at an inner node, by true side.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tinylora.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+MAX_DOCUMENT_BYTES = 1_000_000
+
+UnitKind = Literal["sketch", "train", "probe"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+PathText = Annotated[str, Field(pattern=r"^[01]{0,16}$")]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Manifest = dict[str, tuple[str, tuple[int, ...]]]
+"""Tensor name to (safetensors dtype such as "BF16", shape)."""
+
+
+AnyDocument = TypeVar("AnyDocument", bound="_Document")  # not Self: the type checker of the tests does not know it
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    def to_json(self) -> str:
+        """Canonical JSON: the same document gives the same bytes everywhere."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls: type[AnyDocument], text: str) -> AnyDocument:
+        """Read a document from the network.
+
+        Raises:
+            ProtocolError: Too long, no JSON, a field unknown, missing or out of range.
+        """
+        if len(text) > MAX_DOCUMENT_BYTES:
+            raise ProtocolError(f"{cls.__name__}: expected at most {MAX_DOCUMENT_BYTES} characters, got {len(text)}")
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "document"
+            raise ProtocolError(f"{cls.__name__}: field {field}: {first['msg']}") from None
+
+
+class WorkUnit(_Document):
+    """The piece of work that a worker leases: one node or subtree, so many steps."""
+
+    protocol: Literal[1] = PROTOCOL_VERSION
+    unit_id: Name
+    run: Name
+    kind: UnitKind
+    node: PathText = ""
+    """The leaf to train, or the top of the subtree."""
+    leaves: tuple[PathText, ...] = ()
+    """Leaves below `node`, left to right; a leaf's own is itself."""
+    nonce: Name
+    """Of the lease; an update that does not repeat it is refused."""
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Seconds from the sending until the unit is leased to somebody else."""
+    base_fingerprint: Sha256
+    tokenizer_fingerprint: Sha256
+    feature_hash: Sha256
+    topology_version: Count = 0
+    router_version: Count = 0
+    node_version: Count = 0
+    """Version of the adapters in the payload; 0 means: start from `seed`, the payload has none."""
+    topology_leaves: tuple[PathText, ...] = ()
+    """Leaves of the whole tree (paths only: a few bytes each), so that gates above `node` can be named."""
+    rank: Annotated[int, Field(ge=0, le=1024)] = 0
+    scale: Finite = 0.0
+    first_step: Count = 0
+    """Steps this node had before: where on the learning-rate schedule the unit starts."""
+    n_steps: Count = 0
+    total_steps: Count = 0
+    batch_windows: Count = 0
+    window_tokens: Count = 0
+    learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    warmup_steps: Count = 0
+    sketch_min_sequences: Count = 0
+    is_adopted: bool = False
+    """The leaf belongs to text of somebody who left: train on those own documents that are nearest to it."""
+    router_sync: Literal["statistics", "weights", "both"] = "statistics"
+    seed: Count = 0
+    manifest: Manifest = {}
+    payload_sha256: Sha256
+
+
+class Update(_Document):
+    """What a worker claims to have done; the ledger believes an `AcceptedUpdate` instead."""
+
+    protocol: Literal[1] = PROTOCOL_VERSION
+    unit_id: Name
+    run: Name
+    kind: UnitKind
+    worker: Name
+    nonce: Name
+    node: PathText = ""
+    topology_version: Count = 0
+    router_version: Count = 0
+    node_version: Count = 0
+    shard_version: Sha256
+    """Hash of the worker's tokenised training text: one sketch counts for each version."""
+    shard_tokens: Count = 0
+    tokens: Count = 0
+    """Trained on in this unit."""
+    n_steps: Count = 0
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Busy time of the worker, for credit and deadlines; never a weight."""
+    base_loads: Count = 0
+    """How often this worker process has loaded the base so far: one, for its whole life."""
+    heldout_nll_before: Finite | None = None
+    heldout_nll_after: Finite | None = None
+    losses: tuple[Finite, ...] = ()
+    """Training loss in nats, a few values along the unit."""
+    manifest: Manifest = {}
+    payload_sha256: Sha256
+    signature: str = ""
+    """Hex of the worker key's signature over the document without this field; see `envelope`."""
+
+
+def sha256(data: bytes) -> str:
+    """Hex sha256 of a payload."""
+    return hashlib.sha256(data).hexdigest()
