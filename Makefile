@@ -3,7 +3,7 @@
 WORKERS ?= 4
 DEPTH ?= 2
 SEED ?= 0
-ROUTER_SYNC ?= statistics
+ROUTER_SYNC ?= both
 OUT ?= demo-out
 
 # The first Python on this machine that is new enough; `make PYTHON=/path/to/python3` chooses another.
@@ -25,7 +25,7 @@ SOURCES := $(wildcard tinylora coordinator worker tests benchmarks)
 .PHONY: help install demo test slow check bench base clean
 
 help: ## list the verbs
-	@echo "TinyLoRA: make VERB [WORKERS=4] [DEPTH=2] [SEED=0] [ROUTER_SYNC=statistics|weights|both] [OUT=demo-out]"
+	@echo "TinyLoRA: make VERB [WORKERS=4] [DEPTH=2] [SEED=0] [ROUTER_SYNC=both|statistics|weights] [OUT=demo-out]"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1#\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '#' 2>/dev/null \
 		|| sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1  \2/p' $(firstword $(MAKEFILE_LIST))
 
@@ -44,7 +44,7 @@ slow: $(INSTALLED) ## the tests that take minutes
 check: $(INSTALLED) ## style, types, docstrings and the direction of imports
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
-	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pydoclint $(filter-out tests,$(SOURCES))
 	@$(BIN)/pyright
 
