@@ -1,0 +1,240 @@
+"""Whether an update is believed. Pure decisions on facts, in a fixed order, one code for each reason.
+
+    length → document → lease, worker, nonce → run, kind, node, versions → signature → hash → names, dtypes, shapes →
+    finite → statistics → distance
+
+Each check raises `Refusal`; the run's state is untouched then, except that the worker's own lease is freed.
+
+An update whose lease expired is still accepted while its node has not moved on and nothing took its place, that is: no
+lease on the same leaves, and none to the same worker, was given since. So nothing is ever counted twice.
+"""
+
+import math
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import get_args
+
+from tinylora.adapters.shapes import adapter_manifest
+from tinylora.errors import ProtocolError
+from tinylora.federation.campaign import Campaign, Lease
+from tinylora.federation.events import Part
+from tinylora.federation.ports import PayloadFacts, Reply
+from tinylora.federation.units import was_issued
+from tinylora.protocol.documents import MAX_DOCUMENT_BYTES, Manifest, Update, sha256
+from tinylora.protocol.envelope import verify
+from tinylora.routing.gates import HISTOGRAM_EDGES
+from tinylora.routing.statistics import PREFIXES
+
+NORM_FACTOR = 10.0
+"""AdamW moves a number by about the learning rate in a step, so a tensor's rms by at most rate · steps; ten times that is
+beyond any honest update and below any that does harm by sheer size."""
+
+MIB = 1 << 20
+
+
+class Code(StrEnum):
+    """Why an update was refused."""
+
+    TOO_LARGE = "too_large"
+    BAD_DOCUMENT = "bad_document"
+    UNKNOWN_UNIT = "unknown_unit"
+    DUPLICATE = "duplicate"
+    LEASE_CLOSED = "lease_closed"
+    FOREIGN_UNIT = "foreign_unit"
+    WRONG_NONCE = "wrong_nonce"
+    WRONG_UNIT = "wrong_unit"
+    BAD_SIGNATURE = "bad_signature"
+    BAD_HASH = "bad_hash"
+    BAD_PAYLOAD = "bad_payload"
+    BAD_MANIFEST = "bad_manifest"
+    NOT_FINITE = "not_finite"
+    BAD_STATISTICS = "bad_statistics"
+    TOO_FAR = "too_far"
+    SHARD_TOO_SMALL = "shard_too_small"
+    DECLINED = "declined"
+
+
+class Refusal(Exception):
+    """An update is not believed; `code` says to programs why, the text to people."""
+
+    def __init__(self, code: Code, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+def check_size(state: Campaign, reply: Reply) -> None:
+    """Refuse what is longer than the run allows, before anything is read."""
+    limit = int(state.settings.max_update_mib * MIB)
+    if len(reply.payload) > limit:
+        raise Refusal(Code.TOO_LARGE, f"payload: expected at most {limit} bytes, got {len(reply.payload)}")
+    if len(reply.update_json) > MAX_DOCUMENT_BYTES:
+        raise Refusal(Code.TOO_LARGE, f"document: expected at most {MAX_DOCUMENT_BYTES} characters")
+
+
+def read_document(reply: Reply) -> Update:
+    """The document of a reply, read strictly."""
+    try:
+        return Update.from_json(reply.update_json)
+    except ProtocolError as error:
+        raise Refusal(Code.BAD_DOCUMENT, str(error)) from None
+
+
+def find_lease(state: Campaign, reply: Reply, update: Update) -> Lease:
+    """The lease that an update answers, open or late, if it is the worker's own."""
+    lease = state.leases.get(update.unit_id) or state.late.get(update.unit_id)
+    if lease is None:
+        raise _without_lease(state, reply.worker, update.unit_id)
+    if {lease.worker} != {reply.worker, update.worker}:
+        reason = (
+            f"unit {lease.unit_id} is leased to {lease.worker}, the update is from {update.worker} by {reply.worker}"
+        )
+        raise Refusal(Code.FOREIGN_UNIT, reason)
+    if update.nonce != lease.nonce:
+        raise Refusal(Code.WRONG_NONCE, f"unit {lease.unit_id}: the nonce is not the lease's")
+    return lease
+
+
+def _without_lease(state: Campaign, worker: str, unit_id: str) -> Refusal:
+    if worker in state.workers and state.workers[worker].last_accepted == unit_id:
+        return Refusal(Code.DUPLICATE, f"unit {unit_id}: its update was accepted before")
+    if was_issued(state, unit_id):
+        reason = f"unit {unit_id}: settled before, or its node moved on, or it was leased again"
+        return Refusal(Code.LEASE_CLOSED, reason)
+    return Refusal(Code.UNKNOWN_UNIT, f"unit {unit_id} was never leased")
+
+
+def check_answer(state: Campaign, lease: Lease, update: Update) -> None:
+    """Refuse an update that does not answer what was asked: another run, kind, node, version or number of steps."""
+    asked = {
+        "run": state.run,
+        "kind": lease.kind,
+        "node": lease.node,
+        "topology_version": lease.topology_version,
+        "router_version": lease.router_version,
+        "node_version": lease.node_version,
+        "n_steps": lease.n_steps,
+    }
+    for name, expected in asked.items():
+        got = getattr(update, name)
+        if got != expected:
+            reason = f"unit {lease.unit_id}: {name}: expected {expected!r}, got {got!r}"
+            raise Refusal(Code.WRONG_UNIT, reason)
+
+
+def check_signature(update: Update, public_key: str) -> None:
+    """Refuse a wrong signature; without a public key the transport vouches for the worker."""
+    if not public_key:
+        return
+    try:
+        verify(update, public_key.encode())
+    except ProtocolError as error:
+        raise Refusal(Code.BAD_SIGNATURE, str(error)) from None
+
+
+def check_hash(update: Update, payload: bytes) -> None:
+    """Refuse a payload other than the one the document speaks of."""
+    if sha256(payload) != update.payload_sha256:
+        raise Refusal(Code.BAD_HASH, f"payload: expected sha256 {update.payload_sha256}, got {sha256(payload)}")
+
+
+def check_shard(state: Campaign, update: Update) -> None:
+    """Refuse the sketch of a shard so small that its sums would tell too much of a single text."""
+    n_windows = update.shard_tokens // state.settings.window_tokens
+    if update.kind == "sketch" and n_windows < state.settings.min_sequences:
+        reason = (
+            f"the shard has {n_windows} windows of {state.settings.window_tokens} tokens, this run takes shards from "
+            f"{state.settings.min_sequences} on; add text and join again"
+        )
+        raise Refusal(Code.SHARD_TOO_SMALL, reason)
+
+
+# --- names, dtypes, shapes -------------------------------------------------------------------------------------------
+
+
+def expected_parts(state: Campaign, lease: Lease) -> dict[Part, Manifest]:
+    """Every tensor that the update of a unit may hold, by what it is for.
+
+    A sketch holds statistics, named by the root's path. A train update holds the adapters of its leaves. It may also hold
+    histograms of its gates, any of them; if it is of a subtree, statistics of all its leaves; where the run averages
+    weights, weights of its gates, all of them.
+    """
+    dim = state.base.feature_dim
+    if lease.kind == "sketch":
+        return {"statistics": _statistics_manifest(("",), dim)}
+    leaves, gates = state.leaves_below(lease.node), state.gates_of(lease.node)
+    parts: dict[Part, Manifest] = {"adapters": {}, "histogram": _histogram_manifest(gates)}
+    for leaf in leaves:
+        parts["adapters"] |= adapter_manifest(state.base, state.settings.rank, path=leaf)
+    if len(leaves) > 1:
+        parts["statistics"] = _statistics_manifest(leaves, dim)
+    if state.settings.router_sync != "statistics":
+        parts["weights_router"] = _weights_manifest(gates, dim)
+    return parts
+
+
+def _statistics_manifest(paths: Iterable[str], dim: int) -> Manifest:
+    shapes = {"count": (len(PREFIXES),), "total": (len(PREFIXES), dim), "scatter": (dim * (dim + 1) // 2,)}
+    return {f"statistics.{path}.{name}": ("F64", shape) for path in paths for name, shape in shapes.items()}
+
+
+def _histogram_manifest(gates: Iterable[str]) -> Manifest:
+    return {f"histogram.{gate}": ("F64", (2, len(HISTOGRAM_EDGES) - 1)) for gate in gates}
+
+
+def _weights_manifest(gates: Iterable[str], dim: int) -> Manifest:
+    shapes = {"w": (dim,), "b": (1,)}
+    return {f"weights_router.{gate}.{name}": ("F64", shape) for gate in gates for name, shape in shapes.items()}
+
+
+def check_manifest(state: Campaign, lease: Lease, claimed: Manifest, got: Manifest) -> tuple[Part, ...]:
+    """The parts that a payload holds; refuses a missing, foreign or misshapen tensor, and a document that says otherwise."""
+    where = f"unit {lease.unit_id}"
+    if claimed != got:
+        raise Refusal(Code.BAD_MANIFEST, f"{where}: the document's manifest is not that of the payload")
+    parts = expected_parts(state, lease)
+    _check_known(where, got, {name: entry for part in parts.values() for name, entry in part.items()})
+    held = tuple(part for part in get_args(Part) if part in parts and parts[part].keys() & got.keys())
+    needed = "statistics" if lease.kind == "sketch" else "adapters"
+    for part in sorted({*held, needed} - {"histogram"}):
+        missing = sorted(parts[part].keys() - got.keys())
+        if missing:
+            raise Refusal(Code.BAD_MANIFEST, f"{where}: tensor {missing[0]} is missing")
+    return held
+
+
+def _check_known(where: str, got: Manifest, known: Manifest) -> None:
+    for name, (dtype, shape) in sorted(got.items()):
+        if name not in known:
+            raise Refusal(Code.BAD_MANIFEST, f"{where}: unexpected tensor {name}")
+        expected_dtype, expected_shape = known[name]
+        if (dtype, tuple(shape)) != (expected_dtype, tuple(expected_shape)):
+            reason = (
+                f"{where}, tensor {name}: expected {expected_dtype} {tuple(expected_shape)}, got {dtype} {tuple(shape)}; "
+                "base and rank must be those of the run"
+            )
+            raise Refusal(Code.BAD_MANIFEST, reason)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def norm_bound(state: Campaign, lease: Lease) -> float:
+    """How far, in rms over a tensor, an honest unit can have moved an adapter."""
+    return NORM_FACTOR * state.settings.learning_rate * lease.n_steps
+
+
+def check_numbers(state: Campaign, lease: Lease, facts: PayloadFacts) -> None:
+    """Refuse NaN and infinity, impossible statistics, and adapters that went further than training could take them."""
+    where = f"unit {lease.unit_id}"
+    if facts.not_finite:
+        raise Refusal(Code.NOT_FINITE, f"{where}, tensor {facts.not_finite}: holds NaN or infinity")
+    if facts.statistics_fault:
+        raise Refusal(Code.BAD_STATISTICS, f"{where}: {facts.statistics_fault}")
+    bound = norm_bound(state, lease)
+    if lease.kind == "train" and not (math.isfinite(facts.delta_rms) and facts.delta_rms <= bound):
+        reason = (
+            f"{where}: an adapter moved by {facts.delta_rms:.3g} (rms), {lease.n_steps} steps at a rate of "
+            f"{state.settings.learning_rate:g} can move it by {bound:.3g} at the very most"
+        )
+        raise Refusal(Code.TOO_FAR, reason)

@@ -1,0 +1,415 @@
+"""The state of a run: a pure fold of its events, and nothing else.
+
+`apply` believes every event; whether one may happen is decided before it is written (`decisions`, `acceptance`). Tensors are
+not here: events and state name blobs by their hash.
+
+    Campaign
+    ├── workers     who takes part: its node, its open lease, the blobs that speak for its text, why it gets no more units
+    ├── leases      open units by id; `late` those that expired and may still be accepted
+    ├── nodes       the tops of the tree's partition into what one holder has: a leaf, or a subtree; version, blob, steps
+    └── router      the current version of the gates, and what came in since
+
+A leaf or subtree top moves on in rounds: the updates of one version wait in `contributions` until every leaf below is
+covered and no lease on that version is open; then they become the next version.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from tinylora.config import BaseFacts, RunSettings
+from tinylora.errors import StorageError
+from tinylora.federation.events import (
+    Event,
+    GatesSolved,
+    LeaseExpired,
+    NodeAveraged,
+    RunFinished,
+    RunStarted,
+    TopologySet,
+    UnitLeased,
+    UpdateAccepted,
+    UpdateRejected,
+    WorkerAssigned,
+    WorkerJoined,
+    WorkerLost,
+    WorkerReturned,
+)
+from tinylora.protocol.documents import UnitKind
+from tinylora.tree import NodePath, Topology, is_under
+
+MAX_STRIKES = 3
+"""Rejections in a row after which a worker gets no more units."""
+FIRST_REST_S = 5.0
+"""Rest after a unit that a worker did not bring back; it doubles with each further one in a row."""
+LONGEST_REST_S = 600.0
+N_OBSERVATIONS = 64
+"""Observed times kept for each kind of unit, the latest ones."""
+BENIGN_CODES = frozenset({"duplicate", "lease_closed"})
+"""Rejections that a slow or stuttering network causes; they are no strikes."""
+FINAL_CODES = frozenset({"shard_too_small", "declined"})
+"""Rejections after which asking the same worker again is of no use."""
+
+Lease: TypeAlias = UnitLeased
+"""An open lease is the event that gave it."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What the run knows of one worker."""
+
+    worker: str
+    name: str
+    public_key: str = ""
+    is_online: bool = True
+    node: NodePath | None = None
+    """The leaf or subtree it holds; kept while it is away."""
+    unit_id: str = ""
+    """Its open lease."""
+    sketch: str = ""
+    """Blob with the sums of its whole shard."""
+    sketch_version: str = ""
+    """Shard version that the sketch describes."""
+    leaf_statistics: str = ""
+    """Blob with the sums of its shard by leaf, from its latest subtree unit."""
+    histogram: str = ""
+    """Blob with its latest router scores."""
+    shard_version: str = ""
+    n_accepted: int = 0
+    last_accepted: str = ""
+    """Unit of its latest accepted update, so that a repetition can be told from a stranger's."""
+    strikes: int = 0
+    """Rejections since the last accepted update."""
+    misses: int = 0
+    """Units not brought back since the last accepted update."""
+    rests_until_s: float = 0.0
+    refusal: str = ""
+    """Why it gets no more units; empty for a worker in good standing."""
+
+    @property
+    def needs_sketch(self) -> bool:
+        """Whether its text is unknown, or has changed since it was sketched."""
+        return not self.sketch or self.shard_version != self.sketch_version
+
+    def is_fit(self, now: float) -> bool:
+        """Whether it can be counted on: online, in good standing, not resting after a miss."""
+        return self.is_online and not self.refusal and now >= self.rests_until_s
+
+    def is_free(self, now: float) -> bool:
+        """Whether it can take a unit at once."""
+        return self.is_fit(now) and not self.unit_id
+
+
+@dataclass(frozen=True)
+class Node:
+    """One part of the tree's partition: a leaf, or the top of a subtree that one worker holds."""
+
+    version: int = 0
+    """0: nothing was trained yet; holders start from the run's seed."""
+    blob: str = ""
+    """Adapters of all leaves below."""
+    steps: int = 0
+    contributions: tuple[UpdateAccepted, ...] = ()
+    """Accepted updates on the current version, by worker and node."""
+
+
+@dataclass(frozen=True)
+class Router:
+    """The current gates, and what has come in since they were solved."""
+
+    version: int = 0
+    blob: str = ""
+    n_updates: int = 0
+    """Train updates accepted since."""
+    has_news: bool = False
+    """Whether statistics arrived that the gates do not know."""
+    contributors: tuple[str, ...] = ()
+    """Workers with updates accepted since, sorted."""
+    weights: Mapping[tuple[str, NodePath], str] = field(default_factory=dict)
+    """(worker, node) to the blob with its locally trained gates, the latest since."""
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A run after some events."""
+
+    run: str
+    settings: RunSettings
+    base: BaseFacts
+    workers: Mapping[str, Worker] = field(default_factory=dict)
+    leases: Mapping[str, Lease] = field(default_factory=dict)
+    late: Mapping[str, Lease] = field(default_factory=dict)
+    topology: Topology | None = None
+    topology_version: int = 0
+    nodes: Mapping[NodePath, Node] = field(default_factory=dict)
+    router: Router = field(default_factory=Router)
+    observed_s: Mapping[UnitKind, tuple[float, ...]] = field(default_factory=dict)
+    """Seconds per step (per unit for sketches) between lease and update, by the coordinator's clock."""
+    n_units: int = 0
+    n_events: int = 0
+    first_sketch_at_s: float | None = None
+    progress_at_s: float = 0.0
+    """When something last went forward: a worker came, an update was accepted."""
+    finished: str = ""
+    """Why the run is over; empty while it goes on."""
+
+    @property
+    def leaves(self) -> tuple[NodePath, ...]:
+        """Leaves of the tree, left to right; none before the topology is set."""
+        return self.topology.leaves if self.topology else ()
+
+    def leaves_below(self, node: NodePath) -> tuple[NodePath, ...]:
+        """Leaves in the subtree of `node`, left to right."""
+        return self.topology.leaves_below(node) if self.topology else ()
+
+    def gates_of(self, node: NodePath) -> tuple[NodePath, ...]:
+        """Inner nodes whose gates a unit on `node` needs: those above it, and those of its subtree."""
+        return tuple(inner for inner in self.topology.inner if _are_in_line(inner, node)) if self.topology else ()
+
+    def top_of(self, node: NodePath) -> NodePath:
+        """The part of the partition that `node` belongs to."""
+        return next(top for top in self.nodes if is_under(node, top))
+
+    def is_done(self, top: NodePath) -> bool:
+        """Whether this part has had all its steps."""
+        return self.nodes[top].steps >= self.settings.leaf_steps
+
+    def open_leases(self, node: NodePath) -> tuple[Lease, ...]:
+        """Open leases on `node` or within its subtree, or above it, in the order they were given."""
+        found = (lease for lease in self.leases.values() if lease.kind == "train" and _are_in_line(lease.node, node))
+        return tuple(sorted(found, key=lambda lease: lease.unit_id))
+
+
+def fold(events: Iterable[Event]) -> Campaign | None:
+    """The state after all these events; None when there are none."""
+    state: Campaign | None = None
+    for event in events:
+        state = apply(state, event)
+    return state
+
+
+def apply(state: Campaign | None, event: Event) -> Campaign:
+    """The state after one more event.
+
+    Raises:
+        StorageError: The first event is not `run_started`, or a later one is.
+    """
+    if isinstance(event, RunStarted) != (state is None):
+        position = "first" if state is None else "later"
+        raise StorageError(f"ledger: {position} event is {event.type}; a run begins with run_started, once")
+    after = _start(event) if isinstance(event, RunStarted) else _follow(_known(state), event)
+    return replace(after, n_events=after.n_events + 1)
+
+
+def _known(state: Campaign | None) -> Campaign:
+    if state is None:
+        raise StorageError("ledger: no run_started event")
+    return state
+
+
+def _start(event: RunStarted) -> Campaign:
+    return Campaign(event.run, event.settings, event.base)
+
+
+def _follow(state: Campaign, event: Event) -> Campaign:
+    match event:
+        case WorkerJoined():
+            return _joined(state, event)
+        case WorkerLost():
+            return _lost(state, event)
+        case WorkerReturned():
+            return _returned(state, event)
+        case UnitLeased():
+            return _leased(state, event)
+        case LeaseExpired():
+            return _expired(state, event)
+        case UpdateAccepted():
+            return _accepted(state, event)
+        case UpdateRejected():
+            return _rejected(state, event)
+        case TopologySet():
+            return _topology_set(state, event)
+        case WorkerAssigned():
+            return _assigned(state, event)
+        case GatesSolved():
+            return replace(state, router=Router(event.version, event.blob))
+        case NodeAveraged():
+            return _averaged(state, event)
+        case RunFinished():
+            return replace(state, finished=event.reason or "finished")
+        case RunStarted():
+            return state
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+def _joined(state: Campaign, event: WorkerJoined) -> Campaign:
+    worker = Worker(event.worker, event.name, event.public_key)
+    return replace(_put(state, worker), progress_at_s=event.at_s)
+
+
+def _lost(state: Campaign, event: WorkerLost) -> Campaign:
+    worker = state.workers[event.worker]
+    return _put(_release(state, worker.unit_id), replace(worker, is_online=False, unit_id=""))
+
+
+def _returned(state: Campaign, event: WorkerReturned) -> Campaign:
+    worker = replace(state.workers[event.worker], is_online=True, misses=0, rests_until_s=0.0)
+    return replace(_put(state, worker), progress_at_s=event.at_s)
+
+
+def _assigned(state: Campaign, event: WorkerAssigned) -> Campaign:
+    worker = replace(state.workers[event.worker], node=event.node)
+    return replace(_put(state, worker), router=replace(state.router, has_news=True))
+
+
+def _put(state: Campaign, worker: Worker) -> Campaign:
+    return replace(state, workers={**state.workers, worker.worker: worker})
+
+
+# --- leases ----------------------------------------------------------------------------------------------------------
+
+
+def _leased(state: Campaign, event: UnitLeased) -> Campaign:
+    worker = replace(state.workers[event.worker], unit_id=event.unit_id)
+    late = {unit: lease for unit, lease in state.late.items() if not _takes_place_of(event, lease)}
+    leases = {**state.leases, event.unit_id: event}
+    return replace(_put(state, worker), leases=leases, late=late, n_units=state.n_units + 1)
+
+
+def _takes_place_of(new: Lease, old: Lease) -> bool:
+    """Whether the work of an expired lease is given out again with `new`: to its worker, or on one of its leaves."""
+    if new.kind != old.kind:
+        return False
+    return new.worker == old.worker or (new.kind == "train" and _are_in_line(new.node, old.node))
+
+
+def _expired(state: Campaign, event: LeaseExpired) -> Campaign:
+    lease = state.leases.get(event.unit_id)
+    if lease is None:
+        return state
+    worker = state.workers[lease.worker]
+    rest_s = min(FIRST_REST_S * 2.0**worker.misses, LONGEST_REST_S)
+    worker = replace(worker, unit_id="", misses=worker.misses + 1, rests_until_s=event.at_s + rest_s)
+    return _put(_release(state, event.unit_id), worker)
+
+
+def _release(state: Campaign, unit_id: str) -> Campaign:
+    """Close an open lease; its update may still come, and counts if nothing took its place (`late`)."""
+    lease = state.leases.get(unit_id)
+    if lease is None:
+        return state
+    return replace(state, leases=_without(state.leases, unit_id), late={**state.late, unit_id: lease})
+
+
+def _rejected(state: Campaign, event: UpdateRejected) -> Campaign:
+    worker = state.workers.get(event.worker)
+    if worker is None or event.code in BENIGN_CODES:
+        return state
+    if worker.unit_id == event.unit_id:
+        worker = replace(worker, unit_id="")
+        state = replace(state, leases=_without(state.leases, event.unit_id))
+    strikes = worker.strikes + 1
+    refusal = event.reason if event.code in FINAL_CODES else worker.refusal
+    if strikes >= MAX_STRIKES and not refusal:
+        refusal = f"{strikes} updates in a row were rejected, the last one because: {event.reason}"
+    return _put(state, replace(worker, strikes=strikes, refusal=refusal))
+
+
+# --- updates ---------------------------------------------------------------------------------------------------------
+
+
+def _accepted(state: Campaign, event: UpdateAccepted) -> Campaign:
+    lease = state.leases.get(event.unit_id) or state.late[event.unit_id]
+    state = replace(
+        state,
+        leases=_without(state.leases, event.unit_id),
+        late=_without(state.late, event.unit_id),
+        observed_s=_observe(state, lease, event.at_s),
+        progress_at_s=event.at_s,
+    )
+    return _sketched(state, event) if event.kind == "sketch" else _trained(state, event)
+
+
+def _observe(state: Campaign, lease: Lease, at_s: float) -> Mapping[UnitKind, tuple[float, ...]]:
+    seconds = (at_s - lease.at_s) / max(lease.n_steps, 1)
+    latest = (*state.observed_s.get(lease.kind, ()), seconds)[-N_OBSERVATIONS:]
+    return {**state.observed_s, lease.kind: latest}
+
+
+def _in_good_standing(state: Campaign, event: UpdateAccepted) -> Worker:
+    worker = state.workers[event.worker]
+    return replace(
+        worker,
+        unit_id="" if worker.unit_id == event.unit_id else worker.unit_id,
+        strikes=0,
+        misses=0,
+        rests_until_s=0.0,
+        shard_version=event.shard_version,
+        n_accepted=worker.n_accepted + 1,
+        last_accepted=event.unit_id,
+    )
+
+
+def _sketched(state: Campaign, event: UpdateAccepted) -> Campaign:
+    worker = _in_good_standing(state, event)
+    worker = replace(worker, sketch=event.blob, sketch_version=event.shard_version, leaf_statistics="")
+    first_at_s = event.at_s if state.first_sketch_at_s is None else state.first_sketch_at_s
+    router = replace(state.router, has_news=state.router.has_news or worker.node is not None)
+    return replace(_put(state, worker), first_sketch_at_s=first_at_s, router=router)
+
+
+def _trained(state: Campaign, event: UpdateAccepted) -> Campaign:
+    worker = _in_good_standing(state, event)
+    is_news = "statistics" in event.parts and not worker.leaf_statistics
+    worker = replace(
+        worker,
+        leaf_statistics=event.blob if "statistics" in event.parts else worker.leaf_statistics,
+        histogram=event.blob if "histogram" in event.parts else worker.histogram,
+    )
+    top = state.top_of(event.node)
+    node = state.nodes[top]
+    waiting = sorted((*node.contributions, event), key=lambda update: (update.worker, update.node))
+    nodes = {**state.nodes, top: replace(node, contributions=tuple(waiting))}
+    return replace(_put(state, worker), nodes=nodes, router=_router_after(state.router, event, is_news))
+
+
+def _router_after(router: Router, event: UpdateAccepted, is_news: bool) -> Router:
+    brings_weights = "weights_router" in event.parts
+    return replace(
+        router,
+        n_updates=router.n_updates + 1,
+        has_news=router.has_news or is_news,
+        contributors=tuple(sorted({*router.contributors, event.worker})),
+        weights={**router.weights, (event.worker, event.node): event.blob} if brings_weights else router.weights,
+    )
+
+
+# --- the tree --------------------------------------------------------------------------------------------------------
+
+
+def _topology_set(state: Campaign, event: TopologySet) -> Campaign:
+    workers = {name: replace(worker, node=event.assignment.get(name)) for name, worker in state.workers.items()}
+    tops = sorted(set(event.assignment.values()), key=lambda path: (len(path), path))
+    nodes = {top: Node() for top in tops}
+    return replace(state, workers=workers, topology=Topology(event.leaves), topology_version=event.version, nodes=nodes)
+
+
+def _averaged(state: Campaign, event: NodeAveraged) -> Campaign:
+    nodes = {**state.nodes, event.node: Node(event.version, event.blob, event.n_steps)}
+    late = {
+        unit: lease
+        for unit, lease in state.late.items()
+        if lease.kind != "train" or not is_under(lease.node, event.node)
+    }
+    return replace(state, nodes=nodes, late=late)
+
+
+def _are_in_line(one: NodePath, other: NodePath) -> bool:
+    """Whether one of the two lies on the way from the root to the other; a node is in line with itself."""
+    return is_under(one, other) or is_under(other, one)
+
+
+def _without(items: Mapping[str, Lease], unit_id: str) -> Mapping[str, Lease]:
+    return {name: lease for name, lease in items.items() if name != unit_id}

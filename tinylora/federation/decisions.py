@@ -1,0 +1,308 @@
+"""What should happen next, from the state of the run, the time and who is online. Pure: `decide` returns commands.
+
+The questions are asked in a fixed order, and the first that has an answer gives the commands; the loop executes them and
+asks again. So each question may rely on all before it being settled:
+
+    who came, went, returned → which leases are overdue → is the run over → can the tree be set → which nodes can move on →
+    are new gates due → who needs a leaf → who gets which unit
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from tinylora.federation.campaign import Campaign, Worker
+from tinylora.federation.deadlines import SHORTEST_DEADLINE_S
+from tinylora.federation.ports import WorkerInfo
+from tinylora.protocol.documents import UnitKind
+from tinylora.tree import NodePath, is_under
+
+PATIENCE_S = 3600.0
+"""A run in which nothing went forward for so long, and nobody is at work, ends with what it has."""
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """Write down a worker that was never seen before."""
+
+    info: WorkerInfo
+
+
+@dataclass(frozen=True)
+class Return:
+    """Write down that a lost worker is back."""
+
+    worker: str
+
+
+@dataclass(frozen=True)
+class Lose:
+    """Write down that a worker is gone, and free its lease."""
+
+    worker: str
+
+
+@dataclass(frozen=True)
+class Expire:
+    """Take a lease back."""
+
+    unit_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SetTopology:
+    """Cluster the sketches into the tree and hand out its nodes."""
+
+    workers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Average:
+    """Make a node's next version from the updates that wait for it."""
+
+    top: NodePath
+
+
+@dataclass(frozen=True)
+class Solve:
+    """Make the next version of the gates."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Assign:
+    """Give a worker without a node the nearest of these leaves."""
+
+    worker: str
+    leaves: tuple[NodePath, ...]
+
+
+@dataclass(frozen=True)
+class Give:
+    """Lease a unit."""
+
+    worker: str
+    kind: UnitKind
+    node: NodePath = ""
+    is_adopted: bool = False
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """Lease an orphaned leaf to the worker among these whose text is nearest to it."""
+
+    leaf: NodePath
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """End the run."""
+
+    reason: str
+
+
+Command: TypeAlias = Welcome | Return | Lose | Expire | SetTopology | Average | Solve | Assign | Give | Adopt | Finish
+
+
+def decide(
+    state: Campaign, now: float, online: Sequence[WorkerInfo], *, since_s: float = 0.0, patience_s: float = PATIENCE_S
+) -> list[Command]:
+    """The next commands; none when there is nothing to do but wait.
+
+    Args:
+        state: The run so far.
+        now: The coordinator's clock.
+        online: Workers that the transport can reach.
+        since_s: When this process took up the run: time before it is nobody's fault.
+        patience_s: After so long without progress, and with nobody at work, the run ends.
+    """
+    if state.finished:
+        return []
+    return (
+        _presence(state, online)
+        or _overdue(state, now)
+        or _end(state, now, max(since_s, state.progress_at_s) + patience_s)
+        or _topology(state, now)
+        or _averages(state)
+        or _gates(state)
+        or _assignments(state, now)
+        or _work(state, now)
+        or _adoption(state, now)
+    )
+
+
+def wakes_at(state: Campaign, now: float, *, since_s: float = 0.0, patience_s: float = PATIENCE_S) -> float:
+    """When `decide` may answer differently although nothing arrives; always later than `now`."""
+    times = [lease.deadline_s for lease in state.leases.values()]
+    times += [worker.rests_until_s for worker in state.workers.values() if worker.is_online and not worker.refusal]
+    times += [max(since_s, state.progress_at_s) + patience_s]
+    if state.topology is None and state.first_sketch_at_s is not None:
+        times += [state.first_sketch_at_s + state.settings.start_after_s, _sketching_until_s(state)]
+    return min((time for time in times if time > now), default=math.inf)
+
+
+# --- who is there ----------------------------------------------------------------------------------------------------
+
+
+def _presence(state: Campaign, online: Sequence[WorkerInfo]) -> list[Command]:
+    infos = {info.worker: info for info in online}
+    gone = [Lose(name) for name, worker in sorted(state.workers.items()) if worker.is_online and name not in infos]
+    back = [Return(name) for name in sorted(infos) if name in state.workers and not state.workers[name].is_online]
+    new = [Welcome(infos[name]) for name in sorted(infos) if name not in state.workers]
+    return [*gone, *back, *new]
+
+
+def _overdue(state: Campaign, now: float) -> list[Command]:
+    overdue = sorted(unit for unit, lease in state.leases.items() if lease.deadline_s <= now)
+    return [Expire(unit, "the deadline passed") for unit in overdue]
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+def _end(state: Campaign, now: float, patient_until_s: float) -> list[Command]:
+    if state.topology and all(state.is_done(top) for top in state.nodes):
+        is_settled = not state.router.n_updates and not state.router.has_news
+        return [Finish("every leaf has had its steps")] if is_settled else [Solve("the end")]
+    if state.workers and now >= patient_until_s and not state.leases:
+        return [Finish(f"nobody could go on; {_missing(state)}")]
+    return []
+
+
+def _missing(state: Campaign) -> str:
+    if not state.topology:
+        n_sketched = sum(bool(worker.sketch) for worker in state.workers.values())
+        return f"{n_sketched} of {state.settings.min_workers} workers were sketched, so the tree was never set"
+    steps = [
+        f"node {top or 'root'} has had {node.steps} of {state.settings.leaf_steps} steps"
+        for top, node in sorted(state.nodes.items())
+        if not state.is_done(top)
+    ]
+    return "; ".join(steps)
+
+
+# --- the start -------------------------------------------------------------------------------------------------------
+
+
+def _topology(state: Campaign, now: float) -> list[Command]:
+    if state.topology or state.first_sketch_at_s is None:
+        return []
+    sketched = tuple(sorted(name for name, worker in state.workers.items() if worker.sketch and not worker.refusal))
+    is_patience_over = now >= state.first_sketch_at_s + state.settings.start_after_s
+    is_complete = len(sketched) >= state.settings.min_workers and not _is_sketching(state, now)
+    return [SetTopology(sketched)] if sketched and (is_patience_over or is_complete) else []
+
+
+def _is_sketching(state: Campaign, now: float) -> bool:
+    """Whether further sketches will be there in a moment: those who came together should enter the tree together."""
+    return now < _sketching_until_s(state) and any(lease.kind == "sketch" for lease in state.leases.values())
+
+
+def _sketching_until_s(state: Campaign) -> float:
+    """After twice the slowest sketch so far, an open one is not waited for."""
+    slowest_s = max(state.observed_s.get("sketch", (0.0,)))
+    return (state.first_sketch_at_s or 0.0) + max(SHORTEST_DEADLINE_S, 2 * slowest_s)
+
+
+# --- nodes and gates -------------------------------------------------------------------------------------------------
+
+
+def _averages(state: Campaign) -> list[Command]:
+    return [Average(top) for top in sorted(state.nodes) if _is_round_over(state, top)]
+
+
+def _is_round_over(state: Campaign, top: NodePath) -> bool:
+    """All leases on the node's version are settled, and each of its leaves was trained by at least one worker."""
+    is_open = bool(state.open_leases(top))
+    return not is_open and all(_is_trained(state, top, leaf) for leaf in state.leaves_below(top))
+
+
+def _is_trained(state: Campaign, top: NodePath, leaf: NodePath) -> bool:
+    return any(is_under(leaf, update.node) for update in state.nodes[top].contributions)
+
+
+def _gates(state: Campaign) -> list[Command]:
+    if state.topology is None:
+        return []
+    router = state.router
+    if router.version == 0:
+        return [Solve("the first sketches")]
+    if router.has_news:
+        return [Solve("new statistics")]
+    if router.n_updates >= state.settings.router_period:
+        return [Solve(f"{router.n_updates} updates")]
+    return []
+
+
+# --- work ------------------------------------------------------------------------------------------------------------
+
+
+def _assignments(state: Campaign, now: float) -> list[Command]:
+    """A leaf for the first worker without one: an orphan if there is any, else any that is not done."""
+    homeless = [name for name, worker in sorted(state.workers.items()) if _is_homeless(worker, now)]
+    unfinished = tuple(
+        leaf for top in sorted(state.nodes) if not state.is_done(top) for leaf in state.leaves_below(top)
+    )
+    if not homeless or not unfinished:
+        return []
+    orphans = tuple(leaf for leaf in unfinished if not _has_holder(state, leaf, now))
+    return [Assign(homeless[0], orphans or unfinished)]
+
+
+def _is_homeless(worker: Worker, now: float) -> bool:
+    return worker.node is None and bool(worker.sketch) and worker.is_fit(now)
+
+
+def _has_holder(state: Campaign, leaf: NodePath, now: float) -> bool:
+    """Whether somebody who can be counted on holds this leaf, though perhaps busy elsewhere for a while."""
+    return any(_holds(worker, leaf) and worker.is_fit(now) for worker in state.workers.values())
+
+
+def _holds(worker: Worker, leaf: NodePath) -> bool:
+    return worker.node is not None and is_under(leaf, worker.node)
+
+
+def _work(state: Campaign, now: float) -> list[Command]:
+    """A sketch for everybody whose text is unknown, and their own node for the others."""
+    free = [worker for _, worker in sorted(state.workers.items()) if worker.is_free(now)]
+    given = [Give(worker.worker, "sketch") for worker in free if worker.needs_sketch]
+    given += [
+        Give(worker.worker, "train", worker.node)
+        for worker in free
+        if worker.node is not None and not worker.needs_sketch and _has_own_work(state, worker, worker.node)
+    ]
+    return list(given)
+
+
+def _has_own_work(state: Campaign, worker: Worker, node: NodePath) -> bool:
+    """Its node is not done, and it did not contribute to the present round yet."""
+    top = state.top_of(node)
+    mine = (update for update in state.nodes[top].contributions if update.worker == worker.worker)
+    return not state.is_done(top) and not any(
+        is_under(node, update.node) or is_under(update.node, node) for update in mine
+    )
+
+
+def _adoption(state: Campaign, now: float) -> list[Command]:
+    """The first orphaned leaf goes to somebody idle."""
+    idle = tuple(
+        name for name, worker in sorted(state.workers.items()) if worker.is_free(now) and not worker.needs_sketch
+    )
+    if not idle:
+        return []
+    return [Adopt(leaf, idle) for leaf in _orphans(state, now)][:1]
+
+
+def _orphans(state: Campaign, now: float) -> list[NodePath]:
+    """Leaves that wait for their next steps, and nobody who can be counted on holds them or is at work on them."""
+    return [
+        leaf
+        for top in sorted(state.nodes)
+        if not state.is_done(top)
+        for leaf in state.leaves_below(top)
+        if not _is_trained(state, top, leaf) and not state.open_leases(leaf) and not _has_holder(state, leaf, now)
+    ]

@@ -1,0 +1,204 @@
+"""What can happen in a run. The campaign is a fold of these; nothing else is remembered.
+
+Every event is a frozen pydantic document with a `type` tag, so that a ledger can store it as JSON and an old log can be
+read again. Events hold hashes of blobs, never tensors, and no wall-clock time: `at_s` is the coordinator's own clock since
+the run began, and only leases need it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from tinylora.config import BaseFacts, RunSettings
+from tinylora.protocol.documents import Count, Finite, Name, PathText, Sha256, UnitKind
+
+
+Part = Literal["adapters", "histogram", "statistics", "weights_router"]
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RunStarted(_Event):
+    """The first event of every ledger."""
+
+    type: Literal["run_started"] = "run_started"
+    run: Name
+    settings: RunSettings
+    base: BaseFacts
+
+
+class WorkerJoined(_Event):
+    """A worker was seen for the first time."""
+
+    type: Literal["worker_joined"] = "worker_joined"
+    worker: Name
+    name: str
+    public_key: str = ""
+    """The key it signs updates with, as text (PEM or OpenSSH); pinned from here on. Empty: the transport vouches for it."""
+    at_s: Finite = 0.0
+
+
+class WorkerLost(_Event):
+    """A worker went offline; its open lease is released."""
+
+    type: Literal["worker_lost"] = "worker_lost"
+    worker: Name
+    at_s: Finite = 0.0
+
+
+class WorkerReturned(_Event):
+    """A lost worker is online again."""
+
+    type: Literal["worker_returned"] = "worker_returned"
+    worker: Name
+    at_s: Finite = 0.0
+
+
+class UnitLeased(_Event):
+    """A unit was handed to a worker."""
+
+    type: Literal["unit_leased"] = "unit_leased"
+    unit_id: Name
+    worker: Name
+    kind: UnitKind
+    node: PathText
+    nonce: Name
+    topology_version: Count
+    router_version: Count
+    node_version: Count
+    first_step: Count = 0
+    n_steps: Count = 0
+    is_adopted: bool = False
+    at_s: Finite
+    deadline_s: Finite
+    """Absolute, on the coordinator's clock."""
+    bytes_sent: Count = 0
+
+
+class LeaseExpired(_Event):
+    """The deadline passed, or the worker said it cannot; the unit may be leased again."""
+
+    type: Literal["lease_expired"] = "lease_expired"
+    unit_id: Name
+    reason: str
+    at_s: Finite = 0.0
+
+
+class UpdateAccepted(_Event):
+    """An update passed every check; its payload is in the ledger's blobs."""
+
+    type: Literal["update_accepted"] = "update_accepted"
+    unit_id: Name
+    worker: Name
+    kind: UnitKind
+    node: PathText
+    node_version: Count
+    router_version: Count
+    shard_version: Sha256
+    shard_tokens: Count
+    tokens: Count
+    n_steps: Count
+    seconds: Finite
+    base_loads: Count
+    heldout_nll_before: Finite | None = None
+    heldout_nll_after: Finite | None = None
+    losses: tuple[Finite, ...] = ()
+    parts: tuple[Part, ...] = ()
+    """What the payload holds, so that a fold need not open blobs."""
+    blob: Sha256
+    bytes_received: Count
+    at_s: Finite
+
+
+class UpdateRejected(_Event):
+    """An update failed a check; the run's state is untouched but for the freed lease."""
+
+    type: Literal["update_rejected"] = "update_rejected"
+    unit_id: Name
+    worker: Name
+    code: Name
+    reason: str
+    at_s: Finite
+
+
+class TopologySet(_Event):
+    """The tree and who owns what: worker to node (a leaf, or the top of a subtree)."""
+
+    type: Literal["topology_set"] = "topology_set"
+    version: Count
+    leaves: tuple[PathText, ...]
+    assignment: dict[str, PathText]
+
+
+class WorkerAssigned(_Event):
+    """A worker that came after the topology got a leaf, which it trains beside whoever holds it already."""
+
+    type: Literal["worker_assigned"] = "worker_assigned"
+    worker: Name
+    node: PathText
+
+
+class GatesSolved(_Event):
+    """A new router version: who contributed, and how far the gates moved."""
+
+    type: Literal["gates_solved"] = "gates_solved"
+    version: Count
+    contributors: tuple[Name, ...]
+    drift: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Relative change of all gates against the version before; 1 for the first."""
+    blob: Sha256
+    """Named tensors `router.*`, and `weights_router.*` where the run keeps averaged weights."""
+    reason: str = ""
+
+
+class NodeAveraged(_Event):
+    """A node's next version: the average of the updates of all that held it (one holder: passed through bit by bit)."""
+
+    type: Literal["node_averaged"] = "node_averaged"
+    node: PathText
+    version: Count
+    contributors: tuple[Name, ...]
+    blob: Sha256
+    """Adapters of all leaves below `node`."""
+    n_steps: Count
+    """Steps that the node has had in all: those of a round count once, however many replicas trained it."""
+
+
+class RunFinished(_Event):
+    """Every leaf has had its steps, or the operator asked for the end."""
+
+    type: Literal["run_finished"] = "run_finished"
+    reason: str
+    at_s: Finite = 0.0
+
+
+Event = Annotated[
+    RunStarted
+    | WorkerJoined
+    | WorkerLost
+    | WorkerReturned
+    | UnitLeased
+    | LeaseExpired
+    | UpdateAccepted
+    | UpdateRejected
+    | TopologySet
+    | WorkerAssigned
+    | GatesSolved
+    | NodeAveraged
+    | RunFinished,
+    Field(discriminator="type"),
+]
+
+_adapter: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def event_to_json(event: Event) -> str:
+    """One line of JSON, keys in field order."""
+    return event.model_dump_json()
+
+
+def event_from_json(text: str) -> Event:
+    """Read an event back from a ledger."""
+    return _adapter.validate_json(text)

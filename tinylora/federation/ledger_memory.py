@@ -1,0 +1,39 @@
+"""A ledger that lives as long as its process: for simulations and tests."""
+
+from collections.abc import Sequence
+
+from tinylora.errors import StorageError
+from tinylora.federation.events import Event
+from tinylora.protocol.documents import sha256
+
+
+class MemoryLedger:
+    """Events in a list, blobs in a dict; the contract of `ports.Ledger` without durability."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._blobs: dict[str, bytes] = {}
+
+    def append(self, events: Sequence[Event], now_s: float) -> None:
+        """Add events in order; `now_s` is not kept."""
+        self._events.extend(events)
+
+    def events(self, after: int = 0) -> Sequence[Event]:
+        """Events in order, without the first `after` ones."""
+        return tuple(self._events[after:])
+
+    def put_blob(self, data: bytes) -> str:
+        """Keep bytes under their hex sha256."""
+        name = sha256(data)
+        self._blobs.setdefault(name, bytes(data))
+        return name
+
+    def get_blob(self, sha256: str) -> bytes:
+        """Bytes kept under this name.
+
+        Raises:
+            StorageError: There are none.
+        """
+        if sha256 not in self._blobs:
+            raise StorageError(f"blob {sha256}: not in the ledger")
+        return self._blobs[sha256]

@@ -1,0 +1,143 @@
+"""The ports of the loop: ledger, transport, clock, each with a real and a simulated adapter, and the numbers in payloads."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from tinylora.federation.events import Event
+from tinylora.protocol.documents import Manifest, WorkUnit
+from tinylora.tree import NodePath
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """A worker that the transport can reach now."""
+
+    worker: str
+    """Its identity, the same after a restart."""
+    name: str
+    """What its owner calls it; shown, never trusted."""
+    public_key: bytes = b""
+    """PEM or OpenSSH text, for checking signatures on its updates; empty where the transport vouches for it."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back for one unit: an update document with its payload, or the reason why there is none."""
+
+    worker: str
+    unit_id: str
+    update_json: str = ""
+    payload: bytes = b""
+    error: str = ""
+    is_final: bool = False
+    """With `error`: asking this worker again is of no use (its shard is too small, it does not fit the base)."""
+
+
+class Transport(Protocol):
+    """Carries units out and replies back. Nothing in it decides anything."""
+
+    def workers(self) -> Sequence[WorkerInfo]:
+        """Workers that are online now, sorted by identity."""
+        ...
+
+    def send(self, worker: str, unit: WorkUnit, payload: bytes) -> None:
+        """Hand a unit to a worker; returns at once. A worker that has vanished meanwhile is not an error."""
+        ...
+
+    def poll(self) -> Sequence[Reply]:
+        """Replies that arrived since the last call, without waiting."""
+        ...
+
+
+class Clock(Protocol):
+    """Time as the loop sees it, in seconds; only the coordinator's own clock decides anything."""
+
+    def now(self) -> float:
+        """Seconds since the run was first started, never going back."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Sleep at most so long; may return early when something has arrived."""
+        ...
+
+
+class Ledger(Protocol):
+    """Durable memory of a run: an ordered list of events and content-addressed blobs."""
+
+    def append(self, events: Sequence[Event], now_s: float) -> None:
+        """Add events in order, all or none; `now_s` is stored beside them for people, never folded.
+
+        Raises:
+            StorageError: The disk is full or not writable; nothing was added.
+        """
+        ...
+
+    def events(self, after: int = 0) -> Sequence[Event]:
+        """Events in order, without the first `after` ones."""
+        ...
+
+    def put_blob(self, data: bytes) -> str:
+        """Store bytes, durable before the call returns; the name is their hex sha256. Storing twice is storing once."""
+        ...
+
+    def get_blob(self, sha256: str) -> bytes:
+        """Bytes stored under this name.
+
+        Raises:
+            StorageError: No such blob, or its bytes no longer match the name.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PayloadFacts:
+    """What acceptance must know of a payload beyond names and shapes."""
+
+    not_finite: str = ""
+    """The first tensor with a NaN or an infinity, or nothing."""
+    statistics_fault: str = ""
+    """Why the router statistics in it cannot be right, or nothing."""
+    delta_rms: float = 0.0
+    """Largest rms, over the adapter tensors, of how far the numbers moved in this unit."""
+
+
+class Numerics(Protocol):
+    """The numbers inside payloads. The rules of a run decide about bytes by name; this alone opens them."""
+
+    def read_manifest(self, payload: bytes) -> Manifest:
+        """Names, dtypes and shapes from the header.
+
+        Raises:
+            ProtocolError: Not a payload: truncated, altered, or not safetensors at all.
+        """
+        ...
+
+    def measure(self, payload: bytes, start: bytes | None) -> PayloadFacts:
+        """Facts about a payload whose manifest was found right; `start` holds the adapters that the unit began with.
+
+        Raises:
+            ProtocolError: The tensors cannot be read after all.
+        """
+        ...
+
+    def arrays(self, payload: bytes, prefix: str) -> dict[str, np.ndarray]:
+        """The tensors whose names begin with `prefix`, by full name; none of them is an adapter."""
+        ...
+
+    def pack(self, arrays: Mapping[str, np.ndarray]) -> bytes:
+        """Byte-stable payload of these arrays."""
+        ...
+
+    def select(self, payloads: Sequence[bytes], prefixes: Sequence[str]) -> bytes:
+        """One payload with the tensors of several whose names begin with one of `prefixes`."""
+        ...
+
+    def average(self, updates: Mapping[NodePath, Mapping[str, bytes]]) -> bytes:
+        """Next version of some leaves: for each, the mean of its adapters over the workers' updates that hold it.
+
+        Float64, in the order of the workers' names; a single update passes through bit by bit.
+        """
+        ...

@@ -1,0 +1,146 @@
+"""The next version of the gates, from the statistics, histograms and trained weights that the run has accepted. Numpy only.
+
+Which sums speak for which leaf:
+
+* the sketch of a worker that holds a leaf speaks for that leaf;
+* the latest per-leaf sums of a worker that holds a subtree speak for its leaves; until they arrive, its sketch stands for
+  each of them, which leaves the gates inside the subtree at zero and those above it as they should be;
+* a worker that is gone, or gets no more units, has still written what its leaf was trained on: its sums stay.
+
+Every (worker, shard version, leaf) counts once, because a worker has one sketch and one set of per-leaf sums at a time.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+
+from tinylora.federation.campaign import Campaign, Worker
+from tinylora.federation.ports import Ledger, Numerics
+from tinylora.routing.gates import Gate, Gates, average_gates, calibrate, drift, solve_gates
+from tinylora.routing.statistics import RouterStatistics, sum_statistics
+from tinylora.tree import NodePath, Topology
+
+LeafStatistics = dict[NodePath, dict[str, RouterStatistics]]
+
+
+class Blobs:
+    """What the ledger's blobs say about routing; statistics are kept in memory, as they are read again for every version."""
+
+    def __init__(self, ledger: Ledger, numerics: Numerics) -> None:
+        self._ledger = ledger
+        self._numerics = numerics
+        self.statistics = lru_cache(maxsize=1024)(self._statistics)
+
+    def _statistics(self, blob: str) -> Mapping[NodePath, RouterStatistics]:
+        """Sums by path; a sketch has one, named by the root's."""
+        return read_statistics(self._arrays(blob, "statistics."))
+
+    def histograms(self, blob: str) -> dict[NodePath, np.ndarray]:
+        """Router scores by inner node."""
+        return {name.removeprefix("histogram."): array for name, array in self._arrays(blob, "histogram.").items()}
+
+    def gates(self, blob: str, prefix: str) -> dict[NodePath, Gate]:
+        """Gates by inner node; a temperature that is not there is 1."""
+        return read_gates(self._arrays(blob, prefix), prefix)
+
+    def _arrays(self, blob: str, prefix: str) -> dict[str, np.ndarray]:
+        return self._numerics.arrays(self._ledger.get_blob(blob), prefix)
+
+
+def read_statistics(arrays: Mapping[str, np.ndarray]) -> dict[NodePath, RouterStatistics]:
+    """Sums by path from tensors `statistics.<path>.{count,total,scatter}`.
+
+    Raises:
+        ProtocolError: Some numbers cannot be sums of anything.
+    """
+    grouped: dict[NodePath, dict[str, np.ndarray]] = {}
+    for name, array in sorted(arrays.items()):
+        _, path, field = name.split(".")
+        grouped.setdefault(path, {})[field] = array
+    return {path: RouterStatistics.from_arrays(fields) for path, fields in grouped.items()}
+
+
+def read_gates(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[NodePath, Gate]:
+    """Gates by path from tensors `<prefix><path>.{w,b,tau}`."""
+    paths = sorted({name.removeprefix(prefix).partition(".")[0] for name in arrays})
+    one = np.ones(1)
+    return {
+        path: Gate(
+            arrays[f"{prefix}{path}.w"],
+            float(arrays[f"{prefix}{path}.b"][0]),
+            float(arrays.get(f"{prefix}{path}.tau", one)[0]),
+        )
+        for path in paths
+    }
+
+
+def leaf_statistics(state: Campaign, blobs: Blobs) -> LeafStatistics:
+    """The sums that speak for each leaf, by worker."""
+    found: LeafStatistics = {leaf: {} for leaf in state.leaves}
+    for name, worker in sorted(state.workers.items()):
+        if worker.node is not None and worker.sketch:
+            for leaf in state.leaves_below(worker.node):
+                found[leaf][name] = _sums_for(worker, leaf, blobs)
+    return found
+
+
+def _sums_for(worker: Worker, leaf: NodePath, blobs: Blobs) -> RouterStatistics:
+    if worker.leaf_statistics and worker.node != leaf:
+        return blobs.statistics(worker.leaf_statistics)[leaf]
+    return blobs.statistics(worker.sketch)[""]
+
+
+def next_gates(state: Campaign, blobs: Blobs) -> tuple[dict[str, np.ndarray], float]:
+    """Tensors of the next router version, and how far its gates moved from the present one."""
+    topology = state.topology or Topology(("",))
+    sync = state.settings.router_sync
+    old = Gates(blobs.gates(state.router.blob, "router."), state.base.feature_dim) if state.router.blob else None
+    weights = _averaged_weights(state, blobs, topology) if sync != "statistics" else None
+    gates = weights if weights and sync == "weights" else _solved(state, blobs, topology)
+    gates = calibrate(gates, _histograms(state, blobs))
+    arrays = gates.to_arrays(prefix="router.")
+    if weights:
+        kept = weights.to_arrays(prefix="weights_router.")
+        arrays |= {name: array for name, array in kept.items() if not name.endswith(".tau")}
+    return arrays, drift(gates, old)
+
+
+def _solved(state: Campaign, blobs: Blobs, topology: Topology) -> Gates:
+    by_leaf = leaf_statistics(state, blobs)
+    return solve_gates({leaf: sum_statistics(items) for leaf, items in by_leaf.items() if items}, topology)
+
+
+def _averaged_weights(state: Campaign, blobs: Blobs, topology: Topology) -> Gates:
+    """The gates trained by the workers since the last version, averaged with equal weight for both sides of each gate."""
+    contributions: dict[tuple[str, NodePath], Gates] = {}
+    for (worker, node), blob in sorted(state.router.weights.items()):
+        gates = Gates(blobs.gates(blob, "weights_router."), state.base.feature_dim)
+        for leaf in state.leaves_below(node):
+            contributions[worker, leaf] = gates.above(leaf)
+    return average_gates(contributions, topology, _present_weights(state, blobs, topology))
+
+
+def _present_weights(state: Campaign, blobs: Blobs, topology: Topology) -> Gates:
+    dim = state.base.feature_dim
+    zero = {inner: Gate(np.zeros(dim), 0.0, 1.0) for inner in topology.inner}
+    present = blobs.gates(state.router.blob, "weights_router.") if state.router.blob else {}
+    return Gates(zero | present, dim)
+
+
+def _histograms(state: Campaign, blobs: Blobs) -> dict[NodePath, np.ndarray]:
+    """Sum of the workers' latest histograms by inner node, without those that say nothing about a temperature.
+
+    That is the case when one side was never seen, or when all scores were the same, as those of a gate at zero are.
+    """
+    total: dict[NodePath, np.ndarray] = {}
+    for _, worker in sorted(state.workers.items()):
+        for inner, counts in (blobs.histograms(worker.histogram) if worker.histogram else {}).items():
+            total[inner] = total[inner] + counts if inner in total else counts
+    return {inner: counts for inner, counts in total.items() if _is_telling(counts)}
+
+
+def _is_telling(counts: np.ndarray) -> bool:
+    has_both_sides = bool((counts.sum(axis=1) > 0).all())
+    has_spread = int((counts.sum(axis=0) > 0).sum()) > 1
+    return has_both_sides and has_spread

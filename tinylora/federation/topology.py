@@ -1,0 +1,176 @@
+"""Which texts belong together: groups of equal size, and their order in the tree. Pure numpy, deterministic.
+
+Distances are taken between the means of the shards' features in the metric of the pooled covariance within shards: there, a
+distance says how easily a gate can tell two texts apart. Whoever is hard to tell apart should share a leaf, or else sit in
+sibling leaves, where a wrong turn costs little.
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+
+from tinylora.routing.statistics import RouterStatistics
+
+RIDGE = 1e-3
+MAX_SWAPS = 10_000
+
+Points: TypeAlias = Float[np.ndarray, "point feature"]
+
+
+def means(statistics: Mapping[str, RouterStatistics]) -> tuple[Points, Float[np.ndarray, " point"]]:
+    """Whitened mean of each item, in the order of the sorted names, and how far its own text spreads around it."""
+    names = sorted(statistics)
+    centres = np.stack([statistics[name].mean() for name in names])
+    within = [_covariance(statistics[name]) for name in names]
+    pooled = np.mean(within, axis=0) + RIDGE * np.eye(centres.shape[1])
+    spread = np.array([np.trace(np.linalg.solve(pooled, covariance)) for covariance in within])
+    return np.linalg.solve(np.linalg.cholesky(pooled), centres.T).T, spread
+
+
+def distances(statistics: Mapping[str, RouterStatistics], to: RouterStatistics) -> dict[str, float]:
+    """Squared distance of each item's mean to another one, in the metric of the items' pooled covariance."""
+    names = sorted(statistics)
+    centres = np.stack([statistics[name].mean() for name in names]) - to.mean()
+    pooled = np.mean([_covariance(item) for item in statistics.values()], axis=0) + RIDGE * np.eye(to.dim)
+    squared = np.einsum("pf,fp->p", centres, np.linalg.solve(pooled, centres.T))
+    return dict(zip(names, squared.tolist(), strict=True))
+
+
+def _covariance(statistics: RouterStatistics) -> Float[np.ndarray, "feature feature"]:
+    return statistics.covariance()
+
+
+def balanced_groups(points: Points, n_groups: int) -> list[list[int]]:
+    """Split the points into groups of like ones, whose sizes differ by at most one.
+
+    Agglomerative clustering (Ward) gives the centres; the points are dealt out to them nearest first, and pairs are swapped
+    as long as that brings both groups closer together. Each group is sorted, and the groups by their first member.
+    """
+    labels = _deal(points, _ward_centres(points, n_groups))
+    _swap(points, labels, n_groups)
+    groups = [np.flatnonzero(labels == group).tolist() for group in range(n_groups)]
+    return sorted(groups)
+
+
+def _ward_centres(points: Points, n_groups: int) -> Points:
+    """Centres after merging, again and again, the two groups whose union adds the least squared distance."""
+    centres, sizes = points.astype(np.float64), np.ones(len(points))
+    costs = np.stack([_ward_costs(centres, sizes, group) for group in range(len(points))])
+    for _ in range(len(points) - n_groups):
+        first, second = sorted(divmod(int(np.argmin(costs)), len(costs)))
+        both = sizes[first] + sizes[second]
+        centres[first] = (sizes[first] * centres[first] + sizes[second] * centres[second]) / both
+        sizes[first] = both
+        centres, sizes = np.delete(centres, second, axis=0), np.delete(sizes, second)
+        costs = np.delete(np.delete(costs, second, axis=0), second, axis=1)
+        costs[first] = costs[:, first] = _ward_costs(centres, sizes, first)
+    return centres
+
+
+def _ward_costs(centres: Points, sizes: np.ndarray, group: int) -> np.ndarray:
+    """What merging `group` with each other group would add; infinite for itself."""
+    gaps = centres - centres[group]
+    costs = sizes * sizes[group] / (sizes + sizes[group]) * np.einsum("gf,gf->g", gaps, gaps)
+    costs[group] = np.inf
+    return costs
+
+
+def _deal(points: Points, centres: Points) -> np.ndarray:
+    """The nearest centre that has room, the shortest distances first."""
+    squared = ((points[:, None, :] - centres[None, :, :]) ** 2).sum(axis=2)
+    room, n_larger = divmod(len(points), len(centres))
+    labels = np.full(len(points), -1)
+    sizes = [0] * len(centres)
+    for flat in np.argsort(squared, axis=None, kind="stable").tolist():
+        point, group = divmod(flat, len(centres))
+        has_room = sizes[group] < room or (sizes[group] == room and n_larger > 0)
+        if labels[point] < 0 and has_room:
+            n_larger -= sizes[group] == room
+            labels[point], sizes[group] = group, sizes[group] + 1
+    return labels
+
+
+def _swap(points: Points, labels: np.ndarray, n_groups: int) -> None:
+    """Swap pairs between groups while the sum of squared distances to the groups' centres shrinks."""
+    for _ in range(MAX_SWAPS):
+        pair = _best_swap(points, labels, n_groups)
+        if pair is None:
+            return
+        labels[list(pair)] = labels[list(reversed(pair))]
+
+
+def _best_swap(points: Points, labels: np.ndarray, n_groups: int) -> tuple[int, int] | None:
+    """The swap that helps most, by distances to the present centres, if its true effect is a gain as well."""
+    centres = np.stack([points[labels == group].mean(axis=0) for group in range(n_groups)])
+    squared = ((points[:, None, :] - centres[None, :, :]) ** 2).sum(axis=2)
+    own = squared[np.arange(len(points)), labels]
+    gain = own[:, None] + own[None, :] - squared[:, labels] - squared[:, labels].T
+    order = np.argsort(-gain, axis=None, kind="stable")
+    for flat in order.tolist():
+        first, second = divmod(flat, len(points))
+        if gain[first, second] <= 1e-12:
+            return None
+        if first < second and _swap_helps(points, labels, first, second):
+            return first, second
+    return None
+
+
+def _swap_helps(points: Points, labels: np.ndarray, first: int, second: int) -> bool:
+    groups = (labels[first], labels[second])
+    swapped = labels.copy()
+    swapped[[first, second]] = swapped[[second, first]]
+    before = sum(_inertia(points[labels == group]) for group in groups)
+    after = sum(_inertia(points[swapped == group]) for group in groups)
+    return after < before - 1e-12
+
+
+def _inertia(points: Points) -> float:
+    return float(((points - points.mean(axis=0)) ** 2).sum())
+
+
+def tree_order(points: Points) -> list[int]:
+    """Order of 2ⁿ points as leaves of a perfect tree, from left to right: close ones are siblings, then cousins.
+
+    From the bottom up, the points of a level are paired with their neighbours and each pair becomes its mean.
+    """
+    groups = [[index] for index in range(len(points))]
+    centres = points
+    while len(groups) > 1:
+        pairs = pair_up(centres)
+        groups = [groups[one] + groups[other] for one, other in pairs]
+        centres = np.stack([centres[[one, other]].mean(axis=0) for one, other in pairs])
+    return groups[0]
+
+
+def pair_up(points: Points) -> list[tuple[int, int]]:
+    """Pair an even number of points so that partners are close: nearest first, then partners exchanged while that helps."""
+    squared = ((points[:, None, :] - points[None, :, :]) ** 2).sum(axis=2)
+    pairs = _nearest_pairs(squared)
+    while (better := _exchange(pairs, squared)) is not None:
+        pairs = better
+    return sorted(tuple(sorted(pair)) for pair in pairs)
+
+
+def _nearest_pairs(squared: np.ndarray) -> list[tuple[int, int]]:
+    pairs: list[tuple[int, int]] = []
+    free = set(range(len(squared)))
+    for one, other in sorted(itertools.combinations(range(len(squared)), 2), key=lambda pair: (squared[pair], pair)):
+        if {one, other} <= free:
+            free -= {one, other}
+            pairs.append((one, other))
+    return pairs
+
+
+def _exchange(pairs: list[tuple[int, int]], squared: np.ndarray) -> list[tuple[int, int]] | None:
+    """The first two pairs that are closer together with partners exchanged, exchanged; None when there are none."""
+    for first, second in itertools.combinations(range(len(pairs)), 2):
+        (a, b), (c, d) = pairs[first], pairs[second]
+        rest = [pair for index, pair in enumerate(pairs) if index not in (first, second)]
+        now = squared[a, b] + squared[c, d]
+        for exchanged in ([(a, c), (b, d)], [(a, d), (b, c)]):
+            if sum(squared[pair] for pair in exchanged) < now - 1e-12:
+                return rest + exchanged
+    return None

@@ -1,0 +1,90 @@
+"""What a unit says and carries, from the state of the run. Pure; the loop adds the bytes."""
+
+import hashlib
+from dataclasses import dataclass
+
+from tinylora.federation.campaign import Campaign, Lease
+from tinylora.protocol.documents import Manifest, UnitKind, WorkUnit, sha256
+from tinylora.tree import NodePath
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a unit's payload holds: blobs to take tensors from, and the prefixes of their names."""
+
+    blobs: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+
+
+def contents(state: Campaign, kind: UnitKind, node: NodePath) -> Contents:
+    """The current adapters of the leaves below `node` and the gates on the way to them; nothing for a sketch.
+
+    Its size grows with the subtree, never with the tree.
+    """
+    if kind != "train":
+        return Contents()
+    blobs = (state.nodes[state.top_of(node)].blob, state.router.blob)
+    adapters = [f"node.{leaf}." for leaf in state.leaves_below(node)]
+    gates = [f"{name}.{inner}." for inner in state.gates_of(node) for name in ("router", "weights_router")]
+    return Contents(tuple(blob for blob in blobs if blob), (*adapters, *gates))
+
+
+def unit_id(number: int) -> str:
+    """Name of the run's `number`-th unit; sorted by name is sorted by age."""
+    return f"u{number:08d}"
+
+
+def was_issued(state: Campaign, text: str) -> bool:
+    """Whether a unit of this name was ever leased in the run."""
+    digits = text.removeprefix("u")
+    return digits.isascii() and digits.isdigit() and unit_id(int(digits[:15])) == text and int(digits) < state.n_units
+
+
+def simple_nonce(run: str, seed: int, unit: str) -> str:
+    """A nonce that only repeats itself: right for simulations. A coordinator draws random ones."""
+    return hashlib.sha256(f"{run}/{seed}/{unit}".encode()).hexdigest()[:32]
+
+
+def make_unit(state: Campaign, lease: Lease, payload: bytes, manifest: Manifest) -> WorkUnit:
+    """The document that goes to the worker with `payload`."""
+    settings, base = state.settings, state.base
+    document = WorkUnit(
+        unit_id=lease.unit_id,
+        run=state.run,
+        kind=lease.kind,
+        node=lease.node,
+        nonce=lease.nonce,
+        deadline_s=lease.deadline_s - lease.at_s,
+        base_fingerprint=base.fingerprint,
+        tokenizer_fingerprint=base.tokenizer_fingerprint,
+        feature_hash=base.feature_hash,
+        window_tokens=settings.window_tokens,
+        sketch_min_sequences=settings.min_sequences,
+        seed=settings.seed,
+        router_sync=settings.router_sync,
+        manifest=manifest,
+        payload_sha256=sha256(payload),
+    )
+    return document if lease.kind == "sketch" else _with_training(state, lease, document)
+
+
+def _with_training(state: Campaign, lease: Lease, document: WorkUnit) -> WorkUnit:
+    settings = state.settings
+    return document.model_copy(
+        update={
+            "leaves": state.leaves_below(lease.node),
+            "topology_leaves": state.leaves,
+            "topology_version": lease.topology_version,
+            "router_version": lease.router_version,
+            "node_version": lease.node_version,
+            "rank": settings.rank,
+            "scale": settings.scale,
+            "first_step": lease.first_step,
+            "n_steps": lease.n_steps,
+            "total_steps": settings.leaf_steps,
+            "batch_windows": settings.batch_windows,
+            "learning_rate": settings.learning_rate,
+            "warmup_steps": settings.warmup_steps,
+            "is_adopted": lease.is_adopted,
+        }
+    )
