@@ -28,7 +28,11 @@ def test_sides_have_the_shares_they_should():
 
 
 def test_a_side_is_a_fact_about_the_name_alone():
-    assert [side_of(name) for name in ("stdlib/json/decoder.py", "numpy/core.pyi", "torch/x.h")] == ["shard", "shard", "base"]
+    assert [side_of(name) for name in ("stdlib/json/decoder.py", "numpy/core.pyi", "torch/x.h")] == [
+        "shard",
+        "shard",
+        "base",
+    ]
 
 
 def test_every_file_falls_on_exactly_one_side(tmp_path):

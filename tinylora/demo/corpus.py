@@ -122,7 +122,9 @@ def _readable_text(read: Callable[[Path], str], path: Path) -> str:
 # --- where files are -------------------------------------------------------------------------------------------------
 
 
-def _walk(label: str, root: Path | None, suffixes: tuple[str, ...], skip: tuple[str, ...] = ()) -> Iterator[tuple[str, Path]]:
+def _walk(
+    label: str, root: Path | None, suffixes: tuple[str, ...], skip: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Path]]:
     if root is None:
         return
     for folder, inner, files in os.walk(root):  # not Path.rglob: a tenth of the time on the ten thousand files of torch
@@ -145,7 +147,9 @@ def _package(name: str) -> Path | None:
     return Path(places[0]) if places else None
 
 
-def _in_packages(names: Iterable[str], suffixes: tuple[str, ...], skip: tuple[str, ...] = ()) -> Iterator[tuple[str, Path]]:
+def _in_packages(
+    names: Iterable[str], suffixes: tuple[str, ...], skip: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Path]]:
     for name in names:
         yield from _walk(name, _package(name), suffixes, skip)
 
@@ -243,13 +247,15 @@ def _read_docs(path: Path) -> str:
 
 
 def _definitions(module: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """The module and what it defines, level by level. Like `ast.walk`, but it does not go into expressions: most nodes."""
+    """The module and what it defines, level by level: `ast.walk` without expressions, which are most of the nodes."""
     waiting: deque[ast.AST] = deque([module])
     while waiting:
         node = waiting.popleft()
         for _, value in ast.iter_fields(node):
             if isinstance(value, list):
-                waiting.extend(item for item in value if isinstance(item, ast.stmt | ast.excepthandler | ast.match_case))
+                waiting.extend(
+                    item for item in value if isinstance(item, ast.stmt | ast.excepthandler | ast.match_case)
+                )
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
@@ -257,7 +263,7 @@ def _definitions(module: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast
 def _read_man(path: Path) -> str:
     """Roff source of a man page, without its comments."""
     text = gzip.decompress(path.read_bytes()).decode("utf-8")
-    return "\n".join(line for line in text.splitlines() if not line.startswith(('.\\"', '\'\\"')))
+    return "\n".join(line for line in text.splitlines() if not line.startswith(('.\\"', "'\\\"")))
 
 
 def _read_catalogue(path: Path) -> str:

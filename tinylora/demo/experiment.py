@@ -90,7 +90,9 @@ def _heldout(domain: Domain, trained: frozenset[str]) -> tuple[Text, ...]:
     wanted = N_VALIDATION_DOCUMENTS + N_SCORED_DOCUMENTS
     documents = read_documents(domain, "heldout", max_documents=wanted, unwanted_hashes=trained)
     if len(documents) < wanted // 2:
-        raise DataError(f"demo text: domain {domain.name} has only {len(documents)} documents to hold out on this machine")
+        raise DataError(
+            f"demo text: domain {domain.name} has only {len(documents)} documents to hold out on this machine"
+        )
     return tuple((document.name, document.text[:SCORED_CHARS]) for document in documents)
 
 

@@ -1,6 +1,6 @@
 """What a person sees while a run goes on: the tree, who trains what, loss, and how long it will take.
 
-`Progress` is a fold of the run's events, like the campaign itself, reduced to what is shown; `render` draws it with rich.
+`Progress` is a fold of the run's events, like the campaign itself, reduced to what is shown; `render` draws it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -85,7 +85,11 @@ class Progress:
                 self.nodes.setdefault(event.node, NodeProgress()).workers.append(event.worker)
             case UnitLeased():
                 self._open[event.unit_id] = event.worker
-                verb = "adopts" if event.is_adopted else {"train": "trains", "sketch": "sketches"}.get(event.kind, event.kind)
+                verb = (
+                    "adopts"
+                    if event.is_adopted
+                    else {"train": "trains", "sketch": "sketches"}.get(event.kind, event.kind)
+                )
                 self.doing[event.worker] = f"{verb} {event.node or 'root'}" if event.kind == "train" else verb
             case LeaseExpired():
                 self.n_expired += 1

@@ -1,13 +1,14 @@
 """The recipe of the demo base: a small Llama and its tokenizer, trained to its plateau on every demo domain.
 
-    python -m tinylora.demo.make_base --out DIR            # an hour of two CPU cores, more or less
+    python -m tinylora.demo.make_base --out DIR            # an hour of one CPU core, more or less
+    python -m tinylora.demo.make_base --out DIR --resume   # go on after an interruption
 
 Text comes from this machine (`corpus.py`, side `base` only) and stays there: what is written are weights, a tokenizer,
 the curves of held-out loss per domain and the hashes of the texts that were seen.
 
-The plateau is part of the recipe. The learning rate is constant for half of the steps, falls to `LOW_LR` of its peak by
-three quarters, stays there, and is halved for the last tenth. `plateau()` then compares the held-out loss of every domain
-at four fifths of the tokens with the loss at the end: under 0.5 % is the goal, and the report says which domains meet it.
+The plateau is part of the recipe. The learning rate is constant for half of the steps, falls to `LOW_LR` of its peak
+by three quarters, stays there, and is halved for the last tenth. `plateau()` then compares the held-out loss of every
+domain at four fifths of the tokens with the loss at the end: under 0.5 % is the goal, `curves.json` says what it is.
 """
 
 import argparse
@@ -49,11 +50,13 @@ PLATEAU = 0.005
 class Recipe:
     """Sizes of one training; the defaults made the base that ships."""
 
-    n_steps: int = 7000
+    n_steps: int = 5200
     step_tokens: int = 4096
     window_tokens: int = 256
-    first_window_tokens: int = 128  # attention is dear on a CPU: short windows until `short_share` of the steps are done
-    short_share: float = 0.6
+    first_window_tokens: int = (
+        128  # attention is dear on a CPU: short windows until `short_share` of the steps are done
+    )
+    short_share: float = 0.7
     n_validation_windows: int = 16
     evaluate_every: int = 250
     seed: int = 0
@@ -157,28 +160,50 @@ class Trainer:
         self.curve.append({"step": n_steps_done, "tokens": tokens, "nll": nll})
         return self.curve[-1]
 
+    def save(self, file: Path) -> None:
+        """Keep what is needed to go on: weights, moments, the order of windows, the curve."""
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "curve": self.curve}
+        torch.save(state | {"generator": self.generator.get_state()}, file)
 
-def make_base(out: Path, recipe: Recipe) -> None:
-    """Gather text, train tokenizer and model, and write everything that ships into `out`."""
+    def resume(self, file: Path) -> int:
+        """Go on from `save`'s file; returns the number of steps that are done."""
+        state = torch.load(file, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.curve = state["curve"]
+        return self.curve[-1]["step"]
+
+
+def make_base(out: Path, recipe: Recipe, *, is_resumed: bool = False) -> None:
+    """Gather text, train tokenizer and model, and write everything that ships into `out`.
+
+    Beside `out` lies `<out>.training.pt` with the optimiser's state, for `is_resumed`; it does not ship.
+    """
     domains = list(corpus.available_domains())
     base_documents = {d.name: corpus.read_documents(d, "base", max_chars=MAX_BASE_CHARS) for d in domains}
     heldout = {d.name: corpus.read_documents(d, "heldout", max_chars=300_000) for d in domains}
-    tokenizer = train_tokenizer(doc.text for docs in base_documents.values() for doc in _first_chars(docs, 500_000))
+    if is_resumed:  # packages may have come or gone meanwhile; the tokens may not change
+        tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
+    else:
+        tokenizer = train_tokenizer(doc.text for docs in base_documents.values() for doc in _first_chars(docs, 500_000))
     train = {name: token_stream(tokenizer, docs) for name, docs in base_documents.items()}
     validation = {name: token_stream(tokenizer, docs) for name, docs in heldout.items()}
     print({name: (len(train[name]), len(validation[name])) for name in train}, flush=True)
     out.mkdir(parents=True, exist_ok=True)
     _write_seen(out, base_documents)
     trainer = Trainer(recipe, train, validation)
-    trainer.evaluate(0)
+    checkpoint = out.with_name(f"{out.name}.training.pt")
+    first = trainer.resume(checkpoint) if is_resumed else trainer.evaluate(0)["step"]
     started = time.monotonic()
-    for index in range(recipe.n_steps):
+    for index in range(first, recipe.n_steps):
         loss = trainer.step(index)
         done = index + 1
         if done % recipe.evaluate_every == 0 or done == recipe.n_steps:
             point = trainer.evaluate(done)
             mean = sum(point["nll"].values()) / len(point["nll"])
             print(f"step {done} loss {loss:.3f} held-out {mean:.4f} {time.monotonic() - started:.0f} s", flush=True)
+            trainer.save(checkpoint)
             _write(out, trainer, tokenizer, recipe, {name: len(stream) for name, stream in train.items()})
 
 
@@ -191,8 +216,10 @@ def _first_chars(documents: list[corpus.Document], max_chars: int) -> Iterator[c
 
 
 def _write_seen(out: Path, documents: dict[str, list[corpus.Document]]) -> None:
-    hashes = sorted({document.text_hash for docs in documents.values() for document in docs})
-    (out / "seen_hashes.txt").write_text("\n".join(hashes) + "\n")
+    file = out / "seen_hashes.txt"
+    before = file.read_text().split() if file.exists() else []
+    hashes = {document.text_hash for docs in documents.values() for document in docs}
+    file.write_text("\n".join(sorted(hashes.union(before))) + "\n")
 
 
 def _write(out: Path, trainer: Trainer, tokenizer: Tokenizer, recipe: Recipe, train_tokens: dict[str, int]) -> None:
@@ -209,8 +236,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=Recipe.n_steps)
+    parser.add_argument("--resume", action="store_true", help="go on from <out>.training.pt")
     arguments = parser.parse_args()
-    make_base(arguments.out, Recipe(n_steps=arguments.steps))
+    make_base(arguments.out, Recipe(n_steps=arguments.steps), is_resumed=arguments.resume)
 
 
 if __name__ == "__main__":

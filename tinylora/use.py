@@ -1,0 +1,91 @@
+"""A bundle in use: its loss on your own files, and text that it writes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinylora import bundle as bundles
+from tinylora.assemble import tree_model
+from tinylora.base_model import LoadedBase, encode, load_base
+from tinylora.errors import SettingError
+from tinylora.evaluation import score_domains
+from tinylora.model import TreeModel
+from tinylora.report.systems import active_rank, comparison, system_row
+from tinylora.routing.policy import Policy
+from tinylora.shards import load_documents
+
+
+def open_bundle(file: Path, base_where: str | Path, policy: str) -> tuple[TreeModel, LoadedBase]:
+    """A bundle on its base, ready to use.
+
+    Raises:
+        SettingError: The policy is unknown.
+        BundleError: The file is not a sound bundle.
+        BaseModelError: The base cannot be loaded, or the bundle belongs to another one.
+    """
+    wanted = Policy.parse(policy)
+    bundle = bundles.read_bundle(file)  # before the base: it is small, and the likelier mistake
+    base = load_base(base_where)
+    bundles.check_base(bundle, base.facts)
+    return tree_model(bundle, base, policy=wanted), base
+
+
+def evaluate_bundle(
+    file: Path,
+    base_where: str | Path,
+    data: Sequence[Path],
+    *,
+    policy: str = "soft",
+    text_column: str = "text",
+    window_tokens: int | None = None,
+    max_tokens_per_document: int | None = None,
+    threads: int = 2,
+) -> dict[str, Any]:
+    """Held-out loss of the routed bundle and of its base on text that nobody trained on; each path is a domain.
+
+    Raises:
+        SettingError: No data was named.
+    """
+    if not data:
+        raise SettingError("eval: no text was named; give files or folders with --data, once for each kind of text")
+    torch.set_num_threads(threads)
+    model, base = open_bundle(file, base_where, policy)
+    heldout = {path.name or str(path): load_documents([path], base, text_column=text_column) for path in data}
+    window = min(window_tokens or base.facts.max_window_tokens, base.facts.max_window_tokens)
+    options = {"window_tokens": window, "max_tokens_per_document": max_tokens_per_document}
+    routed = score_domains(model, heldout, **options)
+    model.detach_adapters()
+    plain = TreeModel(base, nodes=(), rank=model.rank, scale=model.scale)
+    scores = {"base": score_domains(plain, heldout, **options), f"routed:{policy}": routed}
+    ranks = {name: active_rank(name, rank=model.rank, n_leaves=len(model.nodes)) for name in scores}
+    return {
+        "systems": {name: system_row(rows, active_rank=ranks[name]) for name, rows in scores.items()},
+        "comparison": comparison(scores[f"routed:{policy}"], scores["base"]),
+        "window_tokens": window,
+    }
+
+
+def generate_text(
+    file: Path,
+    base_where: str | Path,
+    prompt: str,
+    *,
+    policy: str = "soft",
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    threads: int = 2,
+) -> str:
+    """The prompt's continuation, without the prompt."""
+    torch.set_num_threads(threads)
+    model, base = open_bundle(file, base_where, policy)
+    ids = encode(base.tokenizer, prompt)
+    if len(ids) > 1 and ids[-1] == base.tokenizer.eos_token_id:
+        ids = ids[:-1]  # the prompt is to be continued, not ended
+    out = model.generate(
+        torch.tensor([ids]), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+    return base.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
