@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora import shards
@@ -21,7 +21,6 @@ from tinylora.errors import DataError, SettingError
 
 BOS = 256
 FINGERPRINT = "ab" * 32
-repeatable = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def encode(text: str) -> list[int]:
@@ -226,7 +225,6 @@ def test_the_share_is_met_roughly_and_nothing_is_held_out_on_request():
         make(some_texts(3), heldout_share=1.0)
 
 
-@repeatable
 @given(st.permutations(range(8)))
 def test_order_and_names_change_nothing(order):
     texts = some_texts(8)
@@ -293,7 +291,6 @@ def naive_windows(shard: shards.Shard, window: int, seed: int, epoch: int) -> Co
     )
 
 
-@repeatable
 @given(st.integers(2, 12), st.integers(1, 40), st.integers(0, 3), st.integers(0, 3))
 def test_windows_are_the_documents_end_to_end(n, window, seed, epoch):
     shard = make(some_texts(n, length=n))

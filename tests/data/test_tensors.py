@@ -7,13 +7,11 @@ import math
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora import tensors
 from tinylora.errors import ProtocolError, ShapeMismatch
-
-repeatable = settings(max_examples=40, deadline=None, derandomize=True)
 
 SMALL = {
     "node.0.q_proj.lora_A": torch.arange(6, dtype=torch.bfloat16).reshape(1, 2, 3),
@@ -57,7 +55,6 @@ def one_tensor(draw: st.DrawFn) -> torch.Tensor:
 named_tensors = st.dictionaries(names, one_tensor(), max_size=5)
 
 
-@repeatable
 @given(named_tensors)
 def test_round_trip_and_the_bytes_the_library_writes(state):
     data = tensors.to_bytes(state)
@@ -66,7 +63,6 @@ def test_round_trip_and_the_bytes_the_library_writes(state):
     assert data == safetensors.torch.save({name: tensor.clone() for name, tensor in state.items()})
 
 
-@repeatable
 @given(named_tensors, st.text(st.characters(exclude_categories=("Cs",)), max_size=20))
 def test_metadata_as_the_library_writes_it(state, text):
     data = tensors.to_bytes(state, {"tinylora": text})
@@ -125,7 +121,6 @@ def test_every_flipped_bit_of_the_header_is_refused_or_changes_nothing():
     assert n_refused > 0.97 * 8 * n_before  # the rest: the metadata's own letters
 
 
-@repeatable
 @given(st.binary(max_size=60))
 def test_noise_is_refused_with_our_own_error(noise):
     for data in (noise, with_header(noise), with_header(b"{" + noise)):
