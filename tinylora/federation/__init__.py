@@ -1,6 +1,7 @@
-"""The rules of a run, free of transport: events, the campaign they fold to, pure decisions, and the loop that drives them.
+"""The rules of a run, free of transport.
 
-`events` what can happen · `campaign` the state, a fold of events · `assignment`, `topology`, `acceptance`, `deadlines` pure
-decisions · `ports` what the loop needs of the world · `ledger_memory`, `ledger_sqlite` two ledgers behind one contract ·
-`loop` drives it all. The same loop runs under the coordinator (Flower, SQLite, real clock) and under the simulator.
+`events` what can happen · `campaign` the state, a fold of events · `decisions`, `assignment`, `topology`, `routers`,
+`acceptance`, `deadlines`, `units` what to do next, pure · `ports` what the loop needs of the world · `ledger_memory`,
+`ledger_sqlite` two ledgers behind one contract · `loop` drives it all · `summary` what a report says of it. The same
+loop runs under the coordinator (Flower, SQLite, real clock) and under the simulator.
 """

@@ -12,7 +12,6 @@ lease on the same leaves, and none to the same worker, was given since. So nothi
 import math
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import get_args
 
 from tinylora.adapters.shapes import adapter_manifest
 from tinylora.errors import ProtocolError
@@ -26,8 +25,8 @@ from tinylora.routing.gates import HISTOGRAM_EDGES
 from tinylora.routing.statistics import PREFIXES
 
 NORM_FACTOR = 10.0
-"""AdamW moves a number by about the learning rate in a step, so a tensor's rms by at most rate · steps; ten times that is
-beyond any honest update and below any that does harm by sheer size."""
+"""AdamW moves a number by about the learning rate in a step, so a tensor's rms by at most rate · steps. Ten times that is
+beyond any honest update, and below any that does harm by sheer size."""
 
 MIB = 1 << 20
 
@@ -155,9 +154,9 @@ def check_shard(state: Campaign, update: Update) -> None:
 def expected_parts(state: Campaign, lease: Lease) -> dict[Part, Manifest]:
     """Every tensor that the update of a unit may hold, by what it is for.
 
-    A sketch holds statistics, named by the root's path. A train update holds the adapters of its leaves. It may also hold
-    histograms of its gates, any of them; if it is of a subtree, statistics of all its leaves; where the run averages
-    weights, weights of its gates, all of them.
+    A sketch holds statistics, named by the root's path. A train update holds the adapters of its leaves. It may also
+    hold histograms of its gates, any of them; if it is of a subtree, statistics of all its leaves; where the run
+    averages weights, weights of its gates, all of them.
     """
     dim = state.base.feature_dim
     if lease.kind == "sketch":
@@ -188,14 +187,14 @@ def _weights_manifest(gates: Iterable[str], dim: int) -> Manifest:
 
 
 def check_manifest(state: Campaign, lease: Lease, claimed: Manifest, got: Manifest) -> tuple[Part, ...]:
-    """The parts that a payload holds; refuses a missing, foreign or misshapen tensor, and a document that says otherwise."""
+    """The parts that a payload holds; refuses missing, foreign and misshapen tensors, and a document that lies."""
     where = f"unit {lease.unit_id}"
     if claimed != got:
         raise Refusal(Code.BAD_MANIFEST, f"{where}: the document's manifest is not that of the payload")
     parts = expected_parts(state, lease)
     _check_known(where, got, {name: entry for part in parts.values() for name, entry in part.items()})
-    held = tuple(part for part in get_args(Part) if part in parts and parts[part].keys() & got.keys())
-    needed = "statistics" if lease.kind == "sketch" else "adapters"
+    held = tuple(part for part in parts if parts[part].keys() & got.keys())
+    needed: Part = "statistics" if lease.kind == "sketch" else "adapters"
     for part in sorted({*held, needed} - {"histogram"}):
         missing = sorted(parts[part].keys() - got.keys())
         if missing:
@@ -210,8 +209,7 @@ def _check_known(where: str, got: Manifest, known: Manifest) -> None:
         expected_dtype, expected_shape = known[name]
         if (dtype, tuple(shape)) != (expected_dtype, tuple(expected_shape)):
             reason = (
-                f"{where}, tensor {name}: expected {expected_dtype} {tuple(expected_shape)}, got {dtype} {tuple(shape)}; "
-                "base and rank must be those of the run"
+                f"{where}, tensor {name}: expected {expected_dtype} {tuple(expected_shape)}, got {dtype} {tuple(shape)}"
             )
             raise Refusal(Code.BAD_MANIFEST, reason)
 

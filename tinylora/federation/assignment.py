@@ -1,8 +1,8 @@
 """Who holds which node. Pure.
 
-With at least as many workers as leaves, each leaf gets one or more of them, its *replicas*; with fewer, some workers hold
-subtrees, and every leaf is covered by exactly one worker. Workers are taken by name and ties broken by name, so that the
-outcome depends on the sketches alone.
+With at least as many workers as leaves, each leaf gets one or more of them, its *replicas*; with fewer, some workers
+hold subtrees, and every leaf is covered by exactly one worker. Workers are taken by name and ties broken by name, so
+that the outcome depends on the sketches alone.
 """
 
 import math
@@ -41,7 +41,7 @@ def _leaves_for(workers: Sequence[str], points: Points, depth: int) -> dict[str,
 
 
 def _subtrees_for(workers: Sequence[str], points: Points, spread: np.ndarray, depth: int) -> dict[str, NodePath]:
-    """Subtrees of two neighbouring sizes: the smaller ones in pairs of like workers, the larger for the widest texts."""
+    """Subtrees of two neighbouring sizes: the larger for the widest texts, the smaller in pairs of like ones."""
     level = math.floor(math.log2(len(workers)))
     n_large = 2 ** (level + 1) - len(workers)
     by_spread = sorted(range(len(workers)), key=lambda index: (-spread[index], index))

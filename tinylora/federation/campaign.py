@@ -1,12 +1,12 @@
 """The state of a run: a pure fold of its events, and nothing else.
 
-`apply` believes every event; whether one may happen is decided before it is written (`decisions`, `acceptance`). Tensors are
-not here: events and state name blobs by their hash.
+`apply` believes every event; whether one may happen is decided before it is written (`decisions`, `acceptance`).
+Tensors are not here: events and state name blobs by their hash.
 
     Campaign
-    ├── workers     who takes part: its node, its open lease, the blobs that speak for its text, why it gets no more units
+    ├── workers     who takes part: its node, its lease, the blobs that speak for its text, why it gets nothing more
     ├── leases      open units by id; `late` those that expired and may still be accepted
-    ├── nodes       the tops of the tree's partition into what one holder has: a leaf, or a subtree; version, blob, steps
+    ├── nodes       the parts of the tree that are held as one, a leaf or a subtree: version, blob, steps
     └── router      the current version of the gates, and what came in since
 
 A leaf or subtree top moves on in rounds: the updates of one version wait in `contributions` until every leaf below is

@@ -13,9 +13,9 @@ MAX_DOUBLINGS = 6
 def deadline_s(state: Campaign, worker: Worker, kind: UnitKind, n_steps: int) -> float:
     """Seconds that `worker` gets for a unit.
 
-    Until three units of the kind were observed, the operator's `first_deadline_s`; then max(2 · median, median + k · MAD)
-    of the observed seconds per step, k being `deadline_slack`. The median is of all workers, so a slow one would miss
-    every deadline: each miss in a row doubles its time.
+    Until three units of the kind were observed, the operator's `first_deadline_s`; then max(2 · median, median + k ·
+    MAD) of the observed seconds per step, k being `deadline_slack`. The median is of all workers, so a slow one would
+    miss every deadline: each miss in a row doubles its time.
     """
     observed = state.observed_s.get(kind, ())
     patience = 2.0 ** min(worker.misses, MAX_DOUBLINGS)

@@ -1,10 +1,10 @@
 """What should happen next, from the state of the run, the time and who is online. Pure: `decide` returns commands.
 
-The questions are asked in a fixed order, and the first that has an answer gives the commands; the loop executes them and
-asks again. So each question may rely on all before it being settled:
+The questions are asked in a fixed order, and the first that has an answer gives the commands; the loop executes them
+and asks again. So each question may rely on all before it being settled:
 
-    who came, went, returned → which leases are overdue → is the run over → can the tree be set → which nodes can move on →
-    are new gates due → who needs a leaf → who gets which unit
+    who came, went, returned → which leases are overdue → is the run over → can the tree be set → which nodes can move
+    on → are new gates due → who needs a leaf → who gets which unit
 """
 
 import math
@@ -269,13 +269,13 @@ def _holds(worker: Worker, leaf: NodePath) -> bool:
 def _work(state: Campaign, now: float) -> list[Command]:
     """A sketch for everybody whose text is unknown, and their own node for the others."""
     free = [worker for _, worker in sorted(state.workers.items()) if worker.is_free(now)]
-    given = [Give(worker.worker, "sketch") for worker in free if worker.needs_sketch]
-    given += [
+    sketches = [Give(worker.worker, "sketch") for worker in free if worker.needs_sketch]
+    own = [
         Give(worker.worker, "train", worker.node)
         for worker in free
         if worker.node is not None and not worker.needs_sketch and _has_own_work(state, worker, worker.node)
     ]
-    return list(given)
+    return [*sketches, *own]
 
 
 def _has_own_work(state: Campaign, worker: Worker, node: NodePath) -> bool:
@@ -294,7 +294,8 @@ def _adoption(state: Campaign, now: float) -> list[Command]:
     )
     if not idle:
         return []
-    return [Adopt(leaf, idle) for leaf in _orphans(state, now)][:1]
+    orphans = _orphans(state, now)
+    return [Adopt(orphans[0], idle)] if orphans else []
 
 
 def _orphans(state: Campaign, now: float) -> list[NodePath]:

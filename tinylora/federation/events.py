@@ -1,8 +1,8 @@
 """What can happen in a run. The campaign is a fold of these; nothing else is remembered.
 
-Every event is a frozen pydantic document with a `type` tag, so that a ledger can store it as JSON and an old log can be
-read again. Events hold hashes of blobs, never tensors, and no wall-clock time: `at_s` is the coordinator's own clock since
-the run began, and only leases need it.
+Every event is a frozen pydantic document with a `type` tag, so that a ledger can store it as JSON and an old log can
+be read again. Events hold hashes of blobs, never tensors, and no wall-clock time: `at_s` is the coordinator's own
+clock since the run began, and only leases need it.
 """
 
 from typing import Annotated, Literal
@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from tinylora.config import BaseFacts, RunSettings
 from tinylora.protocol.documents import Count, Finite, Name, PathText, Sha256, UnitKind
-
 
 Part = Literal["adapters", "histogram", "statistics", "weights_router"]
 
@@ -36,7 +35,7 @@ class WorkerJoined(_Event):
     worker: Name
     name: str
     public_key: str = ""
-    """The key it signs updates with, as text (PEM or OpenSSH); pinned from here on. Empty: the transport vouches for it."""
+    """Its key for signing, PEM or OpenSSH text, pinned from here on. Empty: the transport vouches for it."""
     at_s: Finite = 0.0
 
 

@@ -1,7 +1,7 @@
 """The loop that drives a run: ask what to do (`decisions`), do it, write it down; take in what arrives; wait.
 
-All that happens becomes an event in the ledger before anything else relies on it, and the state is only ever the fold of
-these events. So the process may die anywhere: `run_campaign` on the same ledger takes the run up where it was.
+All that happens becomes an event in the ledger before anything else relies on it, and the state is only ever the fold
+of these events. So the process may die anywhere: `run_campaign` on the same ledger takes the run up where it was.
 """
 
 from collections.abc import Callable, Sequence
@@ -119,7 +119,7 @@ def run_campaign(
 
 
 class Rounds:
-    """Executes the commands of `decide` and takes in replies; holds the state and its two ends, ledger and transport."""
+    """Executes the commands of `decide` and takes in replies; holds the state, and the ledger and transport beside it."""
 
     state: Campaign
 

@@ -1,10 +1,10 @@
-"""The next version of the gates, from the statistics, histograms and trained weights that the run has accepted. Numpy only.
+"""The next version of the gates, from the statistics, histograms and weights that the run accepted. Numpy only.
 
 Which sums speak for which leaf:
 
 * the sketch of a worker that holds a leaf speaks for that leaf;
-* the latest per-leaf sums of a worker that holds a subtree speak for its leaves; until they arrive, its sketch stands for
-  each of them, which leaves the gates inside the subtree at zero and those above it as they should be;
+* the latest per-leaf sums of a worker that holds a subtree speak for its leaves; until they arrive, its sketch stands
+  for each of them, which leaves the gates inside the subtree at zero and those above it as they should be;
 * a worker that is gone, or gets no more units, has still written what its leaf was trained on: its sums stay.
 
 Every (worker, shard version, leaf) counts once, because a worker has one sketch and one set of per-leaf sums at a time.
@@ -25,7 +25,7 @@ LeafStatistics = dict[NodePath, dict[str, RouterStatistics]]
 
 
 class Blobs:
-    """What the ledger's blobs say about routing; statistics are kept in memory, as they are read again for every version."""
+    """What the ledger's blobs say about routing; statistics stay in memory, every version needs them again."""
 
     def __init__(self, ledger: Ledger, numerics: Numerics) -> None:
         self._ledger = ledger
@@ -112,7 +112,7 @@ def _solved(state: Campaign, blobs: Blobs, topology: Topology) -> Gates:
 
 
 def _averaged_weights(state: Campaign, blobs: Blobs, topology: Topology) -> Gates:
-    """The gates trained by the workers since the last version, averaged with equal weight for both sides of each gate."""
+    """The gates trained by the workers since the last version, averaged; both sides of a gate weigh the same."""
     contributions: dict[tuple[str, NodePath], Gates] = {}
     for (worker, node), blob in sorted(state.router.weights.items()):
         gates = Gates(blobs.gates(blob, "weights_router."), state.base.feature_dim)

@@ -1,8 +1,8 @@
 """Which texts belong together: groups of equal size, and their order in the tree. Pure numpy, deterministic.
 
-Distances are taken between the means of the shards' features in the metric of the pooled covariance within shards: there, a
-distance says how easily a gate can tell two texts apart. Whoever is hard to tell apart should share a leaf, or else sit in
-sibling leaves, where a wrong turn costs little.
+Distances are taken between the means of the shards' features in the metric of the pooled covariance within shards:
+there, a distance says how easily a gate can tell two texts apart. Whoever is hard to tell apart should share a leaf,
+or else sit in sibling leaves, where a wrong turn costs little.
 """
 
 import itertools
@@ -46,8 +46,9 @@ def _covariance(statistics: RouterStatistics) -> Float[np.ndarray, "feature feat
 def balanced_groups(points: Points, n_groups: int) -> list[list[int]]:
     """Split the points into groups of like ones, whose sizes differ by at most one.
 
-    Agglomerative clustering (Ward) gives the centres; the points are dealt out to them nearest first, and pairs are swapped
-    as long as that brings both groups closer together. Each group is sorted, and the groups by their first member.
+    Agglomerative clustering (Ward) gives the centres; the points are dealt out to them nearest first, and pairs are
+    swapped as long as that brings both groups closer together. Each group is sorted, and the groups by their first
+    member.
     """
     labels = _deal(points, _ward_centres(points, n_groups))
     _swap(points, labels, n_groups)
@@ -146,12 +147,12 @@ def tree_order(points: Points) -> list[int]:
 
 
 def pair_up(points: Points) -> list[tuple[int, int]]:
-    """Pair an even number of points so that partners are close: nearest first, then partners exchanged while that helps."""
+    """Pair an even number of points: nearest first, then partners are exchanged while that brings them closer."""
     squared = ((points[:, None, :] - points[None, :, :]) ** 2).sum(axis=2)
     pairs = _nearest_pairs(squared)
     while (better := _exchange(pairs, squared)) is not None:
         pairs = better
-    return sorted(tuple(sorted(pair)) for pair in pairs)
+    return sorted((min(pair), max(pair)) for pair in pairs)
 
 
 def _nearest_pairs(squared: np.ndarray) -> list[tuple[int, int]]:

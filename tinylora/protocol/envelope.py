@@ -1,8 +1,8 @@
 """Signatures on updates: ECDSA with SHA-256 on P-384, the keys that Flower's node authentication uses.
 
-What is signed is the canonical JSON of the update without its `signature`, the lease's nonce and the payload's hash among
-its fields, behind a line that no other document of ours begins with. So a signature can be neither moved to another
-payload nor used twice.
+What is signed is the canonical JSON of the update without its `signature`, the lease's nonce and the payload's hash
+among its fields, behind a line that no other document of ours begins with. So a signature can be neither moved to
+another payload nor used twice.
 """
 
 from collections.abc import Callable
