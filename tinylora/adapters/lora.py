@@ -1,0 +1,88 @@
+"""LoRA pairs: how a node's begin, and the module that adds those of many nodes to one frozen linear.
+
+The state of one node is a dict of tensors, stacked over the layers that have the projection:
+`<projection>.lora_A` (n_layers, rank, in) and `<projection>.lora_B` (n_layers, out, rank).
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tinylora.config import BaseFacts
+from tinylora.mixture import Impl, Routing, leaf_lora
+from tinylora.tensors import Tensors
+
+
+def init_adapter(facts: BaseFacts, rank: int, *, seed: int, path: str) -> Tensors:
+    """The adapter that a new node begins with: A Gaussian with variance 1 / in, B zero, so that it changes nothing yet.
+
+    The numbers depend on `seed`, `path` and the projection's name, on nothing else: every machine begins alike. They
+    come from NumPy's counter-based Philox, because torch draws other last digits with other vector instructions.
+    """
+    state: Tensors = {}
+    for projection, shape in facts.projections.items():
+        size = (shape.n_layers, rank, shape.in_features)
+        normal = _generator(seed, path, projection).standard_normal(size) / np.sqrt(shape.in_features)
+        state[f"{projection}.lora_A"] = torch.from_numpy(normal.astype(np.float32))
+        state[f"{projection}.lora_B"] = torch.zeros(shape.n_layers, shape.out_features, rank)
+    return state
+
+
+def _generator(seed: int, path: str, projection: str) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed}/{path}/{projection}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+@dataclass
+class SharedRouting:
+    """The routing of the forward pass under way, read by every `AdapterLinear` of a model.
+
+    It stays until the next pass, because gradient checkpointing runs blocks again during backward.
+    """
+
+    routing: Routing
+    impl: Impl = "auto"
+
+
+class AdapterLinear(nn.Module):
+    """A frozen linear with the LoRA pairs of several nodes beside it.
+
+    The linear is opaque: it is called, and nothing of it is read. It may be an `nn.Linear`, a `Conv1D`, or quantised.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        lora_a: Float[Tensor, "node rank in"],
+        lora_b: Float[Tensor, "node out rank"],
+        *,
+        scale: float,
+        shared: SharedRouting,
+    ) -> None:
+        """Wrap `base`; the pairs become parameters, the routing is read from `shared` at every call."""
+        super().__init__()
+        self.base = base
+        self.lora_a = nn.Parameter(lora_a)
+        self.lora_b = nn.Parameter(lora_b)
+        self.in_features, self.out_features = lora_a.shape[2], lora_b.shape[1]
+        self.scale = scale
+        self.shared = shared
+
+    @property
+    def weight(self) -> Tensor:
+        """The linear's own, for blocks that read it past the call, as Mamba's do; adapters have no effect there."""
+        return self.base.weight  # pyright: ignore[reportReturnType]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The linear's own, as with `weight`."""
+        return self.base.bias  # pyright: ignore[reportReturnType]
+
+    def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        """What the linear makes of `x`, plus what the current routing's nodes add."""
+        shared = self.shared
+        return leaf_lora(x, self.base(x), self.lora_a, self.lora_b, shared.routing, self.scale, shared.impl)
