@@ -25,8 +25,8 @@ from tinylora.routing.gates import HISTOGRAM_EDGES
 from tinylora.routing.statistics import PREFIXES
 
 NORM_FACTOR = 10.0
-"""AdamW moves a number by about the learning rate in a step, so a tensor's rms by at most rate · steps. Ten times that is
-beyond any honest update, and below any that does harm by sheer size."""
+"""AdamW moves a number by about the learning rate in a step, so a tensor's rms by at most rate · steps. Ten times
+that is beyond any honest update, and below any that does harm by sheer size."""
 
 MIB = 1 << 20
 
@@ -193,13 +193,13 @@ def check_manifest(state: Campaign, lease: Lease, claimed: Manifest, got: Manife
         raise Refusal(Code.BAD_MANIFEST, f"{where}: the document's manifest is not that of the payload")
     parts = expected_parts(state, lease)
     _check_known(where, got, {name: entry for part in parts.values() for name, entry in part.items()})
-    held = tuple(part for part in parts if parts[part].keys() & got.keys())
-    needed: Part = "statistics" if lease.kind == "sketch" else "adapters"
-    for part in sorted({*held, needed} - {"histogram"}):
+    needed = "statistics" if lease.kind == "sketch" else "adapters"
+    held: list[Part] = [part for part, tensors in parts.items() if tensors.keys() & got.keys() or part == needed]
+    for part in held:
         missing = sorted(parts[part].keys() - got.keys())
-        if missing:
+        if missing and part != "histogram":
             raise Refusal(Code.BAD_MANIFEST, f"{where}: tensor {missing[0]} is missing")
-    return held
+    return tuple(held)
 
 
 def _check_known(where: str, got: Manifest, known: Manifest) -> None:
@@ -208,9 +208,8 @@ def _check_known(where: str, got: Manifest, known: Manifest) -> None:
             raise Refusal(Code.BAD_MANIFEST, f"{where}: unexpected tensor {name}")
         expected_dtype, expected_shape = known[name]
         if (dtype, tuple(shape)) != (expected_dtype, tuple(expected_shape)):
-            reason = (
-                f"{where}, tensor {name}: expected {expected_dtype} {tuple(expected_shape)}, got {dtype} {tuple(shape)}"
-            )
+            wanted = f"{expected_dtype} {tuple(expected_shape)}"
+            reason = f"{where}, tensor {name}: expected {wanted}, got {dtype} {tuple(shape)}"
             raise Refusal(Code.BAD_MANIFEST, reason)
 
 

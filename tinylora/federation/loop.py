@@ -119,7 +119,7 @@ def run_campaign(
 
 
 class Rounds:
-    """Executes the commands of `decide` and takes in replies; holds the state, and the ledger and transport beside it."""
+    """Executes the commands of `decide` and takes in replies; holds the state, with ledger and transport beside it."""
 
     state: Campaign
 

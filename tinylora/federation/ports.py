@@ -1,4 +1,4 @@
-"""The ports of the loop: ledger, transport and clock, each with a real and a simulated adapter, and payloads' numbers."""
+"""The ports of the loop: ledger, transport and clock, each with a real and a simulated adapter, and the numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
