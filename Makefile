@@ -21,8 +21,13 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(wildcard tinylora coordinator worker tests benchmarks)
 
+# A docstring need not have Args and Returns (DOC101, DOC201, DOC402); what it says of arguments must be true (DOC103, and
+# ruff's D417 where some are left out).
+WRONG_DOCSTRING := (/DOC[0-9]+:|Traceback|Error/ && !/DOC(101|201|402):/ && \
+	!(/DOC103:/ && !/in the docstring but not in the function signature/)) { print; wrong = 1 } END { exit wrong }
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check bench base clean
+.PHONY: help install demo test slow check style imports docstrings types bench base clean
 
 help: ## list the verbs
 	@echo "TinyLoRA: make VERB [WORKERS=4] [DEPTH=2] [SEED=0] [ROUTER_SYNC=both|statistics|weights] [OUT=demo-out]"
@@ -42,10 +47,20 @@ slow: $(INSTALLED) ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 check: $(INSTALLED) ## style, types, docstrings and the direction of imports
-	@$(BIN)/ruff check $(SOURCES)
-	@$(BIN)/ruff format --check $(SOURCES)
+	@$(MAKE) --no-print-directory --keep-going style imports docstrings types
+
+style: $(INSTALLED)
+	@$(BIN)/ruff check --quiet $(SOURCES)
+	@$(BIN)/ruff format --quiet --diff $(SOURCES)
+
+imports: $(INSTALLED)
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/pydoclint $(filter-out tests,$(SOURCES))
+
+docstrings: $(INSTALLED)
+	@$(BIN)/pydoclint --show-filenames-in-every-violation-message=True $(filter-out tests,$(SOURCES)) 2>&1 \
+		| awk '$(WRONG_DOCSTRING)'
+
+types: $(INSTALLED)
 	@$(BIN)/pyright
 
 bench: $(INSTALLED) ## measure against PEFT and against a plain copy; results in benchmarks/results/
