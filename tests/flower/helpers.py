@@ -1,0 +1,188 @@
+"""A small run over the real wire: facts, units, a link in a thread, workers in threads with a quick fake trainer."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tinylora.config import BaseFacts, ProjectionShape, RunSettings
+from tinylora.federation.ports import Reply
+from tinylora.flower.enrolment import Address, join
+from tinylora.flower.fleet import FleetClient, Pace
+from tinylora.flower.grid import FlowerTransport, HttpWire
+from tinylora.flower.identity import Identity, new_identity
+from tinylora.flower.link import Link, RunCard, create_link, serve_in_thread
+from tinylora.flower.messages import Handle
+from tinylora.protocol.documents import Update, WorkUnit, sha256
+
+logging.getLogger("flwr").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+TOKEN = "tl1.test-token"
+FACTS = BaseFacts(
+    base_id="tiny",
+    fingerprint="a" * 64,
+    tokenizer_fingerprint="b" * 64,
+    feature_dim=8,
+    feature_hash="c" * 64,
+    max_window_tokens=64,
+    projections={"q_proj": ProjectionShape(n_layers=2, in_features=8, out_features=8)},
+)
+QUICK = Pace(busy_poll_s=0.02, idle_poll_s=0.1, phase_poll_s=0.1, heartbeat_s=10.0, activation_s=1.0, patience_s=20.0)
+LIMIT_BYTES = 4 * 2**20
+
+
+def until(condition: Callable[[], bool], *, timeout_s: float = 20.0, what: str = "the condition") -> None:
+    """Wait for something that another thread or process does; fail when it does not."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come true within {timeout_s} s"
+        time.sleep(0.01)
+
+
+def make_unit(unit_id: str, payload: bytes, **changes: object) -> WorkUnit:
+    """A unit that only its id and payload tell from others."""
+    values = {
+        "unit_id": unit_id,
+        "run": "run",
+        "kind": "train",
+        "nonce": f"nonce-{unit_id}",
+        "deadline_s": 60.0,
+        "base_fingerprint": FACTS.fingerprint,
+        "tokenizer_fingerprint": FACTS.tokenizer_fingerprint,
+        "feature_hash": FACTS.feature_hash,
+        "payload_sha256": sha256(payload),
+    }
+    return WorkUnit.model_validate(values | changes)
+
+
+def make_update(unit: WorkUnit, worker: str, payload: bytes) -> Update:
+    """The update that a fake trainer claims to have made."""
+    return Update(
+        unit_id=unit.unit_id,
+        run=unit.run,
+        kind=unit.kind,
+        worker=worker,
+        nonce=unit.nonce,
+        node=unit.node,
+        shard_version="d" * 64,
+        tokens=7,
+        base_loads=1,
+        payload_sha256=sha256(payload),
+    )
+
+
+def reversing(worker: str) -> Handle:
+    """A trainer that turns its payload around."""
+
+    def handle(unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
+        result = payload[::-1]
+        return make_update(unit, worker, result), result
+
+    return handle
+
+
+@dataclass
+class Worker:
+    """A fleet client in a thread."""
+
+    identity: Identity
+    client: FleetClient
+    stop: threading.Event
+    log: list[str]
+    thread: threading.Thread
+    endings: list[object] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Its identity on the wire."""
+        return self.identity.worker
+
+
+@dataclass
+class Federation:
+    """A link that is being served, and what one needs to reach it."""
+
+    link: Link
+    address: Address
+    database: Path
+    workers: list[Worker] = field(default_factory=list)
+
+    def stop_workers(self) -> None:
+        """Let them leave, and wait until they are gone."""
+        for worker in self.workers:
+            worker.stop.set()
+        for worker in self.workers:
+            worker.thread.join(10.0)
+        self.workers.clear()
+
+    def transport(self) -> FlowerTransport:
+        """The rounds side."""
+        wire = HttpWire(
+            self.address.host_port,
+            admin=self.link.admin,
+            superexec_secret=self.link.superexec_secret,
+            limit_bytes=LIMIT_BYTES,
+        )
+        return FlowerTransport(wire, poll_s=0.02)
+
+    def start_worker(
+        self,
+        make_handle: Callable[[str], Handle] = reversing,
+        *,
+        identity: Identity | None = None,
+        name: str = "",
+        pace: Pace = QUICK,
+        address: Address | None = None,
+    ) -> Worker:
+        """Join and work in a thread; what `work` returned or raised is found in `endings`."""
+        identity, stop, log = identity or new_identity(), threading.Event(), []
+        join(self.address, TOKEN, identity, name=name)
+        client = FleetClient(
+            address or self.address,
+            identity,
+            make_handle(identity.worker),
+            phase=lambda: self.link.phase,
+            limit_bytes=LIMIT_BYTES,
+            pace=pace,
+            stop=stop,
+            log=log.append,
+        )
+        worker = Worker(identity, client, stop, log, threading.Thread(target=lambda: _work(worker), daemon=True))
+        self.workers.append(worker)
+        worker.thread.start()
+        return worker
+
+
+def _work(worker: Worker) -> None:
+    try:
+        worker.endings.append(worker.client.work())
+    except BaseException as error:  # Ctrl-C too
+        worker.endings.append(error)
+
+
+@contextmanager
+def federation(folder: Path, *, settings: RunSettings | None = None) -> Iterator[Federation]:
+    """Serve a link on a free port of loopback; workers are stopped at the end."""
+    database = folder / "link.db"
+    link = create_link(database, RunCard(settings or RunSettings(), FACTS, TOKEN))
+    with serve_in_thread(link.app) as served:
+        running = Federation(link, Address(served.host_port, is_plain=True), database)
+        try:
+            yield running
+        finally:
+            running.stop_workers()
+
+
+def replies(transport: FlowerTransport, n_wanted: int, *, timeout_s: float = 20.0) -> dict[str, Reply]:
+    """Poll until so many replies came."""
+    found: dict[str, Reply] = {}
+
+    def poll() -> bool:
+        found.update({reply.unit_id: reply for reply in transport.poll()})
+        return len(found) >= n_wanted
+
+    until(poll, timeout_s=timeout_s, what=f"{n_wanted} replies")
+    return found
