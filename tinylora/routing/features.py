@@ -1,0 +1,210 @@
+"""The routing feature: the mean of the input embeddings of what was read so far.
+
+    φ_t = P · (mean over the document's tokens up to t of (E[x] - Ē)) / std
+
+E is the base's table of input embeddings, Ē its mean row, std the root mean square of E - Ē. No forward pass is needed,
+so a token's leaf is known before layer 0; and nothing after t enters φ_t.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal, Self, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor, nn
+
+from tinylora.errors import ShapeMismatch
+
+Projection: TypeAlias = Literal["random", "principal"]
+_CHUNK_ROWS = 8192  # of the table that are in float64 at once
+_MAX_PRINCIPAL_ROWS = 32_768  # evenly spaced rows show the directions of a larger table as well
+
+
+@dataclass(frozen=True)
+class FeatureState:
+    """Where the running means of some rows stand: sum and number of tokens of the document that each is in."""
+
+    total: Float64[Tensor, "batch feature"]
+    count: Int[Tensor, " batch"]
+
+    @classmethod
+    def zero(cls, batch: int, dim: int, device: torch.device | None = None) -> Self:
+        """Before the first token."""
+        return cls(
+            torch.zeros(batch, dim, dtype=torch.float64, device=device),
+            torch.zeros(batch, dtype=torch.int64, device=device),
+        )
+
+
+class RoutingFeature(nn.Module):
+    """Running mean of centred, scaled, projected input embeddings.
+
+    Args:
+        embeddings: The base's table of input embeddings.
+        projection: P; None leaves the embeddings as wide as they are.
+
+    Raises:
+        ShapeMismatch: P is for embeddings of another width.
+    """
+
+    table: Float[Tensor, "vocab feature"]
+    projection: Float[Tensor, "feature embed"] | None
+
+    def __init__(
+        self, embeddings: Float[Tensor, "vocab embed"], projection: Float[Tensor, "feature embed"] | None = None
+    ) -> None:
+        super().__init__()
+        embed_dim = embeddings.shape[1]
+        if projection is not None and projection.shape[1] != embed_dim:
+            raise ShapeMismatch(
+                f"projection of the routing feature: expected {embed_dim} columns as the base's embeddings have, "
+                f"got {projection.shape[1]}; it was made for another base"
+            )
+        self.dim = embed_dim if projection is None else len(projection)
+        self.hash = feature_hash(projection, embed_dim, self.dim)
+        # Not in the state dict: the base and P say all of it.
+        self.register_buffer("projection", projection, persistent=False)
+        self.register_buffer("table", _make_table(embeddings, projection), persistent=False)
+
+    @classmethod
+    def from_embeddings(
+        cls,
+        embeddings: Float[Tensor, "vocab embed"],
+        *,
+        max_dim: int = 256,
+        seed: int = 0,
+        projection: Projection = "random",
+    ) -> Self:
+        """A feature of at most `max_dim` numbers.
+
+        Random signs are the default although principal directions route a little better: eigenvectors differ in their
+        last bits from machine to machine (and altogether with the dtype that the base is loaded in), so sums of
+        different workers would not be sums of the same feature. Signs are the same bits everywhere.
+
+        Args:
+            embeddings: The base's table of input embeddings.
+            max_dim: Wider embeddings are projected to this width.
+            seed: Of the random projection.
+            projection: "random" signs, or "principal" directions of the table.
+        """
+        embed_dim = embeddings.shape[1]
+        if embed_dim <= max_dim:
+            return cls(embeddings)
+        if projection == "principal":
+            return cls(embeddings, principal_projection(embeddings, max_dim))
+        return cls(embeddings, random_projection(embed_dim, max_dim, seed=seed).to(embeddings.device))
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch token"],
+        *,
+        documents: Int[Tensor, "batch token"] | None = None,
+        mask: Bool[Tensor, "batch token"] | None = None,
+        state: FeatureState | None = None,
+    ) -> tuple[Float[Tensor, "batch token feature"], Int[Tensor, "batch token"], FeatureState]:
+        """Running mean at every token, that token included.
+
+        Args:
+            input_ids: Tokens.
+            documents: Number of the document that each token of a packed row belongs to: the mean restarts where it
+                changes. A row's first token goes on with the document of `state`.
+            mask: False on padding, which is skipped: the mean stays as it is.
+            state: Where the rows stand; None is before the first token.
+
+        Returns:
+            The means (accumulated in float64, returned in float32; zeros before a row's first token), the number of
+            tokens that each is taken over, and the state after the last token.
+        """
+        if state is None:
+            state = FeatureState.zero(len(input_ids), self.dim, self.table.device)
+        rows = self.table[input_ids].double()
+        ones = torch.ones_like(input_ids, dtype=torch.int64) if mask is None else mask.long()
+        if mask is not None:
+            rows = rows * mask.unsqueeze(-1)
+        # Sequential sums from the state on: cut anywhere, the same additions happen in the same order.
+        totals = torch.cat([state.total.unsqueeze(1), rows], dim=1).cumsum(dim=1)
+        counts = torch.cat([state.count.unsqueeze(1), ones], dim=1).cumsum(dim=1)
+        total, count = totals[:, 1:], counts[:, 1:]
+        if documents is not None:
+            start, is_continued = _last_starts(document_starts(documents, mask))
+            total = total - totals.gather(1, start.unsqueeze(-1).expand_as(total)).masked_fill(
+                is_continued[..., None], 0
+            )
+            count = count - counts.gather(1, start).masked_fill(is_continued, 0)
+        after = FeatureState(total[:, -1], count[:, -1]) if input_ids.shape[1] else state
+        return (total / count.clamp(min=1).unsqueeze(-1)).float(), count, after
+
+
+def document_starts(
+    documents: Int[Tensor, "batch token"], mask: Bool[Tensor, "batch token"] | None = None
+) -> Bool[Tensor, "batch token"]:
+    """True where a row goes over to another document; never at its first token. Padding belongs to what is before it."""
+    if mask is not None:
+        documents = documents.gather(1, _last_real(mask))
+    is_start = torch.zeros_like(documents, dtype=torch.bool)
+    is_start[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return is_start
+
+
+def _last_real(mask: Bool[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
+    """Index of the last real token up to each place; of the row's first one where there was none yet."""
+    first = mask.long().argmax(dim=1, keepdim=True)
+    index = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    return torch.where(mask, index, first).cummax(dim=1).values
+
+
+def _last_starts(
+    is_start: Bool[Tensor, "batch token"],
+) -> tuple[Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]:
+    """Where the document of each token began, and whether it is still the one that the row began with."""
+    index = torch.arange(is_start.shape[1], device=is_start.device).expand_as(is_start)
+    start = torch.where(is_start, index, 0).cummax(dim=1).values if is_start.shape[1] else index
+    return start, start == 0
+
+
+# --- the table and its projection ------------------------------------------------------------------------------------
+
+
+def feature_hash(projection: Float[Tensor, "feature embed"] | None, embed_dim: int, feature_dim: int) -> str:
+    """sha256 of what turns tokens into features besides the base: the widths, and the bytes of P where there is one."""
+    digest = hashlib.sha256(f"tinylora routing feature 1: {embed_dim} to {feature_dim}\n".encode())
+    if projection is not None:
+        digest.update(np.ascontiguousarray(projection.detach().float().cpu().numpy(), dtype="<f4").tobytes())
+    return digest.hexdigest()
+
+
+def random_projection(embed_dim: int, feature_dim: int, *, seed: int = 0) -> Float[Tensor, "feature embed"]:
+    """Random signs over sqrt(embed_dim): the same bits on every machine, and a feature's numbers keep their scale.
+
+    Source:
+        Achlioptas 2003, Database-friendly random projections, JCSS 66(4).
+    """
+    words = np.random.Philox(seed).random_raw(-(-embed_dim * feature_dim // 64))
+    bits = np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")[: embed_dim * feature_dim]
+    signs = 2.0 * bits.reshape(feature_dim, embed_dim) - 1.0
+    return torch.from_numpy((signs / np.sqrt(embed_dim)).astype(np.float32))
+
+
+def principal_projection(embeddings: Float[Tensor, "vocab embed"], feature_dim: int) -> Float[Tensor, "feature embed"]:
+    """Directions along which the embeddings vary most, the first one first; the largest part of each is positive."""
+    step = -(-len(embeddings) // _MAX_PRINCIPAL_ROWS)
+    rows = embeddings.detach()[::step].double().cpu()
+    rows = rows - rows.mean(dim=0)
+    vectors = torch.linalg.eigh(rows.T @ rows).eigenvectors.flip(1)[:, :feature_dim].T
+    largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
+    return (vectors * largest.sign()).float().to(embeddings.device)
+
+
+def _make_table(
+    embeddings: Float[Tensor, "vocab embed"], projection: Float[Tensor, "feature embed"] | None
+) -> Float[Tensor, "vocab feature"]:
+    """((E - Ē) / std) Pᵀ in float32, computed in float64 a few thousand rows at a time."""
+    chunks = embeddings.detach().split(_CHUNK_ROWS)
+    mean = torch.stack([chunk.double().sum(dim=0) for chunk in chunks]).sum(dim=0) / len(embeddings)
+    squares = torch.stack([(chunk.double() - mean).square().sum() for chunk in chunks]).sum()
+    std = (squares / embeddings.numel()).sqrt()
+    scale = torch.where(std > 0, 1 / std, torch.ones_like(std))
+    centred = ((chunk.double() - mean) * scale for chunk in chunks)
+    return torch.cat([(rows if projection is None else rows @ projection.double().T).float() for rows in centred])
