@@ -129,9 +129,8 @@ class RoutingFeature(nn.Module):
         total, count = totals[:, 1:], counts[:, 1:]
         if documents is not None:
             start, is_continued = _last_starts(document_starts(documents, mask))
-            total = total - totals.gather(1, start.unsqueeze(-1).expand_as(total)).masked_fill(
-                is_continued[..., None], 0
-            )
+            before = totals.gather(1, start.unsqueeze(-1).expand_as(total))
+            total = total - before.masked_fill(is_continued.unsqueeze(-1), 0)
             count = count - counts.gather(1, start).masked_fill(is_continued, 0)
         after = FeatureState(total[:, -1], count[:, -1]) if input_ids.shape[1] else state
         return (total / count.clamp(min=1).unsqueeze(-1)).float(), count, after
@@ -140,7 +139,7 @@ class RoutingFeature(nn.Module):
 def document_starts(
     documents: Int[Tensor, "batch token"], mask: Bool[Tensor, "batch token"] | None = None
 ) -> Bool[Tensor, "batch token"]:
-    """True where a row goes over to another document; never at its first token. Padding belongs to what is before it."""
+    """True where a row goes over to another document, never at its first token; padding belongs to what is before."""
     if mask is not None:
         documents = documents.gather(1, _last_real(mask))
     is_start = torch.zeros_like(documents, dtype=torch.bool)

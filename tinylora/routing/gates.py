@@ -2,8 +2,9 @@
 
     p(right at n | what was read) = σ( tau_n · (w_n · φ + b_n) )
 
-A score is `w · φ + b`, without the temperature; right where it is >= 0. The other way to keep gates in step, by averaged
-weights of locally trained ones, is here as well: as the baseline to beat, and for gates trained through the mixture.
+A score is `w · φ + b`, without the temperature; right where it is >= 0. The other way to keep gates in step, by
+averaged weights of locally trained ones, is here as well: as the baseline to beat, and for gates trained through the
+mixture.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ EMPTY_SIDE_BIAS = 1e3
 N_BINS = 128
 MAX_SCORE = 60.0
 HISTOGRAM_EDGES: Float[np.ndarray, " edge"] = np.sinh(np.linspace(-1.0, 1.0, N_BINS + 1) * np.arcsinh(MAX_SCORE))
-"""Fine near zero, where a temperature decides, and coarse far out; scores beyond the last edges count in the last bins."""
+"""Fine near zero, where a temperature decides, and coarse far out; scores beyond the ends count in the last bins."""
 _CENTRES = np.sinh((np.arange(N_BINS) - (N_BINS - 1) / 2) * 2 / N_BINS * np.arcsinh(MAX_SCORE))
 PRIOR_ROWS = 100.0
 """How hard a temperature is pulled to the tree's: a squared distance of log tau weighs as the loss of so many rows."""
@@ -186,7 +187,7 @@ def _scatter(means: Sequence[np.ndarray], centre: np.ndarray) -> np.ndarray:
 
 
 def drift(new: Gates, old: Gates | None) -> float:
-    """How far the gates moved: change over size, the mean over nodes; 0 is not at all, 1 is from nothing, 2 is reversed.
+    """How far the gates moved: change over size, the mean over nodes. 0 is not at all, 1 from nothing, 2 reversed.
 
     A gate is taken as the function it is, tau · (w, b). One that only one version has counts as 1.
     """

@@ -138,7 +138,7 @@ class Router(nn.Module):
         return RouterState(feature, self.start.expand(batch, -1))
 
     def scores(self, means: Float[Tensor, "batch token feature"]) -> Float[Tensor, "batch token inner"]:
-        """w · φ + b of every gate, without temperature, in float64: a decision must not hang on the shape of a batch."""
+        """Of every gate w · φ + b, without temperature; in float64, so that a decision does not hang on a batch's shape."""
         return F.linear(means.double(), self.w.double(), self.b.double())
 
     def log_posterior(self, scores: Float[Tensor, "batch token inner"]) -> Float[Tensor, "batch token leaf"]:
@@ -229,7 +229,7 @@ def _hold(
 
 
 def reference_posterior(gates: Gates, means: Sequence[float] | np.ndarray, topology: Topology) -> dict[NodePath, float]:
-    """Probability of every leaf for one feature, one gate after the other: slow, obvious, and what tests compare with."""
+    """Probability of every leaf for one feature, gate by gate: slow, obvious, and what tests compare with."""
     found = {}
     for leaf in topology.leaves:
         found[leaf] = 1.0

@@ -155,13 +155,12 @@ def _check_shapes(arrays: Mapping[str, Any], dim: int | None, where: str) -> tup
     if set(arrays) != set(FIELDS):
         raise ShapeMismatch(f"{where}: expected {', '.join(FIELDS)}, got {', '.join(sorted(arrays)) or 'nothing'}")
     found = {name: _as_float64(arrays[name], f"{where}: {name}") for name in FIELDS}
-    if dim is None:
-        dim = found["total"].shape[-1] if found["total"].ndim else 0
-    shapes = {"count": (len(PREFIXES),), "total": (len(PREFIXES), dim), "scatter": (dim * (dim + 1) // 2,)}
+    width = dim if dim is not None else sum(found["total"].shape[1:])
+    shapes = {"count": (len(PREFIXES),), "total": (len(PREFIXES), width), "scatter": (width * (width + 1) // 2,)}
     for name, shape in shapes.items():
         if found[name].shape != shape:
             raise ShapeMismatch(
-                f"{where}: {name}: expected {shape}, got {found[name].shape}; this run's features have {dim} numbers"
+                f"{where}: {name}: expected {shape}, got {found[name].shape}; this run's features have {width} numbers"
             )
         if not np.isfinite(found[name]).all():
             raise ProtocolError(f"{where}: {name}: expected finite numbers, got NaN or infinity")
@@ -183,7 +182,7 @@ def _check_counts(count: np.ndarray, total: np.ndarray, scatter: np.ndarray, whe
 
 
 def _check_moments(statistics: RouterStatistics, where: str) -> None:
-    """Size, then Cauchy-Schwarz, then the whole of it: what is left of Σ φφᵀ without the means is no negative spread."""
+    """Size, then Cauchy-Schwarz, then all of it: what is left of Σ φφᵀ without the means has no negative spread."""
     scatter = _unpack(statistics.scatter, statistics.dim)
     trace = float(np.trace(scatter))
     largest = statistics.n * statistics.dim * MAX_MEAN_SQUARE
