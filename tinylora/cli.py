@@ -72,9 +72,9 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Run a whole federation in this process: the same rules and unit code, a virtual clock, planned faults."""
-    from tinylora.demo.study import run_study
+    from tinylora.demo.simulated import run_simulated
 
-    report = run_study(
+    report = run_simulated(
         n_workers=workers, depth=depth, out=out, seed=seed, base_where=base, data=data or [], rank=rank,
         leaf_steps=leaf_steps, router_sync=router_sync, text_column=text_column,
         kill=kill or [], silent=silent or [], delay=delay or [], threads=threads, is_quiet=as_json,

@@ -173,3 +173,29 @@ def _loss_text(losses: list[float]) -> Text:
     low, high = min(shown), max(shown)
     levels = [int((value - low) / (high - low) * 7) if high > low else 0 for value in shown]
     return Text(f"loss {losses[-1]:.3f} " + "".join(_SPARKS[level] for level in levels))
+
+
+# --- without a live terminal -----------------------------------------------------------------------------------------
+
+
+def describe(event: Event, progress: Progress) -> list[str]:
+    """One line for an event worth a line, for logs and for terminals that cannot redraw."""
+    match event:
+        case TopologySet():
+            held = (f"{progress.names.get(w, w)} {node or 'root'}" for w, node in sorted(event.assignment.items()))
+            return [f"tree: leaves {', '.join(leaf or 'root' for leaf in event.leaves)}; {', '.join(held)}"]
+        case UpdateAccepted() if event.kind == "train":
+            node = progress.nodes[event.node] if event.node in progress.nodes else NodeProgress()
+            name = progress.names.get(event.worker, event.worker)
+            loss = f"loss {event.losses[-1]:.3f}" if event.losses else ""
+            return [f"{name} trained {event.node or 'root'}: +{event.n_steps} steps on {node.steps}, {loss}"]
+        case GatesSolved():
+            who = f"{len(event.contributors)} workers"
+            return [f"router v{event.version}: {who}, moved {event.drift:.1%} ({event.reason})"]
+        case LeaseExpired():
+            return [f"lease {event.unit_id} expired: {event.reason}"]
+        case UpdateRejected():
+            return [f"update of {progress.names.get(event.worker, event.worker)} refused: {event.reason}"]
+        case RunFinished():
+            return [f"finished: {event.reason}"]
+    return []

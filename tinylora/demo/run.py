@@ -7,7 +7,7 @@ Everything is written below one folder; nothing outside it is touched:
     run/    the coordinator's directory    home/   the workers' identities
 """
 
-import shutil
+import os
 import socket
 import sys
 import time
@@ -18,11 +18,13 @@ from rich.console import Console
 from rich.live import Live
 
 from tinylora.demo.experiment import BASE_DIR, Experiment, gather, write_shard
-from tinylora.demo.live import Progress, render
+from tinylora.demo.live import Progress, describe, render
+from tinylora.demo.places import prepare_folder
 from tinylora.demo.processes import Child, Family
 from tinylora.demo.settings import demo_settings
-from tinylora.errors import StorageError, TinyLoraError
-from tinylora.federation.events import UnitLeased
+from tinylora.errors import TinyLoraError
+from tinylora.federation.campaign import fold
+from tinylora.federation.events import Event, UnitLeased
 from tinylora.federation.ledger_sqlite import SqliteLedger
 
 OURS = ("bundle.safetensors", "report.json", "report.md", "loss.png", "routing.png", "data", "logs", "run", "home")
@@ -42,7 +44,7 @@ def run_demo(
     console = Console()
     started = time.monotonic()
     settings = demo_settings(n_workers, depth, seed=seed, router_sync=router_sync, leaf_steps=leaf_steps)
-    prepare_folder(out)
+    prepare_folder(out, OURS)
     console.print(f"[bold]TinyLoRA demo[/]: {n_workers} workers, a tree of depth {depth}, everything below {out}/")
     experiment = gather(n_workers, depth)
     files = [write_shard(worker, out / "data") for worker in experiment.workers]
@@ -52,28 +54,40 @@ def run_demo(
         address = _start_coordinator(family, out / "run", changes)
         _start_workers(family, address, out, files)
         _watch(console, family, out / "run", started)
-        memory_mb = family.peak_memory_mb
-    from tinylora.demo.outcome import finish_demo  # late: it brings torch, and the workers need the memory first
-
-    finish_demo(console, out, experiment, settings, started=started, federation_memory_mb=memory_mb)
+        _finish(console, family, experiment, out, started)
 
 
-def prepare_folder(out: Path) -> None:
-    """Make an empty place for what the demo writes; files of the same names from an earlier demo are removed.
+def _finish(console: Console, family: Family, experiment: Experiment, out: Path, started: float) -> None:
+    """Baselines, scores, report; torch is imported only now, so that it takes no memory beside the workers."""
+    import torch
 
-    Raises:
-        StorageError: `out` cannot be written, or is a file.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in OURS:
-            place = out / name
-            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
-        probe = out / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise StorageError(f"{out}: cannot write here: {error.strerror}; choose another folder with --out") from None
+    from tinylora.base_model import load_base
+    from tinylora.bundle import read_bundle
+    from tinylora.demo.outcome import Finished, print_outcome, write_outcome
+    from tinylora.demo.study import study_of
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    ledger = SqliteLedger.open_readonly(out / "run")
+    campaign = fold(ledger.events())
+    if campaign is None:
+        raise TinyLoraError(f"{out / 'run'}: the coordinator wrote no events; see {out / 'logs'}")
+    base = load_base(BASE_DIR)
+
+    def peak_memory_mb() -> float:
+        family.note_memory()
+        return family.peak_memory_mb
+
+    report = write_outcome(
+        Finished(campaign, ledger, read_bundle(out / "run" / "bundle.safetensors")),
+        study_of(experiment, base),
+        base,
+        out,
+        how=" ".join(["tinylora", *sys.argv[1:]]),
+        started=started,
+        peak_memory_mb=peak_memory_mb,
+        say=console.print,
+    )
+    print_outcome(console, report, out)
 
 
 def _print_owners(console: Console, experiment: Experiment) -> None:
@@ -138,11 +152,11 @@ def _watch(console: Console, family: Family, run_directory: Path, started: float
     coordinator, *workers = family.children[1:]
     ledger = SqliteLedger.open_readonly(run_directory)
     progress, n_events, training_since = Progress(), 0, 0.0
-    with Live(console=console, refresh_per_second=4, transient=False) as live:
+    with Live(console=console, refresh_per_second=4) as live:
         while coordinator.is_running:
             events = ledger.events(after=n_events)
             n_events += len(events)
-            progress.apply(events)
+            _take_in(console, progress, events)
             if not training_since and any(isinstance(e, UnitLeased) and e.kind == "train" for e in events):
                 training_since = time.monotonic()
             now = time.monotonic()
@@ -151,10 +165,19 @@ def _watch(console: Console, family: Family, run_directory: Path, started: float
             if not any(worker.is_running for worker in workers) and not progress.is_finished:
                 raise _failed(workers[0])
             time.sleep(_LOOK_EVERY_S)
-        progress.apply(ledger.events(after=n_events))
+        _take_in(console, progress, ledger.events(after=n_events))
         now = time.monotonic()
         live.update(render(progress, elapsed_s=now - started, training_s=now - (training_since or now)))
     if coordinator.process.returncode:
         raise _failed(coordinator)
     for worker in workers:
         worker.process.wait(_PATIENCE_S)
+
+
+def _take_in(console: Console, progress: Progress, events: Sequence[Event]) -> None:
+    """Into the picture; and as lines where there is no terminal to draw on, such as a log."""
+    for event in events:
+        progress.apply([event])
+        if not console.is_terminal:
+            for line in describe(event, progress):
+                console.print(line, highlight=False)
