@@ -11,6 +11,7 @@ from tinylora.errors import ProtocolError
 from tinylora.federation.ports import PayloadFacts
 from tinylora.federation.routers import read_statistics
 from tinylora.protocol.documents import Manifest
+from tinylora.routing.gates import read_histograms
 from tinylora.tensors import Tensors
 from tinylora.tree import NodePath
 
@@ -96,9 +97,11 @@ def _rms(numbers: torch.Tensor) -> float:
 
 
 def _statistics_fault(found: Tensors) -> str:
-    arrays = {name: tensor.numpy() for name, tensor in found.items() if name.startswith("statistics.")}
+    """Why sums or histograms cannot be those of any text, or nothing."""
+    arrays = {name: tensor.numpy() for name, tensor in found.items() if not name.startswith("node.")}
     try:
-        read_statistics(arrays)
+        read_statistics({name: array for name, array in arrays.items() if name.startswith("statistics.")})
+        read_histograms(arrays)
     except ProtocolError as error:
         return str(error)
     return ""

@@ -21,7 +21,7 @@ from tinylora.federation.ports import PayloadFacts, Reply
 from tinylora.federation.units import was_issued
 from tinylora.protocol.documents import MAX_DOCUMENT_BYTES, Manifest, Update, sha256
 from tinylora.protocol.envelope import verify
-from tinylora.routing.gates import HISTOGRAM_EDGES
+from tinylora.routing.gates import N_BINS
 from tinylora.routing.statistics import PREFIXES
 
 NORM_FACTOR = 10.0
@@ -178,7 +178,7 @@ def _statistics_manifest(paths: Iterable[str], dim: int) -> Manifest:
 
 
 def _histogram_manifest(gates: Iterable[str]) -> Manifest:
-    return {f"histogram.{gate}": ("F64", (2, len(HISTOGRAM_EDGES) - 1)) for gate in gates}
+    return {f"histogram.{gate}": ("F64", (2, N_BINS)) for gate in gates}
 
 
 def _weights_manifest(gates: Iterable[str], dim: int) -> Manifest:

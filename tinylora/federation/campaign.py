@@ -148,6 +148,8 @@ class Campaign:
     n_units: int = 0
     n_events: int = 0
     first_sketch_at_s: float | None = None
+    latest_at_s: float = 0.0
+    """Latest time of any event: where the clock of a process that takes the run up goes on from."""
     progress_at_s: float = 0.0
     """When something last went forward: a worker came, an update was accepted."""
     finished: str = ""
@@ -198,7 +200,8 @@ def apply(state: Campaign | None, event: Event) -> Campaign:
         position = "first" if state is None else "later"
         raise StorageError(f"ledger: {position} event is {event.type}; a run begins with run_started, once")
     after = _start(event) if isinstance(event, RunStarted) else _follow(_known(state), event)
-    return replace(after, n_events=after.n_events + 1)
+    latest_at_s = max(after.latest_at_s, getattr(event, "at_s", 0.0))
+    return replace(after, n_events=after.n_events + 1, latest_at_s=latest_at_s)
 
 
 def _known(state: Campaign | None) -> Campaign:

@@ -17,7 +17,7 @@ import numpy as np
 
 from tinylora.federation.campaign import Campaign, Worker
 from tinylora.federation.ports import Ledger, Numerics
-from tinylora.routing.gates import Gate, Gates, average_gates, calibrate, drift, solve_gates
+from tinylora.routing.gates import Gates, average_gates, calibrate, drift, read_histograms, solve_gates
 from tinylora.routing.statistics import RouterStatistics, sum_statistics
 from tinylora.tree import NodePath, Topology
 
@@ -38,11 +38,16 @@ class Blobs:
 
     def histograms(self, blob: str) -> dict[NodePath, np.ndarray]:
         """Router scores by inner node."""
-        return {name.removeprefix("histogram."): array for name, array in self._arrays(blob, "histogram.").items()}
+        return read_histograms(self._arrays(blob, "histogram."))
 
-    def gates(self, blob: str, prefix: str) -> dict[NodePath, Gate]:
-        """Gates by inner node; a temperature that is not there is 1."""
-        return read_gates(self._arrays(blob, prefix), prefix)
+    def gates(self, blob: str) -> Gates:
+        """The gates that a run routes by."""
+        return Gates.from_arrays(self._arrays(blob, "router."))
+
+    def weights(self, blob: str) -> Gates:
+        """Gates by averaged weights, or a worker's contribution to them."""
+        prefix = "weights_router."
+        return Gates.from_arrays(self._arrays(blob, prefix), prefix, with_tau=False)
 
     def _arrays(self, blob: str, prefix: str) -> dict[str, np.ndarray]:
         return self._numerics.arrays(self._ledger.get_blob(blob), prefix)
@@ -59,20 +64,6 @@ def read_statistics(arrays: Mapping[str, np.ndarray]) -> dict[NodePath, RouterSt
         _, path, field = name.split(".")
         grouped.setdefault(path, {})[field] = array
     return {path: RouterStatistics.from_arrays(fields) for path, fields in grouped.items()}
-
-
-def read_gates(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[NodePath, Gate]:
-    """Gates by path from tensors `<prefix><path>.{w,b,tau}`."""
-    paths = sorted({name.removeprefix(prefix).partition(".")[0] for name in arrays})
-    one = np.ones(1)
-    return {
-        path: Gate(
-            arrays[f"{prefix}{path}.w"],
-            float(arrays[f"{prefix}{path}.b"][0]),
-            float(arrays.get(f"{prefix}{path}.tau", one)[0]),
-        )
-        for path in paths
-    }
 
 
 def leaf_statistics(state: Campaign, blobs: Blobs) -> LeafStatistics:
@@ -95,14 +86,13 @@ def next_gates(state: Campaign, blobs: Blobs) -> tuple[dict[str, np.ndarray], fl
     """Tensors of the next router version, and how far its gates moved from the present one."""
     topology = state.topology or Topology(("",))
     sync = state.settings.router_sync
-    old = Gates(blobs.gates(state.router.blob, "router."), state.base.feature_dim) if state.router.blob else None
+    old = blobs.gates(state.router.blob) if state.router.blob else None
     weights = _averaged_weights(state, blobs, topology) if sync != "statistics" else None
     gates = weights if weights and sync == "weights" else _solved(state, blobs, topology)
     gates = calibrate(gates, _histograms(state, blobs))
-    arrays = gates.to_arrays(prefix="router.")
+    arrays = gates.to_arrays()
     if weights:
-        kept = weights.to_arrays(prefix="weights_router.")
-        arrays |= {name: array for name, array in kept.items() if not name.endswith(".tau")}
+        arrays |= weights.to_arrays("weights_router.", with_tau=False)
     return arrays, drift(gates, old)
 
 
@@ -112,35 +102,19 @@ def _solved(state: Campaign, blobs: Blobs, topology: Topology) -> Gates:
 
 
 def _averaged_weights(state: Campaign, blobs: Blobs, topology: Topology) -> Gates:
-    """The gates trained by the workers since the last version, averaged; both sides of a gate weigh the same."""
-    contributions: dict[tuple[str, NodePath], Gates] = {}
-    for (worker, node), blob in sorted(state.router.weights.items()):
-        gates = Gates(blobs.gates(blob, "weights_router."), state.base.feature_dim)
-        for leaf in state.leaves_below(node):
-            contributions[worker, leaf] = gates.above(leaf)
-    return average_gates(contributions, topology, _present_weights(state, blobs, topology))
-
-
-def _present_weights(state: Campaign, blobs: Blobs, topology: Topology) -> Gates:
-    dim = state.base.feature_dim
-    zero = {inner: Gate(np.zeros(dim), 0.0, 1.0) for inner in topology.inner}
-    present = blobs.gates(state.router.blob, "weights_router.") if state.router.blob else {}
-    return Gates(zero | present, dim)
+    """The gates trained by the workers since the last version, averaged; the first version is zero, and undecided."""
+    contributions = {place: blobs.weights(blob) for place, blob in sorted(state.router.weights.items())}
+    present = blobs.weights(state.router.blob) if state.router.blob else Gates({}, state.base.feature_dim)
+    return average_gates(contributions, topology, present)
 
 
 def _histograms(state: Campaign, blobs: Blobs) -> dict[NodePath, np.ndarray]:
-    """Sum of the workers' latest histograms by inner node, without those that say nothing about a temperature.
+    """Sum of the workers' latest histograms by inner node.
 
-    That is the case when one side was never seen, or when all scores were the same, as those of a gate at zero are.
+    Those with all scores in one bin are left out: they were taken when the gate was still zero, or had one side only.
     """
     total: dict[NodePath, np.ndarray] = {}
     for _, worker in sorted(state.workers.items()):
         for inner, counts in (blobs.histograms(worker.histogram) if worker.histogram else {}).items():
             total[inner] = total[inner] + counts if inner in total else counts
-    return {inner: counts for inner, counts in total.items() if _is_telling(counts)}
-
-
-def _is_telling(counts: np.ndarray) -> bool:
-    has_both_sides = bool((counts.sum(axis=1) > 0).all())
-    has_spread = int((counts.sum(axis=0) > 0).sum()) > 1
-    return has_both_sides and has_spread
+    return {inner: counts for inner, counts in total.items() if np.count_nonzero(counts.sum(axis=0)) > 1}

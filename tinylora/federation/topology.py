@@ -95,37 +95,29 @@ def _deal(points: Points, centres: Points) -> np.ndarray:
 
 
 def _swap(points: Points, labels: np.ndarray, n_groups: int) -> None:
-    """Swap pairs between groups while the sum of squared distances to the groups' centres shrinks."""
+    """Swap the pair that helps most, as long as one helps: the squared distances to the groups' centres only shrink."""
     for _ in range(MAX_SWAPS):
-        pair = _best_swap(points, labels, n_groups)
-        if pair is None:
+        gains = _swap_gains(points, labels, n_groups)
+        first, second = divmod(int(np.argmax(gains)), len(points))
+        if gains[first, second] <= 1e-9 * _inertia(points):
             return
-        labels[list(pair)] = labels[list(reversed(pair))]
+        labels[[first, second]] = labels[[second, first]]
 
 
-def _best_swap(points: Points, labels: np.ndarray, n_groups: int) -> tuple[int, int] | None:
-    """The swap that helps most, by distances to the present centres, if its true effect is a gain as well."""
-    centres = np.stack([points[labels == group].mean(axis=0) for group in range(n_groups)])
-    squared = ((points[:, None, :] - centres[None, :, :]) ** 2).sum(axis=2)
-    own = squared[np.arange(len(points)), labels]
-    gain = own[:, None] + own[None, :] - squared[:, labels] - squared[:, labels].T
-    order = np.argsort(-gain, axis=None, kind="stable")
-    for flat in order.tolist():
-        first, second = divmod(flat, len(points))
-        if gain[first, second] <= 1e-12:
-            return None
-        if first < second and _swap_helps(points, labels, first, second):
-            return first, second
-    return None
+def _swap_gains(points: Points, labels: np.ndarray, n_groups: int) -> Float[np.ndarray, "point point"]:
+    """By how much the summed squared distances to the groups' centres shrink when two points change places.
 
-
-def _swap_helps(points: Points, labels: np.ndarray, first: int, second: int) -> bool:
-    groups = (labels[first], labels[second])
-    swapped = labels.copy()
-    swapped[[first, second]] = swapped[[second, first]]
-    before = sum(_inertia(points[labels == group]) for group in groups)
-    after = sum(_inertia(points[swapped == group]) for group in groups)
-    return after < before - 1e-12
+    With d the step from one point to the other, |centre|² · size grows by 2 d·centre + |d|² / size in the one group,
+    and by the same with -d in the other.
+    """
+    centres = np.stack([points[labels == group].mean(axis=0) for group in range(n_groups)])[labels]
+    shares = 1.0 / np.bincount(labels, minlength=n_groups)[labels]
+    dots = points @ centres.T
+    own = np.einsum("pf,pf->p", points, centres)
+    along = dots.T + dots - own[:, None] - own[None, :]
+    squared = ((points[:, None, :] - points[None, :, :]) ** 2).sum(axis=2)
+    gains = 2 * along + squared * (shares[:, None] + shares[None, :])
+    return np.where(labels[:, None] == labels[None, :], -np.inf, gains)
 
 
 def _inertia(points: Points) -> float:

@@ -1,0 +1,189 @@
+"""Two ledgers, one contract; and what only the one on disk promises."""
+
+import errno
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.federation.events import JOINED, LOST, STARTED
+from tinylora.errors import StorageError
+from tinylora.federation.ledger_memory import MemoryLedger
+from tinylora.federation.ledger_sqlite import FILE, SqliteLedger
+from tinylora.federation.ports import Ledger
+from tinylora.protocol.documents import sha256
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def ledger(request, tmp_path) -> Ledger:
+    return MemoryLedger() if request.param == "memory" else SqliteLedger(tmp_path / "run")
+
+
+# --- the contract ----------------------------------------------------------------------------------------------------
+
+
+def test_events_come_back_in_order(ledger):
+    ledger.append([STARTED], 0.0)
+    ledger.append([JOINED, LOST], 1.5)
+    assert list(ledger.events()) == [STARTED, JOINED, LOST]
+    assert list(ledger.events(after=1)) == [JOINED, LOST]
+    assert list(ledger.events(after=3)) == []
+
+
+def test_an_empty_ledger_and_an_empty_append(ledger):
+    assert list(ledger.events()) == []
+    ledger.append([], 0.0)
+    assert list(ledger.events()) == []
+
+
+def test_blobs_are_named_by_content_and_stored_once(ledger):
+    name = ledger.put_blob(b"numbers")
+    assert name == sha256(b"numbers") == ledger.put_blob(b"numbers")
+    assert ledger.get_blob(name) == b"numbers"
+    assert ledger.get_blob(ledger.put_blob(b"")) == b""
+
+
+def test_a_blob_that_is_not_there(ledger):
+    with pytest.raises(StorageError, match="not in"):
+        ledger.get_blob("0" * 64)
+
+
+# --- on disk ---------------------------------------------------------------------------------------------------------
+
+
+def _blob_files(directory: Path) -> list[Path]:
+    return [file for file in (directory / "blobs").rglob("*") if file.is_file()]
+
+
+def test_reopened_it_knows_everything(tmp_path):
+    with SqliteLedger(tmp_path) as ledger:
+        ledger.append([STARTED, JOINED], 0.0)
+        name = ledger.put_blob(b"kept")
+    with SqliteLedger(tmp_path) as again:
+        again.append([LOST], 2.0)
+        assert list(again.events()) == [STARTED, JOINED, LOST]
+        assert again.get_blob(name) == b"kept"
+
+
+def test_one_file_for_equal_blobs(tmp_path):
+    ledger = SqliteLedger(tmp_path)
+    for _ in range(3):
+        ledger.put_blob(b"same")
+    assert len(_blob_files(tmp_path)) == 1
+
+
+def test_a_flipped_byte_is_found_and_mended_by_the_same_bytes(tmp_path):
+    ledger = SqliteLedger(tmp_path)
+    name = ledger.put_blob(b"sound bytes")
+    (file,) = _blob_files(tmp_path)
+    file.write_bytes(b"sOund bytes")
+    with pytest.raises(StorageError, match="altered on disk"):
+        ledger.get_blob(name)
+    ledger.put_blob(b"sound bytes")
+    assert ledger.get_blob(name) == b"sound bytes"
+
+
+def test_a_failing_append_adds_nothing(tmp_path):
+    ledger = SqliteLedger(tmp_path)
+    ledger.append([STARTED], 0.0)
+    (pages,) = ledger._database.execute("PRAGMA page_count").fetchone()
+    ledger._database.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StorageError, match="full"):
+        ledger.append([JOINED] * 500, 1.0)
+    assert list(ledger.events()) == [STARTED]
+    ledger._database.execute("PRAGMA max_page_count = 100000")
+    ledger.append([JOINED], 1.0)
+    assert list(ledger.events()) == [STARTED, JOINED]
+
+
+def test_disk_full_leaves_no_half_blob(tmp_path, monkeypatch):
+    ledger = SqliteLedger(tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="free some space"):
+        ledger.put_blob(b"too much")
+    assert _blob_files(tmp_path) == []
+
+
+def test_flushed_before_named(tmp_path, monkeypatch):
+    """The bytes are on disk before the name is, and the name before `put_blob` returns."""
+    ledger = SqliteLedger(tmp_path)
+    calls = []
+    flush, rename = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("flush"), flush(fd))[1])
+    monkeypatch.setattr(Path, "replace", lambda self, to: (calls.append("rename"), rename(self, to))[1])
+    ledger.put_blob(b"data")
+    assert calls[:2] == ["flush", "rename"]
+    assert "flush" in calls[2:]
+
+
+def test_another_process_reads_while_this_one_writes(tmp_path):
+    script = (
+        "import sys; from tinylora.federation.ledger_sqlite import SqliteLedger\n"
+        "ledger = SqliteLedger.open_readonly(sys.argv[1])\n"
+        "for line in sys.stdin: print(len(ledger.events(after=int(line))), flush=True)\n"
+    )
+    with SqliteLedger(tmp_path) as ledger:
+        ledger.append([STARTED], 0.0)
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+            assert reader.stdin is not None and reader.stdout is not None
+            for n_more in (0, 2, 5):
+                ledger.append([JOINED] * n_more, 1.0)
+                reader.stdin.write("1\n")
+                reader.stdin.flush()
+                assert int(reader.stdout.readline()) == len(ledger.events()) - 1
+            reader.stdin.close()
+            assert reader.wait(60) == 0
+
+
+def test_reading_only_is_reading_only(tmp_path):
+    with SqliteLedger(tmp_path) as ledger:
+        ledger.append([STARTED], 0.0)
+        name = ledger.put_blob(b"data")
+    reader = SqliteLedger.open_readonly(tmp_path)
+    assert list(reader.events()) == [STARTED]
+    assert reader.get_blob(name) == b"data"
+    with pytest.raises(StorageError, match="reading only"):
+        reader.append([JOINED], 0.0)
+    with pytest.raises(StorageError, match="reading only"):
+        reader.put_blob(b"other")
+    with pytest.raises(sqlite3.OperationalError):
+        reader._database.execute("DELETE FROM event")
+
+
+def test_reading_where_nothing_is(tmp_path):
+    with pytest.raises(StorageError, match="no ledger here"):
+        SqliteLedger.open_readonly(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_writer_is_found_out(tmp_path):
+    first, second = SqliteLedger(tmp_path), SqliteLedger(tmp_path)
+    first.append([STARTED], 0.0)
+    with pytest.raises(StorageError, match="another process wrote"):
+        second.append([STARTED], 0.0)
+    assert list(first.events()) == [STARTED]
+
+
+def test_another_format_and_a_file_that_is_no_ledger(tmp_path):
+    with SqliteLedger(tmp_path / "new") as ledger:
+        ledger._database.execute("PRAGMA user_version = 99")
+    with pytest.raises(StorageError, match="format 99"):
+        SqliteLedger(tmp_path / "new")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / FILE).write_bytes(b"something else entirely, long enough to be looked at" * 20)
+    with pytest.raises(StorageError, match="not a database"):
+        SqliteLedger(tmp_path / "other")
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="file"):
+        SqliteLedger(tmp_path / "file" / "run")

@@ -1,0 +1,170 @@
+"""A federation without a model: workers whose text is a cloud of features, and whose training only counts steps.
+
+Every step adds `STEP` to each number of B. So the adapter of a leaf says how many steps were counted for it: after a
+run it is `leaf_steps * STEP` everywhere, whoever trained it and however often units were lost, repeated or shared.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.federation.facts import DIM, FACTS, RANK, SETTINGS
+from tinylora import tensors
+from tinylora.adapters.shapes import adapter_manifest
+from tinylora.config import RunSettings
+from tinylora.federation.campaign import Campaign
+from tinylora.federation.events import Event
+from tinylora.federation.ledger_memory import MemoryLedger
+from tinylora.federation.ports import Ledger
+from tinylora.protocol.documents import Update, WorkUnit, sha256
+from tinylora.routing.gates import N_BINS
+from tinylora.routing.statistics import PREFIXES, RouterStatistics, statistics_of
+from tinylora.simulate import FaultPlan, SimulatedWorker, run_simulated
+from tinylora.tensors import Tensors
+
+STEP = 2.0**-12
+
+
+def cloud(centre: Sequence[float], *, n: int = 60, spread: float = 1.0, seed: str = "") -> RouterStatistics:
+    """Sums over rows scattered around a centre."""
+    digest = hashlib.sha256(f"{list(centre)}/{seed}".encode()).digest()
+    random = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    rows = np.asarray(centre, dtype=np.float64) + spread * random.standard_normal((n, DIM))
+    return statistics_of(rows, np.resize(np.array(PREFIXES), n))
+
+
+def statistics_tensors(items: dict[str, RouterStatistics]) -> Tensors:
+    """As they travel."""
+    return {
+        f"statistics.{path}.{name}": torch.from_numpy(np.ascontiguousarray(array))
+        for path, item in items.items()
+        for name, array in item.to_arrays().items()
+    }
+
+
+@dataclass
+class FakeRunner:
+    """A worker whose text lies around `centre`; `spoil` may change an update on its way out."""
+
+    worker: str
+    centre: Sequence[float] = (0.0,) * DIM
+    spread: float = 1.0
+    shard_tokens: int = 10_000
+    spoil: Callable[[WorkUnit, Tensors], Tensors] | None = None
+    seen: int = 0
+
+    def run(self, unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
+        """Count steps, and tell where the text lies."""
+        self.seen += 1
+        made = self._sketch() if unit.kind == "sketch" else self._train(unit, tensors.from_bytes(payload))
+        made = self.spoil(unit, made) if self.spoil else made
+        return answer(unit, made, worker=self.worker, shard_tokens=self.shard_tokens)
+
+    def _sketch(self) -> Tensors:
+        return statistics_tensors({"": cloud(self.centre, spread=self.spread, seed=self.worker)})
+
+    def _train(self, unit: WorkUnit, given: Tensors) -> Tensors:
+        made: Tensors = {}
+        for leaf in unit.leaves:
+            for name, (_, shape) in adapter_manifest(FACTS, RANK, path=leaf).items():
+                start = given.get(name, torch.zeros(shape))
+                made[name] = start + unit.n_steps * STEP if name.endswith("B") else start
+        gates = [name.split(".")[1] for name in given if name.startswith("router.") and name.endswith(".w")]
+        for gate in gates:
+            made[f"histogram.{gate}"] = self._histogram(unit, gate)
+            if unit.router_sync != "statistics":
+                made[f"weights_router.{gate}.w"] = torch.full((DIM,), float(len(unit.node)), dtype=torch.float64)
+                made[f"weights_router.{gate}.b"] = torch.ones(1, dtype=torch.float64)
+        if len(unit.leaves) > 1:
+            parts = {leaf: cloud(_nudge(self.centre, leaf), seed=self.worker + leaf) for leaf in unit.leaves}
+            made |= statistics_tensors(parts)
+        return made
+
+    def _histogram(self, unit: WorkUnit, gate: str) -> torch.Tensor:
+        counts = torch.zeros(2, N_BINS, dtype=torch.float64)
+        for leaf in unit.leaves:
+            if leaf.startswith(gate):
+                side = int(leaf[len(gate)])
+                counts[side, N_BINS // 2 + (3 if side else -3)] += 10
+                counts[side, N_BINS // 2] += 1
+        return counts
+
+
+def _nudge(centre: Sequence[float], leaf: str) -> list[float]:
+    return [number + 0.5 * int(leaf[-1]) for number in centre]
+
+
+def answer(unit: WorkUnit, made: Tensors, *, worker: str, shard_tokens: int = 10_000) -> tuple[Update, bytes]:
+    """An honest update around these tensors."""
+    payload = tensors.to_bytes(made)
+    update = Update(
+        unit_id=unit.unit_id,
+        run=unit.run,
+        kind=unit.kind,
+        worker=worker,
+        nonce=unit.nonce,
+        node=unit.node,
+        topology_version=unit.topology_version,
+        router_version=unit.router_version,
+        node_version=unit.node_version,
+        shard_version=sha256(worker.encode()),
+        shard_tokens=shard_tokens,
+        tokens=unit.n_steps * unit.batch_windows * unit.window_tokens,
+        n_steps=unit.n_steps,
+        base_loads=1,
+        losses=(3.0, 2.0) if unit.kind == "train" else (),
+        manifest=tensors.manifest_of(made),
+        payload_sha256=sha256(payload),
+    )
+    return update, payload
+
+
+def crowd(n: int, **changes: Any) -> list[SimulatedWorker]:
+    """Workers w0, w1, ... whose texts lie on a line, neighbours two apart; unit of work as fast for all."""
+    return [
+        SimulatedWorker(name, runner=FakeRunner(name, (2.0 * number, 0.0, 0.0, 0.0)), seconds_per_step=1.0, **changes)
+        for number, name in enumerate(f"w{number}" for number in range(n))
+    ]
+
+
+def run_world(
+    workers: Sequence[SimulatedWorker],
+    settings: RunSettings = SETTINGS,
+    *,
+    faults: FaultPlan | None = None,
+    ledger: Ledger | None = None,
+    **changes: Any,
+) -> tuple[Campaign, tuple[Event, ...], Ledger]:
+    """A run to its end: its state, all events, and the ledger."""
+    kept = ledger or MemoryLedger()
+    runners = [worker.runner for worker in workers if worker.runner]
+    chosen = settings.model_copy(update=changes)
+    campaign = run_simulated(kept, chosen, workers, FACTS, runners, faults)
+    return campaign, tuple(kept.events()), kept
+
+
+def only(events: Sequence[Event], kind: type) -> list:
+    """Events of one type."""
+    return [event for event in events if isinstance(event, kind)]
+
+
+def with_spoil(worker: SimulatedWorker, spoil: Callable[[WorkUnit, Tensors], Tensors]) -> SimulatedWorker:
+    """The same worker, spoiling its updates."""
+    runner = worker.runner
+    assert isinstance(runner, FakeRunner)
+    return replace(worker, runner=FakeRunner(runner.worker, runner.centre, spoil=spoil))
+
+
+def assert_counted_once(campaign: Campaign, ledger: Ledger) -> None:
+    """Every leaf of a finished run has had its steps exactly: none lost, none twice."""
+    for top, node in campaign.nodes.items():
+        assert node.steps == campaign.settings.leaf_steps
+        found = tensors.from_bytes(ledger.get_blob(node.blob))
+        for leaf in campaign.leaves_below(top):
+            for part, expected in (("A", 0.0), ("B", campaign.settings.leaf_steps * STEP)):
+                tensor = found[f"node.{leaf}.proj.lora_{part}"]
+                torch.testing.assert_close(tensor, torch.full_like(tensor, expected), rtol=0, atol=1e-6)
