@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers import tiny_base_model
 from tinylora import shards
 from tinylora.errors import DataError, SettingError
 
@@ -352,3 +353,15 @@ def test_reading_data_needs_no_torch():
     code = f"import sys, tinylora.shards; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_shard_from_files_and_a_base(tmp_path):
+    base = tiny_base_model()
+    write_lines(tmp_path / "a.jsonl", *({"body": text} for text in some_texts(12)))
+    shard = shards.load_shard([tmp_path / "a.jsonl"], base, text_column="body", heldout_share=0.3)
+    assert shard.name == "a.jsonl"
+    assert len(shard.train) + len(shard.heldout) == 12
+    for document in shards.load_documents([tmp_path / "a.jsonl"], base, text_column="body"):
+        assert document.tokens[0] == base.tokenizer.bos_token_id
+        assert document.tokens[-1] == base.tokenizer.eos_token_id
+    assert shard.version != shards.load_shard([tmp_path / "a.jsonl"], base, text_column="body", seed=5).version
