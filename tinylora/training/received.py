@@ -1,0 +1,126 @@
+"""What a worker was sent, checked against what it holds before anything is computed with it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tinylora.adapters.lora import init_adapter
+from tinylora.adapters.shapes import adapter_manifest
+from tinylora.config import BaseFacts
+from tinylora.errors import BaseModelError, ProtocolError, SettingError
+from tinylora.protocol.documents import Manifest, WorkUnit, sha256
+from tinylora.routing.gates import Gates
+from tinylora.tensors import (
+    Tensors,
+    check_finite,
+    check_manifest,
+    compare_manifests,
+    from_bytes,
+    manifest_of,
+    strip_prefix,
+)
+from tinylora.tree import NodePath, Topology
+
+_FLOATS = ("F32", "BF16", "F16")
+
+
+@dataclass(frozen=True)
+class Received:
+    """A unit's payload, opened: adapters of its leaves, and gates of the inner nodes above and below its node."""
+
+    adapters: dict[NodePath, Tensors]
+    gates: Gates
+    """`router.*`: what the run routes by."""
+    averaged: Gates
+    """`weights_router.*`: gates by averaged weights, where the run keeps them."""
+
+    @property
+    def present(self) -> Gates:
+        """The gates that text is routed by now."""
+        return self.gates if self.gates.nodes else self.averaged
+
+
+def check_unit(unit: WorkUnit, facts: BaseFacts) -> None:
+    """Check that this worker can do what the unit asks for.
+
+    Raises:
+        BaseModelError: The unit is for another base or tokenizer.
+        ProtocolError: It is for another routing feature, or a field contradicts another one or the base.
+    """
+    where = f"unit {unit.unit_id}"
+    hint = "start the worker with the base of the run"
+    for what, wanted, held in (
+        ("base", unit.base_fingerprint, facts.fingerprint),
+        ("tokenizer", unit.tokenizer_fingerprint, facts.tokenizer_fingerprint),
+    ):
+        if wanted != held:
+            reason = f"expected the {what} {wanted[:12]}, this worker has {held[:12]} of {facts.base_id}"
+            raise BaseModelError(f"{where}: {reason}; {hint}")
+    if unit.feature_hash != facts.feature_hash:
+        reason = f"expected the routing feature {unit.feature_hash[:12]}, this worker makes {facts.feature_hash[:12]}"
+        raise ProtocolError(f"{where}: {reason}; update tinylora on the older side")
+    if unit.window_tokens > facts.max_window_tokens:
+        reason = f"windows of {unit.window_tokens} tokens, but {facts.base_id} attends to {facts.max_window_tokens}"
+        raise ProtocolError(f"{where}: {reason}; lower window_tokens in the run's settings")
+    if unit.kind == "train":
+        _check_training(unit, where)
+
+
+def _check_training(unit: WorkUnit, where: str) -> None:
+    for field in ("rank", "n_steps", "total_steps", "batch_windows", "learning_rate"):
+        if not getattr(unit, field) > 0:
+            raise ProtocolError(f"{where}: {field}: expected more than 0, got {getattr(unit, field)}")
+    if unit.window_tokens < 2:
+        raise ProtocolError(f"{where}: window_tokens: expected at least 2, got {unit.window_tokens}")
+    try:
+        below = Topology(unit.topology_leaves).leaves_below(unit.node)
+    except SettingError as error:
+        raise ProtocolError(f"{where}: topology_leaves: {error}") from None
+    if not below or below != tuple(unit.leaves):
+        reason = f"expected {below} below node {unit.node!r} of its tree, got {tuple(unit.leaves)}"
+        raise ProtocolError(f"{where}: leaves: {reason}")
+
+
+def open_payload(unit: WorkUnit, payload: bytes, facts: BaseFacts) -> Received:
+    """Read a unit's payload; leaves without a version yet begin from the run's seed, alike on every machine.
+
+    Raises:
+        ProtocolError: The payload is not the one the unit speaks of, cannot be read, or holds NaN or infinity.
+        ShapeMismatch: Its tensors are not those that the unit, its rank and the base ask for.
+    """
+    where = f"unit {unit.unit_id}"
+    if sha256(payload) != unit.payload_sha256:
+        reason = f"expected sha256 {unit.payload_sha256[:12]}, got {sha256(payload)[:12]}"
+        raise ProtocolError(f"{where}: payload: {reason}; it was altered on its way, ask for the unit again")
+    tensors = from_bytes(payload) if payload else {}
+    check_manifest(tensors, unit.manifest, where=where)
+    check_finite(tensors, where=where)
+    return Received(
+        adapters={leaf: _adapter(unit, leaf, tensors, facts) for leaf in unit.leaves},
+        gates=Gates.from_arrays(_gates(tensors, "router."), "router.", dim=facts.feature_dim),
+        averaged=Gates.from_arrays(
+            _gates(tensors, "weights_router."), "weights_router.", dim=facts.feature_dim, with_tau=False
+        ),
+    )
+
+
+def _gates(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _adapter(unit: WorkUnit, leaf: NodePath, tensors: Tensors, facts: BaseFacts) -> Tensors:
+    prefix = f"node.{leaf}."
+    if unit.node_version == 0:
+        return init_adapter(facts, unit.rank, seed=unit.seed, path=leaf)
+    state = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    got = manifest_of(state)
+    expected = adapter_manifest(facts, unit.rank, path=leaf, dtype=_float_of(got))
+    compare_manifests(got, expected, where=f"unit {unit.unit_id}")
+    return {name: tensor.to(torch.float32) for name, tensor in strip_prefix(state, prefix).items()}
+
+
+def _float_of(manifest: Manifest) -> str:
+    """The one float dtype that all tensors should have: that of the first, if it is one that adapters travel in."""
+    first = next(iter(manifest.values()), ("F32", ()))[0]
+    return first if first in _FLOATS else "F32"

@@ -1,0 +1,394 @@
+"""`UnitRunner`: one worker's base, shard and optimiser memory, and the units that it carries out one after the other.
+
+The base is loaded once and stays; adapters are put in front of its linears for a unit and taken away after it, so that
+several runners of one process (a simulation) can share a base. A unit's result depends on the unit, its payload, the
+shard, the worker's name, and on AdamW's moments if this runner trained the same node up to the unit's first step. The
+moments before and after a node's last unit are kept: a unit that has to be repeated gives the same bytes again. A
+restarted worker begins with fresh moments, as does whoever takes over a node.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinylora.base_model import LoadedBase, loads
+from tinylora.errors import ProtocolError
+from tinylora.model import TreeModel
+from tinylora.protocol.documents import Update, WorkUnit, sha256
+from tinylora.protocol.envelope import sign as sign_update
+from tinylora.routing.gates import Gate, Gates, local_gate_steps, solve_gates
+from tinylora.routing.policy import Router
+from tinylora.routing.sketch import collect, document_features
+from tinylora.routing.statistics import RouterStatistics
+from tinylora.shards import Document, Shard, batches, check_size
+from tinylora.tensors import Tensors, manifest_of, to_bytes, with_prefix
+from tinylora.training import sending, split
+from tinylora.training.optimiser import LossOf, Moments, OnStep, Optimiser, Schedule, take_steps, thin
+from tinylora.training.received import Received, check_unit, open_payload
+from tinylora.tree import NodePath, Topology, is_under
+
+HARDENING = 0.1
+"""Weight of the gates' entropy at the end of a subtree's unit: nats of loss per nat of indecision."""
+N_HELDOUT_WINDOWS = 8
+N_LOSSES = 10
+"""Points of the loss curve that an update carries."""
+MAX_REMEMBERED_NODES = 4
+LOCAL_GATE_STEPS = 5
+LOCAL_GATE_RATE = 0.5
+
+
+@dataclass(frozen=True)
+class Work:
+    """What came out of a unit, before it is written down as an update."""
+
+    tensors: Tensors
+    losses: tuple[float, ...] = ()
+    nll_before: float | None = None
+    nll_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """A shard's documents and the leaf that each belongs to, by its full path."""
+
+    documents: list[Document]
+    leaf_of: list[NodePath]
+
+    def by_leaf(self) -> dict[NodePath, list[Document]]:
+        """The documents of each leaf."""
+        found: dict[NodePath, list[Document]] = {leaf: [] for leaf in sorted(set(self.leaf_of))}
+        for document, leaf in zip(self.documents, self.leaf_of, strict=True):
+            found[leaf].append(document)
+        return found
+
+
+class UnitRunner:
+    """Carries out units of work on one shard.
+
+    Args:
+        base: The resident base model.
+        shard: The worker's text.
+        worker: Identity of the worker; its order of batches follows from it, so that replicas read different text.
+        sign: Makes the raw signature of `envelope.signed_bytes`; None leaves updates unsigned.
+        clock: Seconds, for the busy time that an update reports.
+        on_step: Called after every optimiser step.
+        threads: CPU threads of torch in this process; None leaves them as they are.
+    """
+
+    def __init__(
+        self,
+        base: LoadedBase,
+        shard: Shard,
+        *,
+        worker: str,
+        sign: Callable[[bytes], bytes] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_step: OnStep | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.base, self.shard, self.worker = base, shard, worker
+        self._sign, self._clock, self._on_step = sign, clock, on_step
+        self._feature = base.routing_feature
+        self._device = self._feature.table.device
+        self._memory = Memory()
+
+    def run(self, unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
+        """Carry out one unit; returns the update, signed if this runner can, and its payload.
+
+        Raises:
+            BaseModelError: The unit is for another base or tokenizer.
+            ProtocolError: The unit contradicts itself or its payload, or is of a kind that this worker does not know.
+            DataError: The shard is too small for the unit.
+        """
+        started = self._clock()
+        check_unit(unit, self.base.facts)
+        received = open_payload(unit, payload, self.base.facts)
+        if unit.kind == "sketch":
+            work = self._sketch(unit)
+        elif unit.kind == "train":
+            work = self._train(unit, received)
+        else:
+            raise ProtocolError(f"unit {unit.unit_id}: kind {unit.kind!r} is unknown to this worker; update tinylora")
+        return self._write(unit, work, self._clock() - started)
+
+    def _write(self, unit: WorkUnit, work: Work, seconds: float) -> tuple[Update, bytes]:
+        payload = to_bytes(work.tensors)
+        n_steps = unit.n_steps if unit.kind == "train" else 0
+        update = Update(
+            unit_id=unit.unit_id,
+            run=unit.run,
+            kind=unit.kind,
+            worker=self.worker,
+            nonce=unit.nonce,
+            node=unit.node,
+            topology_version=unit.topology_version,
+            router_version=unit.router_version,
+            node_version=unit.node_version,
+            shard_version=self.shard.version,
+            shard_tokens=self.shard.n_tokens,
+            tokens=n_steps * unit.batch_windows * unit.window_tokens,
+            n_steps=n_steps,
+            seconds=max(0.0, seconds),
+            base_loads=loads(),
+            heldout_nll_before=work.nll_before,
+            heldout_nll_after=work.nll_after,
+            losses=work.losses,
+            manifest=manifest_of(work.tensors),
+            payload_sha256=sha256(payload),
+        )
+        return (update if self._sign is None else sign_update(update, self._sign)), payload
+
+    # --- sketch ------------------------------------------------------------------------------------------------------
+
+    def _sketch(self, unit: WorkUnit) -> Work:
+        window_tokens = unit.window_tokens or self.base.facts.max_window_tokens
+        check_size(self.shard, window_tokens=window_tokens, min_windows=max(1, unit.sketch_min_sequences))
+        return Work(sending.statistics_tensors({"": self._sums(self.shard.train)}))
+
+    def _sums(self, documents: Sequence[Document]) -> RouterStatistics:
+        return collect(self._feature, [document.tokens for document in documents])
+
+    def _features(self, documents: Sequence[Document]) -> np.ndarray:
+        return document_features(self._feature, [document.tokens for document in documents])
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def _train(self, unit: WorkUnit, received: Received) -> Work:
+        if unit.is_adopted:
+            return self._train_on(unit, received, self._nearest(unit, received))[0]
+        work, dealt, trained = self._train_on(unit, received, self.shard)
+        tensors = self._routing_tensors(unit, received, dealt, trained)
+        return replace(work, tensors=work.tensors | tensors)
+
+    def _nearest(self, unit: WorkUnit, received: Received) -> Shard:
+        """That part of the shard which is most like the leaf's own text, as far as the gates can tell."""
+        documents = self.shard.train
+        chosen = split.nearest(
+            documents, self._features(documents), received.present, unit.node, min_tokens=2 * unit.window_tokens
+        )
+        return replace(self.shard, train=chosen)
+
+    def _train_on(self, unit: WorkUnit, received: Received, shard: Shard) -> tuple[Work, Dealt, Gates]:
+        """Train the unit's leaf, or its leaves and the gates between them; also whose text is whose afterwards."""
+        check_size(shard, window_tokens=unit.window_tokens)
+        if len(unit.leaves) == 1:
+            with self._tree(unit, received, None) as model:
+                work = self._fit(unit, model, shard, model.adapter_parameters(), leaf_loss(model))
+            return work, Dealt(list(shard.train), [unit.node] * len(shard.train)), Gates({}, self._feature.dim)
+        return self._train_subtree(unit, received, shard)
+
+    @contextmanager
+    def _tree(self, unit: WorkUnit, received: Received, router: Router | None) -> Iterator[TreeModel]:
+        """The base with the unit's leaves on it, named from the unit's node on; bare again afterwards."""
+        nodes = tuple(_inside(leaf, unit.node) for leaf in unit.leaves)
+        model = TreeModel(self.base, nodes=nodes, rank=unit.rank, scale=unit.scale, router=router)
+        try:
+            for leaf, state in received.adapters.items():
+                model.load_node(_inside(leaf, unit.node), state)
+            yield model
+        finally:
+            model.detach_adapters()
+
+    def _fit(
+        self, unit: WorkUnit, model: TreeModel, shard: Shard, parameters: Sequence[Tensor], loss_of: LossOf
+    ) -> Work:
+        """Take the unit's steps; held-out loss before and after, and the adapters of its leaves."""
+        heldout = heldout_rows(self.shard.heldout, unit.window_tokens)
+        nll_before = self._heldout_nll(model, heldout)
+        moments = self._memory.recall(unit)
+        optimiser = Optimiser(
+            parameters, Schedule(unit.learning_rate, unit.warmup_steps, unit.total_steps), moments=moments
+        )
+        losses = take_steps(
+            optimiser,
+            self._batches(unit, shard),
+            loss_of,
+            node=unit.node,
+            first_step=unit.first_step,
+            n_steps=unit.n_steps,
+            on_step=self._on_step,
+        )
+        self._memory.keep(unit, moments, optimiser.moments())
+        tensors: Tensors = {}
+        for leaf in unit.leaves:
+            tensors |= with_prefix(model.node_state(_inside(leaf, unit.node)), f"node.{leaf}.")
+        return Work(tensors, thin(losses, N_LOSSES), nll_before, self._heldout_nll(model, heldout))
+
+    def _batches(self, unit: WorkUnit, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
+        rows = batches(
+            shard,
+            window_tokens=unit.window_tokens,
+            batch_windows=unit.batch_windows,
+            seed=order_seed(unit.seed, self.worker),
+            first_step=unit.first_step,
+        )
+        for ids, documents in rows:
+            yield torch.from_numpy(ids).to(self._device), torch.from_numpy(documents).to(self._device)
+
+    @torch.no_grad()
+    def _heldout_nll(self, model: TreeModel, rows: tuple[Tensor, Tensor] | None) -> float | None:
+        if rows is None:
+            return None
+        ids, documents = (tensor.to(self._device) for tensor in rows)
+        return model.loss(ids, documents=documents).item()
+
+    # --- a subtree ---------------------------------------------------------------------------------------------------
+
+    def _train_subtree(self, unit: WorkUnit, received: Received, shard: Shard) -> tuple[Work, Dealt, Gates]:
+        """Leaves and gates together through the soft mixture, which hardens towards the unit's end."""
+        inside = Topology(tuple(_inside(leaf, unit.node) for leaf in unit.leaves))
+        documents = split.pieces(shard.train, len(unit.leaves))
+        features = self._features(documents)
+        leaf_of, gates = self._begin(unit, received, inside, documents, features)
+        router = Router(self._feature, gates, inside, inside.leaves, trainable=True)
+        with self._tree(unit, received, router) as model:
+            parameters = [*model.adapter_parameters(), *router.parameters()]
+            work = self._fit(unit, model, shard, parameters, hardening_loss(model, router, unit.n_steps))
+        trained = router.gates()
+        hardened = split.by_gates(features, trained, inside)
+        if set(hardened) == set(inside.leaves):  # otherwise a leaf would be left without text, and later without sums
+            leaf_of = hardened
+        return work, Dealt(documents, [unit.node + leaf for leaf in leaf_of]), _moved(trained, unit.node)
+
+    def _begin(
+        self,
+        unit: WorkUnit,
+        received: Received,
+        inside: Topology,
+        documents: Sequence[Document],
+        features: np.ndarray,
+    ) -> tuple[list[NodePath], Gates]:
+        """Whose text is whose at first, and gates that say so: the run's, or balanced halves where it has none yet."""
+        present = received.present.nodes
+        known = {node: present.get(unit.node + node) for node in inside.inner}
+        solved = {node: gate for node, gate in known.items() if gate is not None and gate.w.any()}
+        if len(solved) == len(known):
+            gates = Gates(solved, self._feature.dim)
+            leaf_of = split.by_gates(features, gates, inside)
+            if set(leaf_of) == set(inside.leaves):
+                return leaf_of, gates
+        sizes = np.array([len(document.tokens) for document in documents])
+        dealt = Dealt(list(documents), split.deal(features, sizes, inside))
+        sums = {leaf: self._sums(members) for leaf, members in dealt.by_leaf().items()}
+        return dealt.leaf_of, solve_gates(sums, inside)
+
+    # --- what is told about routing ----------------------------------------------------------------------------------
+
+    def _routing_tensors(self, unit: WorkUnit, received: Received, dealt: Dealt, trained: Gates) -> Tensors:
+        """Router scores of held-out text; sums of each leaf of a subtree; gates, where the run averages weights."""
+        heldout = self.shard.heldout
+        leaf_of = [unit.node] * len(heldout)
+        if len(unit.leaves) > 1 and heldout:
+            inside = Topology(tuple(_inside(leaf, unit.node) for leaf in unit.leaves))
+            below = split.by_gates(self._features(heldout), _moved(trained, "", above=unit.node), inside)
+            leaf_of = [unit.node + leaf for leaf in below]
+        tensors = sending.histogram_tensors(received.present, self._feature, heldout, leaf_of)
+        if len(unit.leaves) > 1:
+            sums = {leaf: self._sums(members) for leaf, members in dealt.by_leaf().items()}
+            tensors |= sending.statistics_tensors(sums)
+        if unit.router_sync != "statistics":
+            tensors |= sending.gate_tensors(self._stepped(unit, received, dealt, trained))
+        return tensors
+
+    def _stepped(self, unit: WorkUnit, received: Received, dealt: Dealt, trained: Gates) -> Gates:
+        """Gates above the unit's node after a few local steps, and those of its subtree as the mixture trained them."""
+        topology = Topology(unit.topology_leaves)
+        blank = Gate(np.zeros(self._feature.dim), 0.0, 1.0)
+        start = {
+            inner: received.averaged.nodes.get(inner, blank) for inner in sending.gates_in_line(topology, unit.node)
+        }
+        rows, leaves = sending.prefix_rows(self._feature, dealt.documents, dealt.leaf_of)
+        stepped = local_gate_steps(
+            Gates(start, self._feature.dim), rows, leaves, topology, LOCAL_GATE_STEPS, LOCAL_GATE_RATE
+        )
+        return Gates(start | stepped.nodes | trained.nodes, self._feature.dim)
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+def leaf_loss(model: TreeModel) -> LossOf:
+    """Next-token loss through the one leaf of the model."""
+
+    def loss_of(ids: Tensor, documents: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        nll = model.loss(ids, documents=documents)
+        return nll, nll.detach()
+
+    return loss_of
+
+
+def hardening_loss(model: TreeModel, router: Router, n_steps: int) -> LossOf:
+    """Next-token loss through the soft mixture, plus the gates' entropy with a weight that grows over the unit.
+
+    Source:
+        Belcak and Wattenhofer 2023, Fast Feedforward Networks, arXiv:2308.14711, section "Hardening".
+    """
+
+    def loss_of(ids: Tensor, documents: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        nll = model.loss(ids, documents=documents)
+        weight = HARDENING * (index + 1) / n_steps
+        return nll + weight * router.entropy(ids, documents=documents), nll.detach()
+
+    return loss_of
+
+
+def heldout_rows(documents: Sequence[Document], window_tokens: int) -> tuple[Tensor, Tensor] | None:
+    """A few windows, evenly spaced over the held-out text, with document numbers; None where there is no such text."""
+    if not documents or sum(len(document.tokens) for document in documents) < 2:
+        return None
+    stream = np.concatenate([document.tokens for document in documents]).astype(np.int64)
+    numbers = np.repeat(np.arange(len(documents)), [len(document.tokens) for document in documents])
+    width = min(window_tokens, len(stream))
+    n_windows = min(N_HELDOUT_WINDOWS, len(stream) // width)
+    starts = np.linspace(0, len(stream) - width, n_windows).astype(np.int64)
+    places = starts[:, None] + np.arange(width)
+    return torch.from_numpy(stream[places]), torch.from_numpy(numbers[places])
+
+
+def order_seed(seed: int, worker: str) -> int:
+    """Seed of a worker's own order of batches: replicas of a leaf must not read the same windows in step."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{worker}".encode()).digest()[:7], "big")
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+class Memory:
+    """AdamW's moments of the nodes that were trained last, before and after each one's last unit, by step."""
+
+    def __init__(self) -> None:
+        self._moments: dict[tuple[object, ...], dict[int, Moments | None]] = {}
+
+    def recall(self, unit: WorkUnit) -> Moments | None:
+        """The moments that belong to the unit's first step; None where this process has not come that way."""
+        return self._moments.get(_key(unit), {}).get(unit.first_step)
+
+    def keep(self, unit: WorkUnit, before: Moments | None, after: Moments) -> None:
+        """Remember a unit's two ends, and forget the node that was not trained for the longest time."""
+        self._moments.pop(_key(unit), None)
+        self._moments[_key(unit)] = {unit.first_step: before, unit.first_step + unit.n_steps: after}
+        while len(self._moments) > MAX_REMEMBERED_NODES:
+            del self._moments[next(iter(self._moments))]
+
+
+def _key(unit: WorkUnit) -> tuple[object, ...]:
+    return unit.run, unit.node, unit.leaves, unit.rank
+
+
+def _inside(path: NodePath, top: NodePath) -> NodePath:
+    """The name of a node within the subtree of `top`, where `top` is the root."""
+    return path.removeprefix(top)
+
+
+def _moved(gates: Gates, onto: NodePath, *, above: NodePath = "") -> Gates:
+    """Gates renamed: those under `above` to the same places under `onto`."""
+    nodes = {onto + _inside(node, above): gate for node, gate in gates.nodes.items() if is_under(node, above)}
+    return Gates(nodes, gates.dim)
