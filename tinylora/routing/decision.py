@@ -1,7 +1,7 @@
 """The names of routing policies: how gates become weights, and how often. No torch, so that commands can check one."""
 
 from dataclasses import dataclass
-from typing import Literal, Self, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 from tinylora.errors import SettingError
 
@@ -47,7 +47,7 @@ class Policy:
             raise SettingError(f"policy {self.decision}: expected a threshold from 0 to below 1, got {self.threshold}")
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str) -> "Policy":
         """Read a policy such as `soft`, `elastic:0.7`, `hard@window:64`; `sequence` alone is `hard@sequence:32`.
 
         Raises:
@@ -65,7 +65,7 @@ class Policy:
             limit = float(threshold) if colon else DEFAULT_THRESHOLD
         except ValueError:
             raise SettingError(f"policy {text!r}: expected {_FORMS}") from None
-        return cls(decision, granularity, n_tokens, limit)  # type: ignore[arg-type]  # checked by __post_init__
+        return cls(decision, granularity, n_tokens, limit)  # pyright: ignore[reportArgumentType]  # checked by __post_init__
 
     def __str__(self) -> str:
         """The shortest text that `parse` reads as this policy."""

@@ -8,7 +8,7 @@ so a token's leaf is known before layer 0; and nothing after t enters φ_t.
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal, Self, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ class FeatureState:
     count: Int[Tensor, " batch"]
 
     @classmethod
-    def zero(cls, batch: int, dim: int, device: torch.device | None = None) -> Self:
+    def zero(cls, batch: int, dim: int, device: torch.device | None = None) -> "FeatureState":
         """Before the first token."""
         return cls(
             torch.zeros(batch, dim, dtype=torch.float64, device=device),
@@ -76,7 +76,7 @@ class RoutingFeature(nn.Module):
         max_dim: int = 256,
         seed: int = 0,
         projection: Projection = "random",
-    ) -> Self:
+    ) -> "RoutingFeature":
         """A feature of at most `max_dim` numbers.
 
         Random signs are the default although principal directions route a little better: eigenvectors differ in their

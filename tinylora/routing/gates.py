@@ -9,7 +9,7 @@ mixture.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -77,7 +77,7 @@ class Gates:
     @classmethod
     def from_arrays(
         cls, arrays: Mapping[str, Any], prefix: str = "router.", *, dim: int | None = None, with_tau: bool = True
-    ) -> Self:
+    ) -> "Gates":
         """Gates that came over the network or from a file.
 
         Args:

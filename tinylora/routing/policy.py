@@ -138,7 +138,7 @@ class Router(nn.Module):
         return RouterState(feature, self.start.expand(batch, -1))
 
     def scores(self, means: Float[Tensor, "batch token feature"]) -> Float[Tensor, "batch token inner"]:
-        """Of every gate w · φ + b, without temperature; in float64, so that a decision does not hang on a batch's shape."""
+        """Of every gate w · φ + b, without temperature; in float64, as no decision may hang on a batch's shape."""
         return F.linear(means.double(), self.w.double(), self.b.double())
 
     def log_posterior(self, scores: Float[Tensor, "batch token inner"]) -> Float[Tensor, "batch token leaf"]:

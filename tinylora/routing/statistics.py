@@ -7,7 +7,7 @@ out.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -33,7 +33,7 @@ class RouterStatistics:
     """Σ φφᵀ, its upper triangle row by row."""
 
     @classmethod
-    def zero(cls, dim: int) -> Self:
+    def zero(cls, dim: int) -> "RouterStatistics":
         """The sums over no text."""
         return cls(np.zeros(len(PREFIXES)), np.zeros((len(PREFIXES), dim)), np.zeros(dim * (dim + 1) // 2))
 
@@ -56,12 +56,12 @@ class RouterStatistics:
         mean = self.mean()
         return _unpack(self.scatter, self.dim) / max(self.n, 1.0) - np.outer(mean, mean)
 
-    def __add__(self, other: Self) -> Self:
+    def __add__(self, other: "RouterStatistics") -> "RouterStatistics":
         """Sums over both texts."""
         self._check_same_dim(other)
         return type(self)(self.count + other.count, self.total + other.total, self.scatter + other.scatter)
 
-    def __sub__(self, other: Self) -> Self:
+    def __sub__(self, other: "RouterStatistics") -> "RouterStatistics":
         """Sums without those of `other`, which are part of these; what is left of no rows at all is exactly zero.
 
         Raises:
@@ -90,7 +90,7 @@ class RouterStatistics:
     @classmethod
     def from_arrays(
         cls, arrays: Mapping[str, Any], *, dim: int | None = None, where: str = "router statistics"
-    ) -> Self:
+    ) -> "RouterStatistics":
         """Sums that came over the network, if they can be the sums of any rows at all.
 
         Args:
