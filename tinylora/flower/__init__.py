@@ -16,6 +16,8 @@ import logging
 import os
 from pathlib import Path
 
+from tinylora.errors import StorageError
+
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
@@ -25,8 +27,14 @@ def use_home(folder: Path) -> None:
 
     Two instances on one machine must not share one; flwr's default, ~/.flwr, belongs to the user. Call it before
     anything below this package is imported.
+
+    Raises:
+        StorageError: The folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror or error}; choose another folder") from None
     os.environ["FLWR_HOME"] = str(folder.resolve())
     # A filter, because flwr sets its logger's level again when it is imported.
     logging.getLogger("flwr").addFilter(_is_error)

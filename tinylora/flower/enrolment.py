@@ -63,7 +63,7 @@ class JoinAnswer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     worker: Name
-    run: Name
+    run: str
     protocol: int
     settings: RunSettings
     base: BaseFacts

@@ -50,7 +50,7 @@ from tinylora.flower.compat.wire import (
 from tinylora.flower.enrolment import Address
 from tinylora.flower.identity import worker_of
 from tinylora.flower.link import ADMIN_HEADER
-from tinylora.flower.messages import MESSAGE_TYPE, read_update, unit_record
+from tinylora.flower.messages import MESSAGE_TYPE, WORKER_DECLINES, read_update, unit_record
 from tinylora.flower.objects import put_together
 from tinylora.flower.pulse import Pulse
 from tinylora.protocol.documents import WorkUnit
@@ -223,7 +223,8 @@ class FlowerTransport:
             if (
                 message.has_error()
             ):  # of unknown source, maybe the SuperLink: only the answered message tells the worker
-                self._fail(sent, f"{message.error.reason or 'no reason given'} (Flower code {message.error.code})")
+                code, reason = message.error.code, message.error.reason or "no reason given"
+                self._fail(sent, f"{reason} (Flower code {code})", is_final=code == WORKER_DECLINES)
                 return
             update_json, payload = read_update(message.content)
         except Exception as error:  # a reply comes from outside: nothing in it may end this process
@@ -231,8 +232,8 @@ class FlowerTransport:
             return
         self._deliver(Reply(sent.worker, sent.unit_id, update_json, payload))
 
-    def _fail(self, sent: _Sent, reason: str) -> None:
-        self._deliver(Reply(sent.worker, sent.unit_id, error=reason))
+    def _fail(self, sent: _Sent, reason: str, *, is_final: bool = False) -> None:
+        self._deliver(Reply(sent.worker, sent.unit_id, error=reason, is_final=is_final))
 
     def _deliver(self, reply: Reply) -> None:
         self._arrived.put(reply)

@@ -11,12 +11,14 @@ from typing import TypeAlias
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from tinylora.errors import ProtocolError, TinyLoraError
+from tinylora.errors import BaseModelError, DataError, ProtocolError, TinyLoraError
 from tinylora.protocol.documents import MAX_DOCUMENT_BYTES, Update, WorkUnit, sha256
 
 MESSAGE_TYPE = "train"
 WORKER_FAILED = 2
-"""Flower's code for "the ClientApp raised"."""
+"""Flower's code for "the ClientApp raised": the unit may be tried again."""
+WORKER_DECLINES = 201
+"""Ours: asking this worker again is of no use, its text or its base does not fit the run."""
 
 Handle: TypeAlias = Callable[[WorkUnit, bytes], tuple[Update, bytes]]
 """What a worker does with a unit and its payload."""
@@ -59,15 +61,17 @@ def answer(message: Message, handle: Handle) -> Message:
     try:
         unit, payload = read_unit(message.content)
         return Message(update_record(*handle(unit, payload)), reply_to=message)
+    except (DataError, BaseModelError) as error:
+        return failure(message, str(error), code=WORKER_DECLINES)
     except TinyLoraError as error:
         return failure(message, str(error))
     except Exception as error:  # whatever the unit did wrong, the worker stays for the next one
         return failure(message, f"{type(error).__name__}: {error}")
 
 
-def failure(message: Message, reason: str) -> Message:
+def failure(message: Message, reason: str, *, code: int = WORKER_FAILED) -> Message:
     """The reply that says why there is no update."""
-    return Message(Error(code=WORKER_FAILED, reason=reason[:1000]), reply_to=message)
+    return Message(Error(code=code, reason=reason[:1000]), reply_to=message)
 
 
 def _record(kind: str, text: str, payload: bytes) -> RecordDict:

@@ -1,0 +1,243 @@
+"""A run's folder. `init` writes the first four files; `serve` adds the others.
+
+run.toml              what the operator decided; edit it before the first `serve`
+base.json             what identifies the base model, and the shapes of its linears
+token                 what a worker must show to join; readable by the owner only
+projection.safetensors  of the routing feature, where the base's embeddings are wider than it
+ledger.sqlite, blobs/ the run's memory
+link.db, flower/      Flower's own state: nodes and messages under way
+bundle.safetensors    the result
+"""
+
+import json
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tinylora.config import BaseFacts, RunSettings, make_settings, read_settings
+from tinylora.errors import SettingError, StorageError
+
+_HEAD = """\
+# A TinyLoRA run. Values may be changed until `tinylora-coordinator serve` is called for the first time; after that they
+# belong to the run's history.
+"""
+
+SECTIONS: dict[str, dict[str, str]] = {
+    "Name and seed": {
+        "name": "shown to workers and in the bundle",
+        "seed": "decides adapters' first values and the order of batches",
+    },
+    "The tree": {
+        "depth": "levels of the perfect tree that the topology starts as: 2**depth leaves",
+        "rank": "of every adapter",
+        "alpha": "scale = alpha / rank",
+    },
+    "Learning": {
+        "learning_rate": "peak, after the warm-up; falls to a tenth over leaf_steps",
+        "warmup_steps": "optimiser steps from nothing to the peak",
+        "leaf_steps": "optimiser steps that a leaf gets in all from one worker",
+        "unit_steps": "optimiser steps of one work unit",
+        "batch_windows": "windows in one optimiser step",
+        "window_tokens": "tokens in one window; at most what the base can attend to",
+    },
+    "Routing": {
+        "router_sync": '"statistics": summed, exact; "weights": averaged; "both": statistics used, weights compared',
+        "router_period": "accepted updates between two router versions",
+    },
+    "The start, and who may take part": {
+        "min_workers": "sketches to wait for before the tree is set",
+        "start_after_s": "seconds after which the tree is set with fewer",
+        "min_sequences": "windows below which a shard is not sketched: its sums would tell too much of a single text",
+    },
+    "Leases": {
+        "first_deadline_s": "seconds for a unit while no times were observed yet",
+        "deadline_slack": "k in: deadline = median + k * MAD of observed times",
+        "max_update_mib": "largest payload of a unit or an update",
+    },
+}
+"""Every setting with the comment that `init` writes beside it."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where things are."""
+
+    root: Path
+
+    @property
+    def settings_file(self) -> Path:
+        """What the operator decided."""
+        return self.root / "run.toml"
+
+    @property
+    def base_file(self) -> Path:
+        """Facts about the base."""
+        return self.root / "base.json"
+
+    @property
+    def token_file(self) -> Path:
+        """The join token."""
+        return self.root / "token"
+
+    @property
+    def projection_file(self) -> Path:
+        """The routing feature's projection, if it has one."""
+        return self.root / "projection.safetensors"
+
+    @property
+    def link_database(self) -> Path:
+        """Flower's state."""
+        return self.root / "link.db"
+
+    @property
+    def flower_home(self) -> Path:
+        """Flower's home of this process."""
+        return self.root / "flower"
+
+    @property
+    def bundle_file(self) -> Path:
+        """The result."""
+        return self.root / "bundle.safetensors"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What `init` wrote, read back."""
+
+    settings: RunSettings
+    base: BaseFacts
+    token: str
+
+
+def run_id(settings: RunSettings) -> str:
+    """The run's name as it stands in documents: letters, digits and a few signs."""
+    return re.sub(r"[^A-Za-z0-9._:-]+", "-", settings.name).strip("-._:") or "run"
+
+
+def parse_changes(changes: list[str]) -> dict[str, object]:
+    """Read `key=value` texts.
+
+    Raises:
+        SettingError: One has no equals sign.
+    """
+    values: dict[str, object] = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise SettingError(f"--set {change}: expected key=value, such as --set depth=3")
+        values[key.strip()] = value.strip()
+    return values
+
+
+def check_is_new(folder: RunFolder) -> None:
+    """Refuse a folder that holds a run.
+
+    Raises:
+        SettingError: It does.
+    """
+    if folder.settings_file.exists():
+        raise SettingError(f"{folder.root}: holds a run already; serve it, or choose another folder")
+
+
+def check_settings(settings: RunSettings, base: BaseFacts) -> None:
+    """Check settings against the base that they are for.
+
+    Raises:
+        SettingError: The window is longer than the base can attend to.
+    """
+    if settings.window_tokens > base.max_window_tokens:
+        raise SettingError(
+            f"window_tokens: {base.base_id} attends to at most {base.max_window_tokens} tokens, got "
+            f"{settings.window_tokens}; add --set window_tokens={base.max_window_tokens}"
+        )
+
+
+def write_run(folder: RunFolder, settings: RunSettings, base: BaseFacts, projection: bytes | None) -> None:
+    """Write what a run starts from; run.toml comes last, so that a folder with one is complete.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        folder.base_file.write_text(json.dumps(base.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+        if projection is not None:
+            folder.projection_file.write_bytes(projection)
+        _write_secret(folder.token_file, f"tl1.{secrets.token_urlsafe(24)}\n")
+        folder.settings_file.write_text(settings_text(settings), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{folder.root}: {error.strerror or error}; choose another folder") from None
+
+
+def _write_secret(file: Path, text: str) -> None:
+    file.unlink(missing_ok=True)
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+        out.write(text)
+
+
+def settings_text(settings: RunSettings) -> str:
+    """Settings as TOML with a comment for each."""
+    values = settings.model_dump(mode="json")
+    lines = [_HEAD]
+    for title, comments in SECTIONS.items():
+        lines.append(f"# {title}")
+        lines += [f"{name} = {_toml(values[name])}  # {comment}" for name, comment in comments.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: object) -> str:
+    """A number, truth value or text; JSON writes them as TOML does, if non-ASCII letters stay as they are."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f") if isinstance(value, str) else text
+
+
+def read_run(folder: RunFolder) -> RunFiles:
+    """Read what `init` wrote.
+
+    Raises:
+        SettingError: The folder holds no run, or a file of it is missing or unreadable.
+    """
+    if not folder.settings_file.is_file():
+        raise SettingError(
+            f"{folder.root}: no run here (run.toml is missing); make one with `tinylora-coordinator init {folder.root} "
+            "--base PATH`"
+        )
+    settings = read_settings(folder.settings_file)
+    base = _read_base(folder.base_file)
+    check_settings(settings, base)
+    return RunFiles(settings, base, _read_token(folder.token_file))
+
+
+def _read_base(file: Path) -> BaseFacts:
+    try:
+        return BaseFacts.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"{file}: not readable: {error}; `tinylora-coordinator init` writes it") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "document"
+        raise SettingError(f"{file}: {where}: {first['msg']}; `tinylora-coordinator init` writes it") from None
+
+
+def _read_token(file: Path) -> str:
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"{file}: not readable: {error}; write a long random word into it") from None
+    if len(token) < 16:
+        raise SettingError(f"{file}: expected a token of at least 16 characters, got {len(token)}")
+    return token
+
+
+def changed(values: dict[str, object]) -> RunSettings:
+    """Settings with these values instead of the defaults.
+
+    Raises:
+        SettingError: One is unknown or out of range.
+    """
+    return make_settings("--set", values)

@@ -1,0 +1,206 @@
+"""Serving a run: the link in a thread, the rounds in the main thread, the ledger between this process and the next.
+
+A process may end anywhere, by a signal or by a power cut: `serve` on the same folder takes the run up where its ledger
+left it. Workers that are connected notice only that nobody answers for a while.
+"""
+
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tinylora import tensors
+from tinylora.bundle import write_bundle
+from tinylora.errors import DataError, StorageError
+from tinylora.federation.campaign import Campaign, fold
+from tinylora.federation.events import Event
+from tinylora.federation.ledger_sqlite import SqliteLedger
+from tinylora.federation.loop import run_campaign
+from tinylora.federation.ports import Ledger
+from tinylora.flower.clock import RunClock, age_s
+from tinylora.flower.grid import FlowerTransport, HttpWire
+from tinylora.flower.link import Link, RunCard, Served, create_link, serve_in_thread
+from tinylora.numerics import TorchNumerics
+from tinylora.release import make_bundle
+from tinylora_coordinator.folder import RunFiles, RunFolder, read_run, run_id
+from tinylora_coordinator.telling import tell
+
+LINGER_S = 30.0
+"""How long a finished run waits for its workers to notice."""
+MIB = 2**20
+_PROJECTION = "router.projection"
+
+
+def say(line: str) -> None:
+    """One line for the operator; stdout is kept for data."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def serve(root: Path, *, host: str, port: int, linger_s: float = LINGER_S, log: Callable[[str], None] = say) -> None:
+    """Serve the run in `root` until it is finished or a signal comes.
+
+    Raises:
+        SettingError: There is no run in `root`, or its settings are not those that it was begun with.
+        NetworkError: The address cannot be opened.
+        StorageError: The folder cannot be written.
+    """
+    folder = RunFolder(root)
+    files = read_run(folder)
+    limit_bytes = int(files.settings.max_update_mib * MIB)
+    with SqliteLedger(root) as ledger, _stop_on_signals() as stop:
+        link = create_link(folder.link_database, RunCard(files.settings, files.base, files.token))
+        with serve_in_thread(link.app, host=host, port=port) as served:
+            _greet(folder, files, served, log)
+            wire = HttpWire(
+                served.host_port, admin=link.admin, superexec_secret=link.superexec_secret, limit_bytes=limit_bytes
+            )
+            with FlowerTransport(wire) as transport:
+                link.phase = "running"
+                campaign = _drive(ledger, transport, files, stop, log)
+            _end(folder, ledger, link, campaign, log, linger_s)
+
+
+def _greet(folder: RunFolder, files: RunFiles, served: Served, log: Callable[[str], None]) -> None:
+    log(f"run {files.settings.name}: serving {folder.root} at http://{served.host_port}")
+    command = f"tinylora-worker join http://{served.host_port} --token TOKEN --base PATH --data DIR"
+    log(f"a worker joins with: {command}  (TOKEN is in {folder.token_file})")
+
+
+def _drive(
+    ledger: SqliteLedger,
+    transport: FlowerTransport,
+    files: RunFiles,
+    stop: threading.Event,
+    log: Callable[[str], None],
+) -> Campaign:
+    past = ledger.events()
+    if past:
+        log(f"taking the run up after {len(past)} events")
+    stopper = threading.Thread(target=_wake_when, args=(stop, transport.arrived), daemon=True)
+    stopper.start()
+    return run_campaign(
+        ledger,
+        transport,
+        RunClock(age_s(past), transport.arrived),
+        run=run_id(files.settings),
+        settings=files.settings,
+        base=files.base,
+        numerics=TorchNumerics(),
+        on_event=_after(len(past), lambda event: _log_event(event, log)),
+        stop=stop.is_set,
+        nonce_source=lambda run, seed, unit: secrets.token_hex(16),
+    )
+
+
+def _wake_when(stop: threading.Event, wake: threading.Event) -> None:
+    stop.wait()
+    wake.set()
+
+
+def _after(n_past: int, tell_of: Callable[[Event], None]) -> Callable[[Event], None]:
+    """Leaves out the first events: the loop tells of the past too."""
+    left = n_past
+
+    def hear(event: Event) -> None:
+        nonlocal left
+        if left > 0:
+            left -= 1
+        else:
+            tell_of(event)
+
+    return hear
+
+
+def _log_event(event: Event, log: Callable[[str], None]) -> None:
+    if line := tell(event):
+        log(line)
+
+
+def _end(
+    folder: RunFolder, ledger: Ledger, link: Link, campaign: Campaign, log: Callable[[str], None], linger_s: float
+) -> None:
+    """Release a finished run and let its workers go; a stopped one is left as it is."""
+    if not campaign.finished:
+        link.phase = "stopping"
+        log(f"stopped; `tinylora-coordinator serve {folder.root}` takes the run up again")
+        return
+    try:
+        sha256 = release(folder, ledger, campaign, folder.bundle_file)
+        log(f"{folder.bundle_file}: sha256 {sha256}")
+    except DataError as error:
+        log(f"no bundle: {error}")
+    link.phase = "finished"
+    wait_until(lambda: not link.online_workers(), timeout_s=linger_s)
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float, poll_s: float = 0.2) -> bool:
+    """Wait for something that others do; returns whether it came true."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(poll_s)
+    return True
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set; a second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+
+    def heard(number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, signal.default_int_handler)
+
+    old = {number: signal.signal(number, heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+# --- looking at a run, and taking its bundle ----------------------------------------------------------------------
+
+
+def release(folder: RunFolder, ledger: Ledger, campaign: Campaign, file: Path) -> str:
+    """Write the run's tree as it stands; returns the file's sha256.
+
+    Raises:
+        DataError: The run has no tree yet.
+        StorageError: The file cannot be written.
+    """
+    projection = None
+    if folder.projection_file.exists():
+        projection = tensors.from_bytes(folder.projection_file.read_bytes())[_PROJECTION]
+    return write_bundle(make_bundle(campaign, ledger, projection=projection), file)
+
+
+def projection_bytes(projection: Any) -> bytes | None:
+    """The routing feature's projection as `init` keeps it; None where the feature needs none."""
+    return None if projection is None else tensors.to_bytes({_PROJECTION: projection})
+
+
+def bundle(root: Path, out: Path) -> str:
+    """Write the bundle of the run in `root`, whether it is being served, stopped or finished.
+
+    Raises:
+        SettingError: There is no run in `root`.
+        DataError: It has no tree yet.
+        StorageError: `out` cannot be written.
+    """
+    folder = RunFolder(root)
+    files = read_run(folder)
+    if not out.parent.is_dir():
+        raise StorageError(f"{out}: no such folder; make it first")
+    with SqliteLedger.open_readonly(root) as ledger:
+        campaign = fold(ledger.events())
+        if campaign is None:
+            raise DataError(f"{root}: run {files.settings.name} has not begun; serve it first")
+        return release(folder, ledger, campaign, out)
