@@ -1,5 +1,6 @@
 """The numbers in payloads, for the loop: what `federation.ports.Numerics` asks, with torch."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -78,22 +79,26 @@ def _first_not_finite(found: Tensors) -> str:
         (
             name
             for name, tensor in sorted(found.items())
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+            if tensor.is_floating_point() and not _is_finite(tensor)
         ),
         "",
     )
 
 
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """One pass: a norm is finite only if all numbers are. Should the norm itself overflow, look closer."""
+    return math.isfinite(float(torch.linalg.vector_norm(tensor))) or bool(torch.isfinite(tensor).all())
+
+
 def _moved_rms(tensor: torch.Tensor, name: str, start: Tensors) -> float:
     """Rms of the change. Without a start B began at zero; A was drawn by the worker, so only its excess is a change."""
-    now = tensor.to(torch.float64)
     if name in start:
-        return _rms(now - start[name].to(torch.float64))
-    return max(0.0, _rms(now) - LARGEST_DRAWN_RMS) if name.endswith(".lora_A") else _rms(now)
+        return _rms(tensor - start[name])
+    return max(0.0, _rms(tensor) - LARGEST_DRAWN_RMS) if name.endswith(".lora_A") else _rms(tensor)
 
 
 def _rms(numbers: torch.Tensor) -> float:
-    return float(numbers.square().mean().sqrt()) if numbers.numel() else 0.0
+    return float(torch.linalg.vector_norm(numbers)) / math.sqrt(numbers.numel()) if numbers.numel() else 0.0
 
 
 def _statistics_fault(found: Tensors) -> str:

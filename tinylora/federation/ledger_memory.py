@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tinylora.errors import StorageError
 from tinylora.federation.events import Event
-from tinylora.protocol.documents import sha256
+from tinylora.protocol.documents import sha256 as sha256_of
 
 
 class MemoryLedger:
@@ -22,9 +22,9 @@ class MemoryLedger:
         """Events in order, without the first `after` ones."""
         return tuple(self._events[after:])
 
-    def put_blob(self, data: bytes) -> str:
+    def put_blob(self, data: bytes, *, sha256: str = "") -> str:
         """Keep bytes under their hex sha256."""
-        name = sha256(data)
+        name = sha256 or sha256_of(data)
         self._blobs.setdefault(name, bytes(data))
         return name
 

@@ -195,7 +195,7 @@ class Rounds:
         except Refusal as refusal:
             self._reject(reply, refusal)
             return
-        blob = self._ledger.put_blob(reply.payload)
+        blob = self._ledger.put_blob(reply.payload, sha256=update.payload_sha256)
         self._emit(
             UpdateAccepted(
                 unit_id=lease.unit_id,

@@ -79,8 +79,13 @@ class Ledger(Protocol):
         """Events in order, without the first `after` ones."""
         ...
 
-    def put_blob(self, data: bytes) -> str:
-        """Store bytes, durable before the call returns; the name is their hex sha256. Storing twice is storing once."""
+    def put_blob(self, data: bytes, *, sha256: str = "") -> str:
+        """Store bytes, durable before the call returns; the name is their hex sha256. Storing twice is storing once.
+
+        Args:
+            data: Any bytes.
+            sha256: Their sha256, from a caller that has just computed it; hashing is most of what storing costs.
+        """
         ...
 
     def get_blob(self, sha256: str) -> bytes:
