@@ -95,7 +95,7 @@ def _rows_of(weights: Tensor, x: Tensor) -> Tensor:
     n_rows, n_tokens = x.shape[:-1].numel(), weights.shape[:-1].numel()
     if n_rows != n_tokens:
         raise ShapeMismatch(
-            f"adapter input: expected {n_tokens} tokens as in the routing, got {n_rows}; this base hands only some of its "
-            "tokens to a linear (as experts do), and routing cannot tell which: use one node at a time, without a router"
+            f"adapter input: expected {n_tokens} tokens as in the routing, got {n_rows}; this base hands some of its "
+            "tokens alone to a linear, as experts do, and routing cannot tell which: use one node, without a router"
         )
     return weights.reshape(*x.shape[:-1], weights.shape[-1])

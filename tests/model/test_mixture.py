@@ -56,7 +56,8 @@ def test_both_agree_forward_and_backward(n_nodes: int, rank: int, seed: int) -> 
     outputs, gradients = [], []
     for impl in IMPLS:
         leaves = [tensor.clone().requires_grad_() for tensor in (*tensors, routing.weights)]
-        out = leaf_lora(*leaves[:4], Routing(leaves[4]), 0.7, impl)
+        x, base_out, lora_a, lora_b, weights = leaves
+        out = leaf_lora(x, base_out, lora_a, lora_b, Routing(weights), 0.7, impl)
         out.mul(ramp(*out.shape)).sum().backward()
         outputs.append(out)
         gradients.append([leaf.grad for leaf in leaves])
@@ -73,8 +74,8 @@ def test_gradients_are_right(impl: Impl, is_weighted: bool) -> None:
     if routing.weights is not None:
         leaves.append(routing.weights.requires_grad_())
 
-    def mix(*leaves: torch.Tensor) -> torch.Tensor:
-        return leaf_lora(*leaves[:4], Routing(leaves[4] if len(leaves) == 5 else None), 0.7, impl)
+    def mix(x, base_out, lora_a, lora_b, weights=None) -> torch.Tensor:
+        return leaf_lora(x, base_out, lora_a, lora_b, Routing(weights), 0.7, impl)
 
     assert torch.autograd.gradcheck(mix, leaves)
 

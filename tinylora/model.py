@@ -1,0 +1,488 @@
+"""`TreeModel`: a frozen base, the adapters of some nodes on its linears, and a router that says which token uses which.
+
+The base stays resident. A `TreeModel` puts its adapters in front of the base's linears and takes them away again
+(`detach_adapters`), so that one base in memory serves many units of work, one after the other.
+
+Batches may be packed (several documents in a row; attention is plain causal across them, only the routing mean
+restarts) or padded. `attention_mask` is 1 on tokens and 0 on padding, at either side, in a pass without a cache;
+prompts of different length for `generate` are padded on the left (`left_pad`). Positions count real tokens.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tinylora.adapters.lora import AdapterLinear, SharedRouting
+from tinylora.base_model import LoadedBase
+from tinylora.errors import BaseModelError, SettingError, ShapeMismatch
+from tinylora.mixture import Impl, Routing
+from tinylora.routing.policy import Policy, Router, RouterState
+from tinylora.tensors import Tensors
+
+IGNORED_LABEL = -100
+SOFT = Policy.parse("soft")
+_CHUNK_NUMBERS = 2**22  # logits that are in memory at once while a loss is taken
+
+
+@dataclass(frozen=True)
+class TreeOutput:
+    """What a forward pass gives: logits, and what the next pass over the same rows continues from."""
+
+    logits: Float[Tensor, "batch token vocab"]
+    past_key_values: Any
+    state: RouterState | None
+
+
+class TreeModel(nn.Module):
+    """A base with the adapters of `nodes`, stacked in this order, and a router over them.
+
+    Without a router there is one node, which takes every token; or none, which is the base. New adapters are zero and
+    add nothing until `load_node` fills them. The base stays frozen and in evaluation mode, whatever mode this module is
+    in.
+
+    Args:
+        base: The base; its model carries the adapters until `detach_adapters`.
+        nodes: Paths of the nodes that have an adapter.
+        rank: Of every adapter.
+        scale: alpha / rank.
+        router: Gates over `nodes`, in the same order.
+        policy: How the router's posterior becomes weights; may be set anew between calls.
+        impl: How many adapters are added up; "reference" is for tests.
+
+    Raises:
+        SettingError: Several nodes and no router, or a router over other nodes.
+        BaseModelError: The base carries another model's adapters.
+    """
+
+    def __init__(
+        self,
+        base: LoadedBase,
+        *,
+        nodes: tuple[str, ...],
+        rank: int,
+        scale: float,
+        router: Router | None = None,
+        policy: Policy = SOFT,
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__()
+        if router is None and len(nodes) > 1:
+            raise SettingError(f"nodes {', '.join(nodes)}: several nodes need a router to choose between them")
+        if router is not None and tuple(router.nodes) != nodes:
+            raise SettingError(f"router over nodes {tuple(router.nodes)}: expected the adapters' nodes {nodes}")
+        self.base, self.nodes, self.rank, self.scale = base, nodes, rank, scale
+        self.router, self.policy = router, policy
+        self._fixed: Routing | None = Routing(None) if router is None else None
+        self._shared = SharedRouting(Routing(None), impl)
+        self._has_plain_head = base.is_head_plain
+        self._accepts_positions = "position_ids" in inspect.signature(base.model.forward).parameters
+        self.model: Any = base.model
+        self.adapters = self._make_adapters()
+        self.attach_adapters()
+
+    # --- adapters ----------------------------------------------------------------------------------------------------
+
+    def _make_adapters(self) -> dict[str, list[AdapterLinear]]:
+        if not self.nodes:
+            return {}
+        return {
+            projection: [self._make_adapter(projection, name) for name in names]
+            for projection, names in self.base.linears.items()
+        }
+
+    def _make_adapter(self, projection: str, module_name: str) -> AdapterLinear:
+        shape, n_nodes = self.base.facts.projections[projection], len(self.nodes)
+        return AdapterLinear(
+            self.model.get_submodule(module_name),
+            torch.zeros(n_nodes, self.rank, shape.in_features, device=self.model.device),
+            torch.zeros(n_nodes, shape.out_features, self.rank, device=self.model.device),
+            scale=self.scale,
+            shared=self._shared,
+        )
+
+    def attach_adapters(self) -> None:
+        """Put the adapters in front of the base's linears; done once at construction, and again after a detachment.
+
+        Raises:
+            BaseModelError: Adapters are attached already, this model's or another's.
+        """
+        names = [name for names in self.base.linears.values() for name in names]
+        if any(isinstance(self.model.get_submodule(name), AdapterLinear) for name in names):
+            raise BaseModelError(
+                f"{self.base.facts.base_id}: adapters are attached already; detach_adapters() comes first"
+            )
+        for projection, adapters in self.adapters.items():
+            for name, adapter in zip(self.base.linears[projection], adapters, strict=True):
+                self.model.set_submodule(name, adapter)
+        self._is_attached = True
+
+    def detach_adapters(self) -> None:
+        """Give the base its own linears back; the adapters can still be read, and attached again."""
+        if self._is_attached:
+            for projection, adapters in self.adapters.items():
+                for name, adapter in zip(self.base.linears[projection], adapters, strict=True):
+                    self.model.set_submodule(name, adapter.base)
+        self._is_attached = False
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """All A and B, in a fixed order."""
+        adapters = [adapter for projection in self.adapters.values() for adapter in projection]
+        return [parameter for adapter in adapters for parameter in (adapter.lora_a, adapter.lora_b)]
+
+    @torch.no_grad()
+    def load_node(self, path: str, state: Tensors) -> None:
+        """Copy a node's adapter in; `state` is stacked over layers, in whatever float dtype.
+
+        Raises:
+            SettingError: No adapter of this model belongs to `path`.
+            ShapeMismatch: A tensor is missing, unexpected, or of another shape.
+        """
+        index = self._index(path)
+        _check_shapes(path, state, self.node_state(path))
+        for projection, adapters in self.adapters.items():
+            for layer, adapter in enumerate(adapters):
+                adapter.lora_a[index].copy_(state[f"{projection}.lora_A"][layer])
+                adapter.lora_b[index].copy_(state[f"{projection}.lora_B"][layer])
+
+    @torch.no_grad()
+    def node_state(self, path: str) -> Tensors:
+        """A copy of a node's adapter: fp32, in main memory, stacked over layers.
+
+        Raises:
+            SettingError: No adapter of this model belongs to `path`.
+        """
+        index, state = self._index(path), {}
+        for projection, adapters in self.adapters.items():
+            state[f"{projection}.lora_A"] = torch.stack([adapter.lora_a[index] for adapter in adapters]).float().cpu()
+            state[f"{projection}.lora_B"] = torch.stack([adapter.lora_b[index] for adapter in adapters]).float().cpu()
+        return state
+
+    def _index(self, path: str) -> int:
+        if path not in self.nodes:
+            raise SettingError(f"node {path!r}: expected one of {self.nodes}")
+        return self.nodes.index(path)
+
+    # --- routing -----------------------------------------------------------------------------------------------------
+
+    def route_to(self, path: str | None) -> None:
+        """Send every token to one node, as an oracle would; None gives the choice back to the router.
+
+        Raises:
+            SettingError: No adapter of this model belongs to `path`.
+        """
+        if path is not None:
+            self._fixed = Routing(None, self._index(path))
+        else:
+            self._fixed = Routing(None) if self.router is None else None
+
+    def _route(
+        self, input_ids: Tensor, documents: Tensor | None, mask: Tensor | None, state: RouterState | None
+    ) -> RouterState | None:
+        """Set the routing of the pass that begins; returns the router's state after it."""
+        if not self._is_attached:
+            raise BaseModelError(f"{self.base.facts.base_id}: the adapters are detached; attach_adapters() comes first")
+        if self._fixed is not None or self.router is None:
+            self._shared.routing = self._fixed or Routing(None)
+            return state
+        self._shared.routing, state = self.router(
+            input_ids, documents=documents, mask=mask, state=state, policy=self.policy
+        )
+        return state
+
+    # --- passes ------------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> "TreeModel":
+        """Set the mode of the router; the base stays in evaluation mode: dropout is no part of a frozen function."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch token"],
+        *,
+        attention_mask: Tensor | None = None,
+        documents: Int[Tensor, "batch token"] | None = None,
+        past_key_values: Any = None,
+        state: RouterState | None = None,
+        use_cache: bool = False,
+    ) -> TreeOutput:
+        """Route every token, then run the base with the adapters.
+
+        Args:
+            input_ids: New tokens; those in the cache are not repeated.
+            attention_mask: 1 on tokens, 0 on padding; with a cache it covers the cached tokens too.
+            documents: Number of the document that each token of a packed row belongs to.
+            past_key_values: Cache of earlier passes. It comes with the `state` of the same pass: without it, routing
+                begins anew.
+            state: The router's, from the pass before.
+            use_cache: Whether to return a cache.
+
+        Raises:
+            BaseModelError: A cache is asked for, and the base has none of keys and values.
+        """
+        state = self._route(input_ids, documents, _last(attention_mask, input_ids), state)
+        output = self.model(
+            input_ids=input_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **self._mask_arguments(attention_mask, input_ids),
+        )
+        cache = output.get("past_key_values") if use_cache else None
+        if use_cache and cache is None:
+            raise BaseModelError(
+                f"{self.base.facts.base_id}: this base keeps no cache of keys and values to go on from"
+            )
+        return TreeOutput(output.logits, cache, state)
+
+    def _mask_arguments(self, attention_mask: Tensor | None, input_ids: Tensor) -> dict[str, Tensor]:
+        """What the base needs to skip padding; nothing without a mask, which leaves it its fast path."""
+        if attention_mask is None:
+            return {}
+        attention_mask = attention_mask.long()
+        if not self._accepts_positions:
+            return {"attention_mask": attention_mask}
+        positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        return {"attention_mask": attention_mask, "position_ids": positions[:, -input_ids.shape[1] :]}
+
+    def _before_head(
+        self, input_ids: Tensor, mask: Tensor | None, documents: Tensor | None, state: RouterState | None
+    ) -> tuple[Tensor, nn.Module, RouterState | None]:
+        """Per token, what the head is applied to, and the head: the whole logits never exist where they need not."""
+        if not self._has_plain_head:
+            output = self.forward(input_ids, attention_mask=mask, documents=documents, state=state)
+            return output.logits, nn.Identity(), output.state
+        state = self._route(input_ids, documents, _last(mask, input_ids), state)
+        arguments = self._mask_arguments(mask, input_ids)
+        output = self.model.base_model(input_ids=input_ids, use_cache=False, **arguments)
+        return output[0], self.model.get_output_embeddings(), state
+
+    # --- losses ------------------------------------------------------------------------------------------------------
+
+    def loss(
+        self,
+        input_ids: Int[Tensor, "batch token"],
+        *,
+        mask: Tensor | None = None,
+        documents: Int[Tensor, "batch token"] | None = None,
+        labels: Int[Tensor, "batch token"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean negative log-likelihood of next tokens, in nats.
+
+        Args:
+            input_ids: Windows of tokens.
+            mask: True on tokens, False on padding, which is neither seen nor counted.
+            documents: Number of the document that each token of a packed row belongs to.
+            labels: What stands at each place when it is not `input_ids`; `IGNORED_LABEL` where nothing is to be
+                predicted. The token at t is predicted from those before t.
+        """
+        rows, head, _ = self._before_head(input_ids, mask, documents, None)
+        targets = _targets(input_ids if labels is None else labels, mask)
+        total = _summed_nll(rows[:, :-1].flatten(0, 1), targets.flatten(), head, self._chunk_rows)
+        return total / (targets != IGNORED_LABEL).sum().clamp(min=1)
+
+    @torch.no_grad()
+    def token_nll(
+        self,
+        input_ids: Int[Tensor, "batch token"],
+        *,
+        mask: Tensor | None = None,
+        documents: Int[Tensor, "batch token"] | None = None,
+        state: RouterState | None = None,
+    ) -> tuple[Float[Tensor, "batch token-1"], RouterState | None]:
+        """Negative log-likelihood of each token but the first, in nats; 0 on padding.
+
+        The last token is predicted but not read: neither the base nor the router has seen it afterwards. So a long
+        document is scored in windows that overlap by one token, [0..W], [W..2W], ..., handing the state on, and every
+        token is predicted once and counted once.
+        """
+        rows, head, state = self._before_head(input_ids[:, :-1], _but_last(mask), _but_last(documents), state)
+        chunks = zip(
+            rows.flatten(0, 1).split(self._chunk_rows),
+            _targets(input_ids, mask).flatten().split(self._chunk_rows),
+            strict=True,
+        )
+        nll = torch.cat([_nll(head(chunk), targets, "none") for chunk, targets in chunks])
+        return nll.view(len(input_ids), -1), state
+
+    @property
+    def _chunk_rows(self) -> int:
+        return max(64, _CHUNK_NUMBERS // len(self.model.get_input_embeddings().weight))
+
+    # --- generating --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Int[Tensor, "batch token"],
+        *,
+        max_new_tokens: int,
+        attention_mask: Tensor | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        eos_token_id: int | Collection[int] | None = None,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> Int[Tensor, "batch total"]:
+        """Continue prompts, routing every token that is read or written.
+
+        Args:
+            input_ids: Prompts, padded on the left where they differ in length (`left_pad`).
+            max_new_tokens: At most so many tokens are added.
+            attention_mask: 1 on tokens, 0 on padding.
+            temperature: 0 takes the likeliest token; otherwise the logits are divided by it and a token is drawn.
+            top_p: Draw among the likeliest tokens only, those that hold this much of the probability.
+            seed: Of the draws; None draws differently each time.
+            eos_token_id: What ends a row; None is the tokenizer's, () nothing.
+            on_token: Called with row and token as soon as each is known, the ending one included.
+
+        Returns:
+            Prompts and what was added. A row that ended early is filled up with its ending token.
+
+        Raises:
+            SettingError: A number out of range, an empty prompt, padding on the right, or more tokens than the base's
+                window.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        self._check_generation(mask, max_new_tokens, temperature, top_p)
+        ends = torch.tensor(self._ends(eos_token_id), dtype=torch.long, device=input_ids.device)
+        generator = _generator(seed)
+        is_running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        unread, cache, state = input_ids, None, None
+        for _ in range(max_new_tokens):
+            seen = None if mask.all() else mask
+            output = self.forward(unread, attention_mask=seen, past_key_values=cache, state=state, use_cache=True)
+            cache, state = output.past_key_values, output.state
+            drawn = _draw(output.logits[:, -1], temperature, top_p, generator).to(input_ids.device)
+            tokens = torch.where(is_running, drawn, input_ids[:, -1])
+            input_ids = torch.cat([input_ids, tokens[:, None]], dim=1)
+            mask = torch.cat([mask, is_running[:, None].long()], dim=1)
+            _report(on_token, is_running, tokens)
+            is_running = is_running & ~torch.isin(tokens, ends)
+            if not is_running.any():
+                break
+            unread = tokens[:, None]
+        return input_ids
+
+    def _ends(self, eos_token_id: int | Collection[int] | None) -> list[int]:
+        if eos_token_id is None:
+            eos_token_id = self.base.tokenizer.eos_token_id
+        if eos_token_id is None:
+            return []
+        return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+
+    def _check_generation(self, mask: Tensor, max_new_tokens: int, temperature: float, top_p: float) -> None:
+        window = self.base.facts.max_window_tokens
+        if mask.shape[1] == 0 or not bool(mask[:, -1].all()):
+            raise SettingError("prompt: expected at least one token in each row, and padding on the left only")
+        if max_new_tokens < 1:
+            raise SettingError(f"max_new_tokens {max_new_tokens}: expected at least 1")
+        if mask.shape[1] + max_new_tokens > window:
+            raise SettingError(
+                f"prompt of {mask.shape[1]} tokens and {max_new_tokens} new ones: this base attends to {window} "
+                "at most; shorten the prompt or ask for fewer"
+            )
+        if not temperature >= 0 or not 0 < top_p <= 1:
+            raise SettingError(
+                f"temperature {temperature}, top_p {top_p}: expected temperature >= 0 and 0 < top_p <= 1"
+            )
+
+
+def left_pad(prompts: Sequence[Sequence[int]], *, fill: int = 0) -> tuple[Int[Tensor, "batch token"], Tensor]:
+    """Prompts of different length as one batch, padded on the left; returns ids and attention mask."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = [[fill] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def _last(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
+    """The mask of the new tokens alone, which is what the router reads."""
+    return None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :].bool()
+
+
+def _but_last(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor[:, :-1]
+
+
+def _check_shapes(path: str, state: Tensors, expected: Tensors) -> None:
+    for name in sorted(state.keys() | expected.keys()):
+        wanted, got = (str(tuple(t[name].shape)) if name in t else "no such tensor" for t in (expected, state))
+        if wanted != got:
+            raise ShapeMismatch(f"node {path!r}, tensor {name}: expected {wanted}, got {got}")
+
+
+def _targets(labels: Tensor, mask: Tensor | None) -> Tensor:
+    """What is predicted at each place but the last: the next label, nothing from padding and nothing of it."""
+    targets = labels[:, 1:]
+    if mask is None:
+        return targets
+    is_real = mask.bool()
+    return targets.masked_fill(~(is_real[:, 1:] & is_real[:, :-1]), IGNORED_LABEL)
+
+
+def _nll(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    """Cross entropy in at least single precision."""
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(exact, targets, ignore_index=IGNORED_LABEL, reduction=reduction)
+
+
+def _summed_nll(rows: Tensor, targets: Tensor, head: nn.Module, chunk_rows: int) -> Tensor:
+    return _ChunkedNll.apply(rows, targets, head, chunk_rows)  # pyright: ignore[reportReturnType]
+
+
+class _ChunkedNll(torch.autograd.Function):
+    """Summed cross entropy under a frozen head, a few rows of logits at a time.
+
+    The head has no gradient, so that of the rows can be taken chunk by chunk on the way forward, and the logits of a
+    long batch over a large vocabulary are never in memory together.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, targets: Tensor, head: nn.Module, chunk_rows: int) -> Tensor:
+        gradient = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        total = rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
+        for start in range(0, len(rows), chunk_rows):
+            here = slice(start, start + chunk_rows)
+            with torch.set_grad_enabled(gradient is not None):
+                chunk = rows[here].detach().requires_grad_(gradient is not None)
+                nll = _nll(head(chunk), targets[here], "sum")
+            if gradient is not None:
+                (gradient[here],) = torch.autograd.grad(nll, chunk)
+            total += nll.detach()
+        ctx.gradient = gradient
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.gradient * grad_outputs[0], None, None, None
+
+
+def _generator(seed: int | None) -> torch.Generator:
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
+    """One token per row, in main memory where it is drawn, so that a seed gives the same tokens on every device."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    shares, order = (logits.float().cpu() / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    shares[shares.cumsum(dim=-1) - shares >= top_p] = 0.0
+    return order.gather(-1, torch.multinomial(shares, 1, generator=generator)).squeeze(-1)
+
+
+def _report(on_token: Callable[[int, int], None] | None, is_running: Tensor, tokens: Tensor) -> None:
+    if on_token is not None:
+        for row in is_running.nonzero().flatten().tolist():
+            on_token(row, int(tokens[row]))
