@@ -7,7 +7,9 @@ from tinylora.errors import SettingError
 
 Decision: TypeAlias = Literal["soft", "top2", "hard", "elastic"]
 Granularity: TypeAlias = Literal["token", "window", "sequence"]
-DEFAULT_SIZE = {"token": 0, "window": 64, "sequence": 32}
+DECISIONS: dict[str, Decision] = {name: name for name in get_args(Decision)}
+GRANULARITIES: dict[str, Granularity] = {name: name for name in get_args(Granularity)}
+DEFAULT_SIZE: dict[Granularity, int] = {"token": 0, "window": 64, "sequence": 32}
 DEFAULT_THRESHOLD = 0.5
 _FORMS = "soft, top2, hard, elastic or elastic:0.7, each alone or with @window:64 or @sequence:32"
 
@@ -36,7 +38,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if self.decision not in get_args(Decision) or self.granularity not in get_args(Granularity):
+        if self.decision not in DECISIONS or self.granularity not in GRANULARITIES:
             raise SettingError(f"policy {self.decision}@{self.granularity}: expected {_FORMS}")
         if (self.size != 0) if self.granularity == "token" else (self.size < 1):
             wanted = "no size" if self.granularity == "token" else "a size of at least 1 token"
@@ -58,14 +60,14 @@ class Policy:
             head, tail = "hard", head
         decision, colon, threshold = head.partition(":")
         granularity, _, size = (tail if tail or at else "token").partition(":")
-        if (colon and decision != "elastic") or granularity not in DEFAULT_SIZE:
+        if decision not in DECISIONS or (colon and decision != "elastic") or granularity not in GRANULARITIES:
             raise SettingError(f"policy {text!r}: expected {_FORMS}")
         try:
-            n_tokens = int(size) if ":" in tail else DEFAULT_SIZE[granularity]
+            n_tokens = int(size) if ":" in tail else DEFAULT_SIZE[GRANULARITIES[granularity]]
             limit = float(threshold) if colon else DEFAULT_THRESHOLD
         except ValueError:
             raise SettingError(f"policy {text!r}: expected {_FORMS}") from None
-        return cls(decision, granularity, n_tokens, limit)  # pyright: ignore[reportArgumentType]  # checked by __post_init__
+        return cls(DECISIONS[decision], GRANULARITIES[granularity], n_tokens, limit)
 
     def __str__(self) -> str:
         """The shortest text that `parse` reads as this policy."""

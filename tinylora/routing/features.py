@@ -53,7 +53,7 @@ class RoutingFeature(nn.Module):
     projection: Float[Tensor, "feature embed"] | None
 
     def __init__(
-        self, embeddings: Float[Tensor, "vocab embed"], projection: Float[Tensor, "feature embed"] | None = None
+        self, embeddings: Float[Tensor, "vocab embed"], projection: Float[Tensor, "feature width"] | None = None
     ) -> None:
         super().__init__()
         embed_dim = embeddings.shape[1]

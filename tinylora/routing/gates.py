@@ -267,7 +267,7 @@ def _fit_tau(histograms: Sequence[np.ndarray], centre: float) -> float:
             total = total + n_rows * _balanced_loss(counts, np.exp(log_tau))
         return total
 
-    return float(np.exp(_minimise(loss, np.log(TAU_RANGE[0]), np.log(TAU_RANGE[1]))))
+    return float(np.clip(np.exp(_minimise(loss, *np.log(TAU_RANGE))), *TAU_RANGE))
 
 
 def _balanced_loss(

@@ -1,0 +1,56 @@
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.routing.helpers import DIM, VOCAB, a_feature
+from tinylora.routing.sketch import collect, document_features
+from tinylora.routing.statistics import PREFIXES, statistics_of
+
+
+def documents(lengths, seed: int = 0) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(VOCAB, size=length, dtype=np.int32) for length in lengths]
+
+
+def plain_rows(table: np.ndarray, tokens: np.ndarray):
+    """Rows of one document: prefixes of its start, then every further whole window of 256."""
+    if not len(tokens):
+        return []
+    rows = [(table[tokens[:n]].mean(axis=0), n) for n in PREFIXES if n <= len(tokens)]
+    rows = rows or [(table[tokens].mean(axis=0), len(tokens))]
+    windows = [tokens[start : start + 256] for start in range(256, len(tokens), 256)]
+    return rows + [(table[window].mean(axis=0), 256) for window in windows if len(window) == 256]
+
+
+@given(st.lists(st.sampled_from([0, 1, 7, 8, 9, 31, 64, 255, 256, 300, 512, 800]), min_size=1, max_size=40))
+def test_rows_are_the_plain_ones(lengths):
+    feature, texts = a_feature(), documents(lengths)
+    rows = [row for text in texts for row in plain_rows(feature.table.double().numpy(), text)]
+    found = collect(feature, texts)
+    expected = statistics_of(
+        np.array([row for row, _ in rows]).reshape(-1, DIM), np.array([n for _, n in rows], dtype=np.int64)
+    )
+    assert found.count.tolist() == expected.count.tolist()
+    assert np.allclose(found.total, expected.total, atol=1e-4)
+    assert np.allclose(found.scatter, expected.scatter, atol=1e-4)
+
+
+def test_lists_and_arrays_are_the_same_and_no_document_is_nothing():
+    feature, texts = a_feature(), documents([20, 300])
+    listed, given_arrays = collect(feature, [text.tolist() for text in texts]), collect(feature, texts)
+    assert np.array_equal(listed.scatter, given_arrays.scatter)
+    assert collect(feature, []).n == 0 and collect(feature, []).dim == DIM
+
+
+def test_a_sketch_is_the_same_twice():
+    feature, texts = a_feature(), documents([700] * 20)
+    assert np.array_equal(collect(feature, texts).scatter, collect(feature, texts).scatter)
+
+
+def test_document_features_are_means_over_whole_documents():
+    feature, texts = a_feature(), documents([1, 900, 0])
+    found = document_features(feature, texts)
+    for text, row in zip(texts[:2], found, strict=False):
+        assert np.allclose(row, feature.table[torch.from_numpy(text.astype(np.int64))].double().mean(dim=0).numpy())
+    assert not found[2].any()
