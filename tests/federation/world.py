@@ -55,11 +55,10 @@ class FakeRunner:
     spread: float = 1.0
     shard_tokens: int = 10_000
     spoil: Callable[[WorkUnit, Tensors], Tensors] | None = None
-    seen: int = 0
+    has_histograms: bool = True
 
     def run(self, unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
         """Count steps, and tell where the text lies."""
-        self.seen += 1
         made = self._sketch() if unit.kind == "sketch" else self._train(unit, tensors.from_bytes(payload))
         made = self.spoil(unit, made) if self.spoil else made
         return answer(unit, made, worker=self.worker, shard_tokens=self.shard_tokens)
@@ -75,7 +74,8 @@ class FakeRunner:
                 made[name] = start + unit.n_steps * STEP if name.endswith("B") else start
         gates = [name.split(".")[1] for name in given if name.startswith("router.") and name.endswith(".w")]
         for gate in gates:
-            made[f"histogram.{gate}"] = self._histogram(unit, gate)
+            if self.has_histograms:
+                made[f"histogram.{gate}"] = self._histogram(unit, gate)
             if unit.router_sync != "statistics":
                 made[f"weights_router.{gate}.w"] = torch.full((DIM,), float(len(unit.node)), dtype=torch.float64)
                 made[f"weights_router.{gate}.b"] = torch.ones(1, dtype=torch.float64)
