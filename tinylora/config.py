@@ -1,7 +1,7 @@
 """Frozen settings: TOML and environment in, checked values out. No torch, no Flower.
 
-`RunSettings` is what an operator decides about a run; `BaseFacts` is what a run must know of its base model, so that the
-coordinator can check every tensor without holding the base.
+`RunSettings` is what an operator decides about a run; `BaseFacts` is what a run must know of its base model, so that
+the coordinator can check every tensor without holding the base.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ class RunSettings(_Frozen):
 
     # routing
     router_sync: RouterSync = "statistics"
-    """How routers are kept in step: summed statistics, averaged weights, or both (statistics are used, weights compared)."""
+    """How routers are kept in step: summed statistics, averaged weights, or both (statistics decide)."""
     router_period: Annotated[int, Field(ge=1)] = 4
     """Accepted updates between two router versions."""
 
@@ -92,7 +92,7 @@ class RunSettings(_Frozen):
 
     @property
     def scale(self) -> float:
-        """alpha / rank, the one scale of all adapters of the run."""
+        """The quotient alpha / rank: the one scale of all adapters of the run."""
         return self.alpha / self.rank
 
     @property

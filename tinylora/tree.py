@@ -1,8 +1,8 @@
 """The shape of the tree: node paths and topologies. Plain Python, no tensors.
 
-A node is named by the turns that lead to it from the root: `""` is the root, `"0"` its left child, `"01"` that one's right
-child. A topology is the set of its leaves: any prefix-free set in which every inner node has both children, so trees may
-be uneven and may split and merge while a run goes on.
+A node is named by the turns that lead to it from the root: `""` is the root, `"0"` its left child, `"01"` that one's
+right child. A topology is the set of its leaves: any prefix-free set in which every inner node has both children, so
+trees may be uneven and may split and merge while a run goes on.
 """
 
 from collections.abc import Iterable
@@ -69,7 +69,7 @@ class Topology:
         wrong = next((leaf for leaf in self.leaves if not is_path(leaf)), None)
         if wrong is not None:
             raise SettingError(f"leaf {wrong!r}: expected at most {MAX_DEPTH} digits 0 or 1")
-        # Kraft's equality holds exactly for the leaf sets of full binary trees, provided that no leaf lies under another.
+        # Kraft's equality holds exactly for the leaf sets of full binary trees, if no leaf lies under another.
         if len(set(self.leaves)) != len(self.leaves) or any(
             right.startswith(left) for left, right in zip(self.leaves, self.leaves[1:], strict=False)
         ):
