@@ -76,8 +76,8 @@ clean: ## remove what the verbs made, the environment included
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: TinyLoRA needs Python 3.11 or newer and found none;" \
 		"install one or say make PYTHON=/path/to/python3"; exit 1; }
-	@$(PYTHON) -c "$(NEW_ENOUGH)" || { echo "error: TinyLoRA needs Python 3.11 or newer;" \
-		"$(PYTHON) is $$($(PYTHON) --version)"; exit 1; }
+	@$(PYTHON) -c "$(NEW_ENOUGH)" 2>/dev/null || { echo "error: TinyLoRA needs Python 3.11 or newer;" \
+		"$(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo not there)"; exit 1; }
 	@test -x $(BIN)/python || { echo "Creating .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; } || { rm -rf .venv; \
 		echo "error: $(PYTHON) cannot create a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(MAKE) --no-print-directory torch
