@@ -5,7 +5,8 @@ trained here on the same shards for the same tokens (`settings.fedavg_settings`)
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,21 @@ from tinylora.config import RunSettings
 from tinylora.demo.settings import fedavg_settings
 from tinylora.demo.study import Study
 from tinylora.errors import DataError
-from tinylora.evaluation import ROUTED, DocumentScore, routing_table, score, score_domains
+from tinylora.evaluation import (
+    DocumentScore,
+    RoutingTable,
+    best_leaves,
+    evaluate_tree,
+    routing_table,
+    score_domains,
+)
 from tinylora.federation.campaign import Campaign
 from tinylora.federation.ports import Ledger
 from tinylora.federation.summary import summarise
 from tinylora.model import TreeModel
 from tinylora.release import make_bundle
 from tinylora.report import build_report, write_report
-from tinylora.routing.policy import Policy
+from tinylora.routing.policy import Router
 from tinylora.simulate import SimulatedWorker, simulate
 from tinylora.tree import NodePath
 
@@ -74,11 +82,7 @@ def write_outcome(
     say("training the peer: FedAvg of one LoRA on the same shards, for the same tokens")
     fedavg = train_fedavg(settings, study, base)
     say("scoring all systems on held-out documents")
-    leaf_of = leaves_of_domains(finished, study, base)
-    scores = score_systems(finished, fedavg, study, base, leaf_of)
-    tree = tree_model(finished.bundle, base)
-    routing = routing_table(tree, study.heldout, leaf_of=leaf_of, max_tokens_per_document=MAX_SCORED_TOKENS)
-    tree.detach_adapters()
+    scores, routing = score_systems(finished, fedavg, study, base)
     report = build_report(
         scores,
         rank=settings.rank,
@@ -115,58 +119,37 @@ def train_fedavg(settings: RunSettings, study: Study, base: LoadedBase) -> Bundl
     return simulate(fedavg_settings(settings), workers, base).bundle
 
 
-def score_systems(
-    finished: Finished, fedavg: Bundle, study: Study, base: LoadedBase, leaf_of: Mapping[str, NodePath]
-) -> Scores:
-    """Document scores of base, peer, oracle, and of the tree under every policy."""
+def score_systems(finished: Finished, fedavg: Bundle, study: Study, base: LoadedBase) -> tuple[Scores, RoutingTable]:
+    """Document scores of base, peer, oracle, and of the tree under every policy; and where the domains go."""
     settings = finished.campaign.settings
-    options: dict[str, Any] = {
-        "window_tokens": settings.window_tokens,
-        "max_tokens_per_document": MAX_SCORED_TOKENS,
-    }
-    scores: Scores = {}
-    with _model(TreeModel(base, nodes=(), rank=settings.rank, scale=settings.scale)) as model:
-        scores["base"] = score_domains(model, study.heldout, **options)
+    options: dict[str, Any] = {"window_tokens": settings.window_tokens, "max_tokens_per_document": MAX_SCORED_TOKENS}
     with _model(tree_model(fedavg, base)) as model:
-        scores["fedavg_lora"] = score_domains(model, study.heldout, **options)
+        peer = score_domains(model, study.heldout, **options)
     with _model(tree_model(finished.bundle, base)) as model:
-        scores["oracle"] = []
-        for domain, documents in study.heldout.items():
-            model.route_to(leaf_of[domain])
-            scores["oracle"] += score(model, documents, domain=domain, **options)
-        model.route_to(None)
-        for name, policy in ROUTED.items():
-            model.policy = Policy.parse(policy)
-            scores[f"routed:{name}"] = score_domains(model, study.heldout, **options)
+        candidates = {domain: _candidates(finished.campaign, study, domain) for domain in study.heldout}
+        leaf_of = best_leaves(model, study.validation, candidates=candidates, **options)
+        scores = evaluate_tree(model, study.heldout, leaf_of=leaf_of, **options)
+        table = routing_table(_router(model), study.heldout, leaf_of, max_tokens_per_document=MAX_SCORED_TOKENS)
     if settings.router_sync == "both":
         averaged = make_bundle(finished.campaign, finished.ledger, is_router_averaged=True)
-        averaged = replace(averaged, projection=finished.bundle.projection)
-        with _model(tree_model(averaged, base)) as model:
+        with _model(tree_model(replace(averaged, projection=finished.bundle.projection), base)) as model:
             scores["routed:soft:weights"] = score_domains(model, study.heldout, **options)
-    return scores
+    return {"base": scores.pop("base"), "fedavg_lora": peer, **scores}, table
 
 
-class _model:
+@contextmanager
+def _model(model: TreeModel) -> Iterator[TreeModel]:
     """A model for a while; the base is bare again afterwards."""
-
-    def __init__(self, model: TreeModel) -> None:
-        self._tree = model
-
-    def __enter__(self) -> TreeModel:
-        return self._tree
-
-    def __exit__(self, *error: object) -> None:
-        self._tree.detach_adapters()
+    try:
+        yield model
+    finally:
+        model.detach_adapters()
 
 
-def leaves_of_domains(finished: Finished, study: Study, base: LoadedBase) -> dict[str, NodePath]:
-    """The leaf that was trained on each domain; among several, the best one on the domain's validation documents."""
-    candidates = {domain: _candidates(finished.campaign, study, domain) for domain in study.heldout}
-    with _model(tree_model(finished.bundle, base)) as model:
-        return {
-            domain: leaves[0] if len(leaves) == 1 else _best(model, leaves, study, domain, finished.campaign.settings)
-            for domain, leaves in candidates.items()
-        }
+def _router(model: TreeModel) -> Router:
+    if model.router is None:
+        raise DataError("bundle: it has no router")
+    return model.router
 
 
 def _candidates(campaign: Campaign, study: Study, domain: str) -> Sequence[NodePath]:
@@ -177,20 +160,6 @@ def _candidates(campaign: Campaign, study: Study, domain: str) -> Sequence[NodeP
     if not leaves:
         raise DataError(f"domain {domain}: no worker that holds it took part in the run, so it has no leaf")
     return leaves
-
-
-def _best(model: TreeModel, leaves: Sequence[NodePath], study: Study, domain: str, settings: RunSettings) -> NodePath:
-    def nll(leaf: NodePath) -> float:
-        model.route_to(leaf)
-        rows = score(
-            model,
-            study.validation[domain],
-            window_tokens=settings.window_tokens,
-            max_tokens_per_document=MAX_SCORED_TOKENS,
-        )
-        return sum(row.nll_sum for row in rows) / max(1, sum(row.n_tokens for row in rows))
-
-    return min(leaves, key=nll)
 
 
 # --- for the terminal ------------------------------------------------------------------------------------------------
