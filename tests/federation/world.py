@@ -64,7 +64,12 @@ class FakeRunner:
         return answer(unit, made, worker=self.worker, shard_tokens=self.shard_tokens)
 
     def _sketch(self) -> Tensors:
-        return statistics_tensors({"": cloud(self.centre, spread=self.spread, seed=self.worker)})
+        return statistics_tensors({"": self.sums})
+
+    @property
+    def sums(self) -> RouterStatistics:
+        """Of the whole text."""
+        return cloud(self.centre, spread=self.spread, seed=self.worker)
 
     def _train(self, unit: WorkUnit, given: Tensors) -> Tensors:
         made: Tensors = {}
