@@ -7,8 +7,9 @@ Text comes from this machine (`corpus.py`, side `base` only) and stays there: wh
 the curves of held-out loss per domain and the hashes of the texts that were seen.
 
 The plateau is part of the recipe. The learning rate is constant for half of the steps, falls to `LOW_LR` of its peak
-by three quarters, and is halved for the last fifth and again for the last tenth. `plateau()` then compares the held-out loss of every
-domain at four fifths of the tokens with the loss at the end: under 0.5 % is the goal, `curves.json` says what it is.
+by three quarters, and is halved for the last fifth and again for the last tenth. `plateau()` then compares the held-out
+loss of every domain at four fifths of the tokens with the loss at the end: under 0.5 % is the goal, `curves.json` says
+what it is.
 """
 
 import argparse
