@@ -158,7 +158,8 @@ def _stop_on_signals() -> Iterator[threading.Event]:
         stop.set()
         signal.signal(number, signal.default_int_handler)
 
-    old = {number: signal.signal(number, heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    is_main = threading.current_thread() is threading.main_thread()
+    old = {number: signal.signal(number, heard) for number in ((signal.SIGTERM, signal.SIGINT) if is_main else ())}
     try:
         yield stop
     finally:

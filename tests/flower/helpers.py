@@ -30,11 +30,11 @@ FACTS = BaseFacts(
     max_window_tokens=64,
     projections={"q_proj": ProjectionShape(n_layers=2, in_features=8, out_features=8)},
 )
-QUICK = Pace(busy_poll_s=0.02, idle_poll_s=0.1, phase_poll_s=0.1, heartbeat_s=10.0, activation_s=1.0, patience_s=20.0)
+QUICK = Pace(busy_poll_s=0.05, idle_poll_s=0.2, phase_poll_s=0.5, heartbeat_s=10.0, activation_s=1.0, patience_s=100.0)
 LIMIT_BYTES = 4 * 2**20
 
 
-def until(condition: Callable[[], bool], *, timeout_s: float = 20.0, what: str = "the condition") -> None:
+def until(condition: Callable[[], bool], *, timeout_s: float = 60.0, what: str = "the condition") -> None:
     """Wait for something that another thread or process does; fail when it does not."""
     end = time.monotonic() + timeout_s
     while not condition():
@@ -126,7 +126,7 @@ class Federation:
             superexec_secret=self.link.superexec_secret,
             limit_bytes=LIMIT_BYTES,
         )
-        return FlowerTransport(wire, poll_s=0.02)
+        return FlowerTransport(wire, poll_s=0.1)
 
     def start_worker(
         self,
@@ -164,11 +164,13 @@ def _work(worker: Worker) -> None:
 
 
 @contextmanager
-def federation(folder: Path, *, settings: RunSettings | None = None) -> Iterator[Federation]:
-    """Serve a link on a free port of loopback; workers are stopped at the end."""
+def federation(
+    folder: Path, *, settings: RunSettings | None = None, facts: BaseFacts = FACTS, port: int = 0
+) -> Iterator[Federation]:
+    """Serve a link on loopback, on a free port by default; workers are stopped at the end."""
     database = folder / "link.db"
-    link = create_link(database, RunCard(settings or RunSettings(), FACTS, TOKEN))
-    with serve_in_thread(link.app) as served:
+    link = create_link(database, RunCard(settings or RunSettings(), facts, TOKEN))
+    with serve_in_thread(link.app, port=port) as served:
         running = Federation(link, Address(served.host_port, is_plain=True), database)
         try:
             yield running
@@ -176,7 +178,7 @@ def federation(folder: Path, *, settings: RunSettings | None = None) -> Iterator
             running.stop_workers()
 
 
-def replies(transport: FlowerTransport, n_wanted: int, *, timeout_s: float = 20.0) -> dict[str, Reply]:
+def replies(transport: FlowerTransport, n_wanted: int, *, timeout_s: float = 60.0) -> dict[str, Reply]:
     """Poll until so many replies came."""
     found: dict[str, Reply] = {}
 

@@ -255,25 +255,37 @@ class FleetClient:
         return reply
 
     def _send(self, node: Node, reply: Message, seconds: float) -> None:
-        """Upload a reply; a session that expired on the way (slow link, restarted link) is begun again."""
+        """Upload a reply: first its head, which names its parts, then those parts that the link does not have.
+
+        When an answer of the link gets lost, or a push session expires on a slow uplink, the head is sent again. If it
+        has been handed on meanwhile, the link does not know it any more and asks for nothing: all parts are offered then.
+        """
         objects, tree = take_apart(reply)
         head = message_to_proto(remove_content_from_message(reply) if reply.has_content() else reply)
         request = PushMessagesRequest(
             node=node, messages_list=[head], message_object_trees=[tree], clientapp_runtime_list=[seconds]
         )
-
-        def upload(part: PushObjectRequest) -> PushObjectResponse:
-            return self._call(self._api.PushObject, part)
-
+        run_id = reply.metadata.run_id
         for attempt in range(1, _SEND_ATTEMPTS + 1):
             session = self._call(self._api.PushMessages, request)
-            push = make_push_object_fn_protobuf(upload, node, reply.metadata.run_id, session.session_id)
+            wanted = set(session.objects_to_push)
+            if not wanted:
+                push_objects(objects, lambda part_id, content: self._offer(node, run_id, part_id, content))
+                return
+            push = make_push_object_fn_protobuf(self._push_part, node, run_id, session.session_id)
             try:
-                push_objects(objects, push, object_ids_to_push=set(session.objects_to_push), keep_objects=True)
+                push_objects(objects, push, object_ids_to_push=wanted, keep_objects=True)
                 return
             except ObjectPushError:
                 if attempt == _SEND_ATTEMPTS:
                     raise
+
+    def _push_part(self, part: PushObjectRequest) -> PushObjectResponse:
+        return self._call(self._api.PushObject, part)
+
+    def _offer(self, node: Node, run_id: int, part_id: str, content: bytes) -> None:
+        """Push a part without naming a session; the link keeps it if some session waits for it."""
+        self._push_part(PushObjectRequest(node=node, run_id=run_id, object_id=part_id, object_content=content))
 
     def _call(self, rpc: Callable[[Any], Any], request: Any) -> Any:
         """Ask until there is an answer.

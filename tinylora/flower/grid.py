@@ -132,7 +132,7 @@ class FlowerTransport:
         poll_s: Between two questions for replies.
     """
 
-    def __init__(self, wire: Wire, *, poll_s: float = 0.1) -> None:
+    def __init__(self, wire: Wire, *, poll_s: float = 0.2) -> None:
         self._wire, self._poll_s = wire, poll_s
         self._arrived: queue.SimpleQueue[Reply] = queue.SimpleQueue()
         self._sent: dict[str, _Sent] = {}

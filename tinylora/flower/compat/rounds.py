@@ -13,7 +13,6 @@ from flwr.proto.runtime_pb2 import (
 )
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.runtime import RuntimeHttpClient
@@ -23,7 +22,6 @@ __all__ = [
     "AcquireTaskRequest",
     "ControlHttpClient",
     "Fab",
-    "HeartbeatSender",
     "HttpGrid",
     "ProtobufCall",
     "ProtobufRequestContext",
