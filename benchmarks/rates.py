@@ -19,20 +19,20 @@ from benchmarks.measure import write_result
 from tinylora.assemble import tree_model
 from tinylora.base_model import LoadedBase, load_base
 from tinylora.bundle import Bundle
-from tinylora.config import RunSettings, make_settings
+from tinylora.config import RunSettings
 from tinylora.demo.experiment import BASE_DIR, gather
 from tinylora.demo.settings import demo_settings, fedavg_settings
 from tinylora.demo.study import Study, study_of
 from tinylora.evaluation import score
 from tinylora.simulate import SimulatedWorker, simulate
 
-GRID = (1e-3, 3e-3, 1e-2, 3e-2)
+GRID = (3e-3, 1e-2, 3e-2)
 MAX_TOKENS = 1536
 
 
 def with_rate(settings: RunSettings, rate: float) -> RunSettings:
     """The same settings at another learning rate."""
-    return make_settings("sweep", settings.model_dump() | {"learning_rate": rate})
+    return settings.model_copy(update={"learning_rate": rate})
 
 
 def train(settings: RunSettings, study: Study, base: LoadedBase) -> tuple[Bundle, dict[str, str]]:
@@ -83,9 +83,10 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=BASE_DIR)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--depth", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--grid", type=float, nargs="+", default=GRID)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     result = measure(arguments.workers, arguments.depth, base_where=arguments.base, grid=tuple(arguments.grid))
     print(json.dumps(result["best"]))
     write_result("rates", result)

@@ -18,9 +18,9 @@ BASE_DIR = Path(__file__).parent / "base"
 """The small base model that ships with the project."""
 
 MAX_SHARD_CHARS = 900_000  # per domain: more than a demo run can read
-N_SCORED_DOCUMENTS = 24  # per domain
+N_SCORED_DOCUMENTS = 18  # per domain
 N_VALIDATION_DOCUMENTS = 6  # per domain; they choose the oracle's leaf of a mixed shard and are not scored
-SCORED_CHARS = 6_000  # the beginning of a document: about 2,000 tokens of the demo base
+SCORED_CHARS = 5_000  # the beginning of a document: somewhat more than is scored
 
 Text = tuple[str, str]
 """Name and text of one document."""

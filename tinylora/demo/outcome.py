@@ -39,7 +39,7 @@ from tinylora.routing.policy import Router
 from tinylora.simulate import SimulatedWorker, simulate
 from tinylora.tree import NodePath
 
-MAX_SCORED_TOKENS = 1536
+MAX_SCORED_TOKENS = 1024
 """Of each document; scoring all of a long one would take longer than the run."""
 
 Scores = dict[str, list[DocumentScore]]

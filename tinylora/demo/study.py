@@ -10,7 +10,7 @@ from tinylora.errors import DataError, SettingError
 from tinylora.shards import Document, Shard, encode_documents, load_shard, make_shard
 
 N_VALIDATION_DOCUMENTS = 6
-MAX_SCORED_DOCUMENTS = 24
+MAX_SCORED_DOCUMENTS = 18
 """Per domain, where the text is a user's own: the same as in the demo."""
 
 
