@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,8 +75,11 @@ def _report(**changes):
         "rounds": [{"version": 1, "contributors": ["w0", "w1"], "drift": 1.0}],
     }
     how = "tinylora simulate --seed 7"
-    arguments = dict(scores=scores, rank=8, n_leaves=2, how=how, seed=7, seconds=12.5, run=run, routing=ROUTING)
-    return build_report(**(arguments | changes))
+    arguments: dict[str, Any] = dict(
+        scores=scores, rank=8, n_leaves=2, how=how, seed=7, seconds=12.5, run=run, routing=ROUTING
+    )
+    arguments |= {"run": run, "routing": ROUTING} | changes
+    return build_report(**arguments)
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

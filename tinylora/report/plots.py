@@ -125,7 +125,7 @@ def _color(index: int, n_colors: int) -> tuple[float, float, float, float]:
     return colormaps["tab10"](index) if n_colors <= 10 else colormaps["turbo"](index / (n_colors - 1))
 
 
-def _thousands(value: float, _position: float) -> str:
+def _thousands(value: float, _position: object) -> str:
     return f"{value / 1000:,.0f}k" if value >= 1000 else f"{value:.0f}"
 
 
