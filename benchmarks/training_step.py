@@ -5,6 +5,7 @@ same 4 x 128 tokens and the same AdamW; PEFT's side takes its loss the way its d
 `model(input_ids, labels=input_ids).loss`. Both losses are compared before the clock starts.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -83,7 +84,9 @@ def _tree_step(
 def _peft_step(start: dict[str, Tensor], ids: Tensor) -> tuple[Callable[[], Tensor], list[nn.Parameter]]:
     projections = {name.rpartition(".")[2] for name in _projections_of(start)}
     config = LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules=sorted(projections), lora_dropout=0.0)
-    model: Any = get_peft_model(_model(), config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name that will go
+        model: Any = get_peft_model(_model(), config)
     model.eval()  # as ours: no dropout anywhere, gradients all the same
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
