@@ -46,7 +46,7 @@ _HUB_TIMEOUT_S = 10.0
 _LOADER_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedBase:
     """A frozen base in memory, with its tokenizer and the facts that a run must know of it."""
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinylora.adapters.lora import AdapterLinear, SharedRouting
+from tinylora.adapters.shapes import adapter_shapes
 from tinylora.base_model import LoadedBase
 from tinylora.errors import BaseModelError, SettingError, ShapeMismatch
 from tinylora.mixture import Impl, Routing
@@ -144,7 +145,7 @@ class TreeModel(nn.Module):
             ShapeMismatch: A tensor is missing, unexpected, or of another shape.
         """
         index = self._index(path)
-        _check_shapes(path, state, self.node_state(path))
+        _check_shapes(path, state, adapter_shapes(self.base.facts, self.rank))
         for projection, adapters in self.adapters.items():
             for layer, adapter in enumerate(adapters):
                 adapter.lora_a[index].copy_(state[f"{projection}.lora_A"][layer])
@@ -411,9 +412,10 @@ def _but_last(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor[:, :-1]
 
 
-def _check_shapes(path: str, state: Tensors, expected: Tensors) -> None:
-    for name in sorted(state.keys() | expected.keys()):
-        wanted, got = (str(tuple(t[name].shape)) if name in t else "no such tensor" for t in (expected, state))
+def _check_shapes(path: str, state: Tensors, expected: dict[str, tuple[int, ...]]) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    for name in sorted(shapes.keys() | expected.keys()):
+        wanted, got = (str(known.get(name, "no such tensor")) for known in (expected, shapes))
         if wanted != got:
             raise ShapeMismatch(f"node {path!r}, tensor {name}: expected {wanted}, got {got}")
 

@@ -7,7 +7,7 @@ from torch import nn
 from tests.model.families import FAMILIES, PROJECTIONS, WINDOW_TOKENS, base_logits, family_base, fill_randomly, some_ids
 from tinylora.adapters.lora import AdapterLinear
 from tinylora.adapters.shapes import adapter_manifest
-from tinylora.model import TreeModel
+from tinylora.model import TreeModel, left_pad
 from tinylora.tensors import manifest_of, with_prefix
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -156,11 +156,15 @@ def test_generating_equals_recomputing(family: str) -> None:
     base = family_base(family)
     model = TreeModel(base, nodes=("",), rank=2, scale=1.0)
     fill_randomly(model)
-    ids = some_ids(base, tokens=4)
-    expected = ids
-    for _ in range(8):
-        expected = torch.cat([expected, model(expected).logits[:, -1:].argmax(-1)], dim=1)
-    assert torch.equal(model.generate(ids, max_new_tokens=8, eos_token_id=()), expected)
+    prompts = [some_ids(base, batch=1, tokens=n, seed=n)[0].tolist() for n in (2, 5)]
+    ids, mask = left_pad(prompts)
+    together = model.generate(ids, attention_mask=mask, max_new_tokens=8, eos_token_id=())
+    for row, prompt in enumerate(prompts):
+        text = torch.tensor([prompt])
+        for _ in range(8):
+            text = torch.cat([text, model(text).logits[:, -1:].argmax(-1)], dim=1)
+        assert together[row, -text.shape[1] :].tolist() == text[0].tolist()
+        assert torch.equal(model.generate(torch.tensor([prompt]), max_new_tokens=8, eos_token_id=()), text)
 
 
 def test_shapes_that_differ_between_layers_are_projections_of_their_own() -> None:
