@@ -76,11 +76,7 @@ def _open(opened: dict[int, Tensors], payload: bytes) -> Tensors:
 
 def _first_not_finite(found: Tensors) -> str:
     return next(
-        (
-            name
-            for name, tensor in sorted(found.items())
-            if tensor.is_floating_point() and not _is_finite(tensor)
-        ),
+        (name for name, tensor in sorted(found.items()) if tensor.is_floating_point() and not _is_finite(tensor)),
         "",
     )
 
