@@ -43,6 +43,8 @@ MAX_SCORED_TOKENS = 1024
 """Of each document; scoring all of a long one would take longer than the run."""
 
 Scores = dict[str, list[DocumentScore]]
+_WIDE = 110
+"""Columns of a terminal that has room for every domain's loss; `report.md` has them in any case."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,10 +169,10 @@ def _candidates(campaign: Campaign, study: Study, domain: str) -> Sequence[NodeP
 
 def print_outcome(console: Console, report: Mapping[str, Any], out: Path) -> None:
     """The table, what was promised and what came of it, and where everything is."""
-    domains = list(report["systems"]["base"]["nll"])
-    table = Table(title="held-out loss, nats per token (mean over domains, ± standard error over documents)")
+    domains = list(report["systems"]["base"]["nll"]) if console.width >= _WIDE else []
+    table = Table(title="held-out loss in nats per token, mean over domains ± standard error over documents")
     for heading in ("system", "active rank", "nll", "±", "perplexity", "regret", *domains):
-        table.add_column(heading, justify="left" if heading == "system" else "right", no_wrap=heading == "system")
+        table.add_column(heading, justify="left" if heading == "system" else "right", no_wrap=True)
     for name, row in report["systems"].items():
         regret = report["regret"].get(name.removeprefix("routed:")) if name.startswith("routed:") else None
         table.add_row(
@@ -185,7 +187,7 @@ def print_outcome(console: Console, report: Mapping[str, Any], out: Path) -> Non
     console.print(table)
     for goal in report["goals"]:
         mark = "[green]yes[/]" if goal["is_met"] else "[red]no [/]"
-        console.print(f"  {mark} {goal['statement']}: {goal['measured']}")
+        console.print(f"  {mark} {goal['statement']}: {goal['measured']}", highlight=False)
     console.print(f"  {report['seconds']:.0f} s, at most {report['peak_memory_mb'] / 1024:.1f} GiB of memory")
     for name in ("bundle.safetensors", "report.md", "report.json", "loss.png", "routing.png", "logs"):
         if (out / name).exists():

@@ -57,14 +57,15 @@ def run_simulated(
     n_workers = len(data) or n_workers
     if n_workers < 1:
         raise SettingError(f"workers {n_workers}: expected at least 1")
-    settings = demo_settings(
-        n_workers, depth, seed=seed, router_sync=router_sync, rank=rank, leaf_steps=leaf_steps, name="simulation"
-    )
+    choices = {"rank": rank, "leaf_steps": leaf_steps, "name": "simulation"}
+    settings = demo_settings(n_workers, depth, seed=seed, router_sync=router_sync, **choices)
     faults = FaultPlan.parse(kill=kill, silent=silent, delay=delay)
     prepare_folder(out, FILES)
     torch.set_num_threads(threads)
     experiment = None if data else gather(n_workers, depth)
     base = load_base(base_where or str(BASE_DIR))
+    window_tokens = min(settings.window_tokens, base.facts.max_window_tokens)
+    settings = settings.model_copy(update={"window_tokens": window_tokens})
     study = study_of(experiment, base) if experiment else study_of_paths(data, base, text_column=text_column)
     progress = Progress()
 
