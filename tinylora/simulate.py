@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tinylora.base_model import LoadedBase
 from tinylora.bundle import Bundle
@@ -31,6 +31,7 @@ SECONDS_PER_STEP = 1.0
 SKETCH_S = 2.0
 
 
+@runtime_checkable
 class Runner(Protocol):
     """Does units; `training.UnitRunner` is the real one."""
 

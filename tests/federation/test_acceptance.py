@@ -64,7 +64,7 @@ class Desk:
 
     def honest(self, worker: str) -> tuple[Update, bytes]:
         unit, payload = self.sent[worker]
-        return FakeRunner(worker, (float(worker[1:]), 0, 0, 0)).run(unit, payload)
+        return FakeRunner(worker, (float(worker[1:]), 0, 0, 0), has_histograms=True).run(unit, payload)
 
     def reply(self, worker: str, update: Update, payload: bytes, *, key: str = "") -> Reply:
         signed = sign(update, KEYS[key or worker])

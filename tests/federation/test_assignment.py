@@ -80,8 +80,8 @@ def test_groups_are_nearly_the_best_of_all():
     for seed in range(20):
         points = np.random.default_rng(seed).normal(size=(6, 2))
         found = _inertia(points, balanced_groups(points, 3))
-        every = itertools.permutations(range(6))
-        best = min(_inertia(points, [list(order[:2]), list(order[2:4]), list(order[4:])]) for order in every)
+        orders = [order for order in itertools.permutations(range(6)) if order[::2] == tuple(sorted(order[::2]))]
+        best = min(_inertia(points, [list(order[:2]), list(order[2:4]), list(order[4:])]) for order in orders)
         worst = max(worst, found / best)
     assert worst < 1.5
 

@@ -1,5 +1,7 @@
 """Whole runs without faults: who gets what, what is counted, and that the state is the fold of the events."""
 
+import functools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,8 @@ from tinylora.federation.events import (
     event_to_json,
 )
 from tinylora.federation.ledger_memory import MemoryLedger
+from tinylora.federation.routers import Blobs
+from tinylora.numerics import TorchNumerics
 from tinylora.simulate import SimulatedWorker
 
 
@@ -58,9 +62,6 @@ def test_a_subtree_is_leased_as_one():
 
 def test_gates_inside_a_subtree_are_zero_until_its_sums_arrive():
     campaign, events, ledger = run_world(crowd(1), depth=1, min_workers=1)
-    from tinylora.federation.routers import Blobs
-    from tinylora.numerics import TorchNumerics
-
     blobs = Blobs(ledger, TorchNumerics())
     first, second, *_ = only(events, GatesSolved)
     assert not blobs.gates(first.blob).nodes[""].w.any()
@@ -82,10 +83,7 @@ def test_router_versions_come_every_period_and_at_the_end():
 
 @pytest.mark.parametrize("sync", ["statistics", "weights", "both"])
 def test_routers_by_statistics_and_by_weights(sync):
-    from tinylora.federation.routers import Blobs
-    from tinylora.numerics import TorchNumerics
-
-    campaign, _, ledger = run_world(crowd(4), depth=2, min_workers=4, router_sync=sync)
+    campaign, _, ledger = run_world(crowd(4, has_histograms=True), depth=2, min_workers=4, router_sync=sync)
     blobs = Blobs(ledger, TorchNumerics())
     gates, weights = blobs.gates(campaign.router.blob), blobs.weights(campaign.router.blob)
     assert set(gates.nodes) == {"", "0", "1"}
@@ -98,7 +96,9 @@ def test_routers_by_statistics_and_by_weights(sync):
 
 
 def test_a_late_joiner_works_at_once_as_a_replica_of_the_nearest_leaf():
-    late = SimulatedWorker("late", runner=FakeRunner("late", (2.1, 0.0, 0.0, 0.0)), joins_at_s=12.0, seconds_per_step=1)
+    late = SimulatedWorker(
+        "late", runner=FakeRunner("late", (2.1, 0.0, 0.0, 0.0)), joins_at_s=12.0, seconds_per_step=1.0
+    )
     campaign, events, ledger = run_world([*crowd(2), late])
     (assigned,) = only(events, WorkerAssigned)
     assert assigned.node == campaign.workers["w1"].node
@@ -110,7 +110,9 @@ def test_a_late_joiner_works_at_once_as_a_replica_of_the_nearest_leaf():
 
 
 def test_a_late_joiner_helps_within_a_subtree():
-    late = SimulatedWorker("late", runner=FakeRunner("late", (0.5, 0.0, 0.0, 0.0)), joins_at_s=8.0, seconds_per_step=1)
+    late = SimulatedWorker(
+        "late", runner=FakeRunner("late", (0.5, 0.0, 0.0, 0.0)), joins_at_s=8.0, seconds_per_step=1.0
+    )
     campaign, events, ledger = run_world([*crowd(1), late], min_workers=1)
     (assigned,) = only(events, WorkerAssigned)
     assert len(assigned.node) == 1
@@ -119,7 +121,7 @@ def test_a_late_joiner_helps_within_a_subtree():
 
 
 def test_a_shard_that_is_too_small_gets_nothing():
-    tiny = SimulatedWorker("tiny", runner=FakeRunner("tiny", shard_tokens=8 * 9), seconds_per_step=1)
+    tiny = SimulatedWorker("tiny", runner=FakeRunner("tiny", shard_tokens=8 * 9), seconds_per_step=1.0)
     campaign, events, _ = run_world([*crowd(2), tiny], min_sequences=10)
     assert "9 windows of 8 tokens" in campaign.workers["tiny"].refusal
     assert [event.kind for event in only(events, UnitLeased) if event.worker == "tiny"] == ["sketch"]
@@ -142,9 +144,14 @@ def test_the_state_is_the_fold_of_what_was_written():
     assert fold(event_from_json(event_to_json(event)) for event in events) == campaign
 
 
+@functools.cache
+def _events():
+    return run_world(crowd(2))[1]
+
+
 @given(st.data())
 def test_a_fold_can_be_cut_anywhere(data):
-    _, events, _ = run_world(crowd(2))
+    events = _events()
     cut = data.draw(st.integers(1, len(events) - 1))
     state = fold(events[:cut])
     for event in events[cut:]:

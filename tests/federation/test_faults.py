@@ -152,7 +152,7 @@ def test_a_late_update_counts_while_nothing_took_its_place():
 
 def test_a_late_update_is_refused_when_the_leaf_was_leased_again():
     faults = FaultPlan({("w1", 1): Fault("delay", 200.0)})
-    campaign, events, ledger = run_world(crowd(2), leaf_steps=400, faults=faults)
+    campaign, events, ledger = run_world(crowd(2), leaf_steps=400, unit_steps=40, faults=faults)
     (expired,) = only(events, LeaseExpired)
     (rejected,) = only(events, UpdateRejected)
     assert (rejected.unit_id, rejected.code) == (expired.unit_id, "lease_closed")
@@ -184,7 +184,7 @@ class Failing(FakeRunner):
 
 
 def test_a_worker_that_only_fails_does_not_stop_the_others():
-    failing = SimulatedWorker("w9", runner=Failing("w9", (1.0, 0, 0, 0)), seconds_per_step=1)
+    failing = SimulatedWorker("w9", runner=Failing("w9", (1.0, 0, 0, 0)), seconds_per_step=1.0)
     campaign, events, ledger = run_world([*crowd(2), failing], min_workers=3)
     assert {event.reason for event in only(events, LeaseExpired)} == {"out of memory"}
     assert_counted_once(campaign, ledger)
@@ -195,7 +195,7 @@ def test_a_worker_that_declines_for_good_is_not_asked_again():
         error = DataError("shard w9 is too small")
         fails = staticmethod(lambda unit: True)
 
-    declining = SimulatedWorker("w9", runner=Declining("w9"), seconds_per_step=1)
+    declining = SimulatedWorker("w9", runner=Declining("w9"), seconds_per_step=1.0)
     campaign, events, _ = run_world([*crowd(2), declining])
     assert campaign.workers["w9"].refusal == "shard w9 is too small"
     assert [event.kind for event in only(events, UnitLeased) if event.worker == "w9"] == ["sketch"]
@@ -232,11 +232,9 @@ _speeds = st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=N, max_size=N)
 
 
 def _run_schedule(schedule, depth, speeds):
-    """Without histograms and with few router versions, because many schedules are to be tried."""
+    """With few router versions, because many schedules are to be tried."""
     workers = [
-        SimulatedWorker(
-            f"w{i}", runner=FakeRunner(f"w{i}", (2.0 * i, 0, 0, 0), has_histograms=False), seconds_per_step=speed
-        )
+        SimulatedWorker(f"w{i}", runner=FakeRunner(f"w{i}", (2.0 * i, 0, 0, 0)), seconds_per_step=speed)
         for i, speed in enumerate(speeds)
     ]
     return run_world(workers, depth=depth, min_workers=N, router_period=50, faults=FaultPlan(schedule))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class Reply:
     """With `error`: asking this worker again is of no use (its shard is too small, it does not fit the base)."""
 
 
+@runtime_checkable
 class Transport(Protocol):
     """Carries units out and replies back. Nothing in it decides anything."""
 
@@ -52,6 +53,7 @@ class Transport(Protocol):
         ...
 
 
+@runtime_checkable
 class Clock(Protocol):
     """Time as the loop sees it, in seconds; only the coordinator's own clock decides anything."""
 
@@ -64,6 +66,7 @@ class Clock(Protocol):
         ...
 
 
+@runtime_checkable
 class Ledger(Protocol):
     """Durable memory of a run: an ordered list of events and content-addressed blobs."""
 
@@ -109,6 +112,7 @@ class PayloadFacts:
     """Largest rms, over the adapter tensors, of how far the numbers moved in this unit."""
 
 
+@runtime_checkable
 class Numerics(Protocol):
     """The numbers inside payloads. The rules of a run decide about bytes by name; this alone opens them."""
 

@@ -18,6 +18,7 @@ RIDGE = 1e-3
 MAX_SWAPS = 10_000
 
 Points: TypeAlias = Float[np.ndarray, "point feature"]
+Centres: TypeAlias = Float[np.ndarray, "group feature"]
 
 
 def means(statistics: Mapping[str, RouterStatistics]) -> tuple[Points, Float[np.ndarray, " point"]]:
@@ -56,7 +57,7 @@ def balanced_groups(points: Points, n_groups: int) -> list[list[int]]:
     return sorted(groups)
 
 
-def _ward_centres(points: Points, n_groups: int) -> Points:
+def _ward_centres(points: Points, n_groups: int) -> Centres:
     """Centres after merging, again and again, the two groups whose union adds the least squared distance."""
     centres, sizes = points.astype(np.float64), np.ones(len(points))
     costs = np.stack([_ward_costs(centres, sizes, group) for group in range(len(points))])
@@ -71,7 +72,7 @@ def _ward_centres(points: Points, n_groups: int) -> Points:
     return centres
 
 
-def _ward_costs(centres: Points, sizes: np.ndarray, group: int) -> np.ndarray:
+def _ward_costs(centres: Centres, sizes: np.ndarray, group: int) -> np.ndarray:
     """What merging `group` with each other group would add; infinite for itself."""
     gaps = centres - centres[group]
     costs = sizes * sizes[group] / (sizes + sizes[group]) * np.einsum("gf,gf->g", gaps, gaps)
@@ -79,7 +80,7 @@ def _ward_costs(centres: Points, sizes: np.ndarray, group: int) -> np.ndarray:
     return costs
 
 
-def _deal(points: Points, centres: Points) -> np.ndarray:
+def _deal(points: Points, centres: Centres) -> np.ndarray:
     """The nearest centre that has room, the shortest distances first."""
     squared = ((points[:, None, :] - centres[None, :, :]) ** 2).sum(axis=2)
     room, n_larger = divmod(len(points), len(centres))
