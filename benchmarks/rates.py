@@ -26,8 +26,8 @@ from tinylora.demo.study import Study, study_of
 from tinylora.evaluation import score
 from tinylora.simulate import SimulatedWorker, simulate
 
-GRID = (3e-3, 1e-2, 3e-2)
-MAX_TOKENS = 1536
+GRID = (5e-4, 1e-3, 2e-3)
+MAX_TOKENS = 1024
 
 
 def with_rate(settings: RunSettings, rate: float) -> RunSettings:

@@ -2,8 +2,8 @@
 
 from tinylora.config import RunSettings, make_settings
 
-LEARNING_RATE = 1e-2
-FEDAVG_LEARNING_RATE = 1e-2
+LEARNING_RATE = 1e-3
+FEDAVG_LEARNING_RATE = 1e-3
 """Best of the same sweep as `LEARNING_RATE`; see `benchmarks/results/rates.json`."""
 FEDAVG_ROUNDS = 5
 
