@@ -258,7 +258,7 @@ class FleetClient:
         """Upload a reply: first its head, which names its parts, then those parts that the link does not have.
 
         When an answer of the link gets lost, or a push session expires on a slow uplink, the head is sent again. If it
-        has been handed on meanwhile, the link does not know it any more and asks for nothing: all parts are offered then.
+        has been handed on meanwhile, the link knows it no more and asks for nothing: then all parts are offered.
         """
         objects, tree = take_apart(reply)
         head = message_to_proto(remove_content_from_message(reply) if reply.has_content() else reply)

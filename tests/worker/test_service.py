@@ -1,0 +1,145 @@
+"""A volunteer's command: what is wrong ends it with one sentence and its own exit code; signals end it cleanly."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tinylora_worker.cli import app
+from tinylora_worker.service import CheckBase, Options, describe, work
+
+from tests.federation.facts import FACTS
+from tests.flower.helpers import QUICK, TOKEN, Federation, federation, make_unit, make_update, replies, until
+from tests.helpers import tiny_base_dir
+from tinylora.command_line import exit_code_of
+from tinylora.errors import BaseModelError
+from tinylora.flower.identity import Identity
+from tinylora.flower.messages import Handle
+from tinylora.protocol.documents import Update, WorkUnit
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic and pathspec, about flwr's use
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    with federation(tmp_path_factory.mktemp("link"), facts=FACTS) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def own_flower_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLWR_HOME", "")  # the command sets it; put back afterwards
+
+
+def options(served: Federation, home: Path, **changes: object) -> Options:
+    values = {"url": served.address.url(), "token": TOKEN, "base": "fake", "data": (home,), "home": home} | changes
+    return Options(**values)  # type: ignore[arg-type]
+
+
+# --- exit codes ---------------------------------------------------------------------------------------------------
+
+
+def join(served: Federation, folder: Path, **changes: object) -> int:
+    values = {"url": served.address.url(), "token": TOKEN, "base": tiny_base_dir(), "data": folder} | changes
+    words = [values.pop("url"), *(part for key, value in values.items() for part in (f"--{key}", value))]
+    return exit_code_of(lambda: app(["join", *(str(word) for word in words), "--home", str(folder / "home")]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "sentence"),
+    [
+        ({"token": "tl1.wrong"}, 7, "token is wrong"),
+        ({"data": "missing.txt"}, 3, "missing.txt: no such file or folder"),
+        ({"url": "ftp://here"}, 2, "expected the coordinator's address"),
+        ({"base": "no/such/folder/at/all"}, 4, "no such folder"),
+        ({}, 4, "base model: this run needs fake with fingerprint aaaaaaaaaaaaaaaa, this worker has loaded one with"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(
+    served: Federation,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, object],
+    code: int,
+    sentence: str,
+) -> None:
+    assert join(served, tmp_path, **changes) == code
+    error = capsys.readouterr().err
+    assert sentence in error and error.splitlines()[-1].startswith("error: ") and "Traceback" not in error
+
+
+def test_an_unreachable_coordinator_has_its_own_code(
+    served: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    assert join(served, tmp_path, url=f"127.0.0.1:{port}") == 6
+    assert "no coordinator answers" in capsys.readouterr().err
+
+
+# --- a life -------------------------------------------------------------------------------------------------------
+
+
+def test_the_base_is_checked_before_the_text_is_read_and_units_are_logged(served: Federation, tmp_path: Path) -> None:
+    log: list[str] = []
+
+    def prepare(asked: Options, identity: Identity, check_base: CheckBase) -> Handle:
+        check_base(FACTS)
+        with pytest.raises(BaseModelError, match="feature_hash"):
+            check_base(FACTS.model_copy(update={"feature_hash": "e" * 64}))
+
+        def handle(unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
+            served.link.phase = "finished"
+            return make_update(unit, identity.worker, payload), payload
+
+        return handle
+
+    served.link.phase = "running"
+    with served.transport() as transport:
+
+        def send_when_online() -> None:
+            until(lambda: len(transport.workers()) == 1, what="the worker online")
+            transport.send(transport.workers()[0].worker, make_unit("u7", b"x", node="01"), b"x")
+
+        sender = threading.Thread(target=send_when_online)
+        sender.start()
+        assert work(options(served, tmp_path), prepare=prepare, pace=QUICK, log=log.append) == "finished"
+        sender.join(10.0)
+        assert replies(transport, 1)["u7"].payload == b"x"
+    assert log[0].startswith("run run: joined") and log[-1] == "the run is finished"
+    assert any(line.startswith("u7 node 01: 0 steps") for line in log)
+
+
+def test_a_unit_in_one_line() -> None:
+    unit = make_unit("u1", b"", node="")
+    update = make_update(unit, "w", b"").model_copy(
+        update={"seconds": 2.0, "tokens": 512, "n_steps": 4, "losses": (3.5, 3.25)}
+    )
+    assert describe(unit, update) == "u1 node root: 4 steps, loss 3.500 -> 3.250, 256 tokens/s"
+    sketch = unit.model_copy(update={"kind": "sketch"})
+    assert describe(sketch, update) == "u1 sketch: 2.0 s"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_mid_unit_ends_it_cleanly(served: Federation, tmp_path: Path, number: signal.Signals) -> None:
+    served.link.phase = "running"
+    marker = tmp_path / "marker"
+    words = [served.address.url(), TOKEN, str(tmp_path), str(marker)]
+    with served.transport() as transport:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tests.flower.victim", *words], stderr=subprocess.PIPE, text=True, env=os.environ
+        )
+        with child:
+            until(lambda: len(transport.workers()) == 1 or child.poll() is not None, what="the worker online")
+            transport.send(transport.workers()[0].worker, make_unit("u1", b"x"), b"x")
+            until(marker.exists, what="the unit in work")
+            child.send_signal(number)
+            _, error = child.communicate(timeout=60)
+        assert child.returncode == 0 and "stopped; join again to go on" in error
+        reply = replies(transport, 1)["u1"]
+        assert "Flower code 5" in reply.error and transport.workers() == []
