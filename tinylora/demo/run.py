@@ -9,6 +9,7 @@ Everything is written below one folder; nothing outside it is touched:
 
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from tinylora.federation.ledger_sqlite import SqliteLedger
 
 OURS = ("bundle.safetensors", "report.json", "report.md", "loss.png", "routing.png", "data", "logs", "run", "home")
 _LOOK_EVERY_S = 0.5
-_PATIENCE_S = 60.0
+_PATIENCE_S = 300.0  # for a process to start or end; a busy machine may need minutes to import torch
 
 
 def run_demo(
@@ -125,7 +126,11 @@ def _start_workers(family: Family, address: str, out: Path, files: Sequence[Path
 
 
 def _wait_for_end(child: Child) -> None:
-    if child.process.wait(_PATIENCE_S):
+    try:
+        is_bad = child.process.wait(_PATIENCE_S) != 0
+    except subprocess.TimeoutExpired:
+        is_bad = True
+    if is_bad:
         raise _failed(child)
 
 
@@ -171,7 +176,7 @@ def _watch(console: Console, family: Family, run_directory: Path, started: float
     if coordinator.process.returncode:
         raise _failed(coordinator)
     for worker in workers:
-        worker.process.wait(_PATIENCE_S)
+        _wait_for_end(worker)
 
 
 def _take_in(console: Console, progress: Progress, events: Sequence[Event]) -> None:
