@@ -1,12 +1,14 @@
 """Whole runs without faults: who gets what, what is counted, and that the state is the fold of the events."""
 
 import functools
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.federation.facts import FACTS, SETTINGS
+from tests.federation.facts import DIM, FACTS, SETTINGS
 from tests.federation.world import FakeRunner, assert_counted_once, crowd, only, run_world
 from tinylora.errors import SettingError, StorageError
 from tinylora.federation.campaign import apply, fold
@@ -25,7 +27,10 @@ from tinylora.federation.events import (
 from tinylora.federation.ledger_memory import MemoryLedger
 from tinylora.federation.routers import Blobs
 from tinylora.numerics import TorchNumerics
+from tinylora.routing.gates import solve_gates
+from tinylora.routing.statistics import RouterStatistics
 from tinylora.simulate import SimulatedWorker
+from tinylora.tree import Topology
 
 
 @pytest.mark.parametrize(("n_workers", "depth"), [(1, 0), (3, 0), (1, 2), (2, 1), (3, 2), (4, 2), (6, 2), (9, 3)])
@@ -135,6 +140,20 @@ def test_with_too_few_sketches_the_tree_is_set_after_a_while():
     assert campaign.finished == "every leaf has had its steps"
 
 
+def test_the_gates_at_the_end_are_those_of_the_pooled_texts():
+    """Every leaf's sums are those of its holders' sketches; nothing is lost on the way through units and rounds."""
+    campaign, _, ledger = run_world(crowd(6), depth=2, min_workers=6)
+    pooled = {leaf: RouterStatistics.zero(DIM) for leaf in campaign.leaves}
+    for worker in crowd(6):
+        assert isinstance(worker.runner, FakeRunner)
+        pooled[campaign.workers[worker.name].node or ""] += worker.runner.sums
+    expected = solve_gates(pooled, Topology.perfect(2))
+    gates = Blobs(ledger, TorchNumerics()).gates(campaign.router.blob)
+    for node, gate in expected.nodes.items():
+        np.testing.assert_allclose(gates.nodes[node].w, gate.w, rtol=1e-10)
+        np.testing.assert_allclose(gates.nodes[node].b, gate.b, rtol=1e-10)
+
+
 # --- the fold --------------------------------------------------------------------------------------------------------
 
 
@@ -194,12 +213,13 @@ def _named_blobs(events):
 
 def test_a_run_goes_on_from_any_event():
     """The process died after any event: the run is taken up, ends, and counts every step once."""
-    _, events, ledger = run_world(crowd(3), depth=1, min_workers=3)
+    few: dict[str, Any] = {"depth": 1, "min_workers": 3, "leaf_steps": 10}
+    _, events, ledger = run_world(crowd(3), **few)
     for cut in range(1, len(events)):
         half = MemoryLedger()
         half.append(events[:cut], 0.0)
         for blob in _named_blobs(events):
             half.put_blob(ledger.get_blob(blob))
-        campaign, _, _ = run_world(crowd(3), ledger=half, depth=1, min_workers=3)
+        campaign, _, _ = run_world(crowd(3), ledger=half, **few)
         assert campaign.finished == "every leaf has had its steps", cut
         assert_counted_once(campaign, half)
