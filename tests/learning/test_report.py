@@ -14,7 +14,7 @@ import pytest
 from tinylora.errors import DataError, StorageError
 from tinylora.report import build_report, plot_loss, plot_routing, to_markdown, write_report
 from tinylora.report import systems as report_systems
-from tinylora.report.plots import loss_curves
+from tinylora.report.plots import loss_curves, smooth
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _report(**changes):
     run = {
         "workers": [{"worker": "w0", "name": "ann", "tokens": 120_000, "seconds": 6.0, "base_loads": 1}],
         "units": _units(),
-        "rounds": [{"version": 1, "contributors": ["w0", "w1"], "drift": 1.0}],
+        "rounds": [{"version": 1, "contributors": ["w0", "w1"], "drift": 1.0, "reason": "the first", "n_workers": 2}],
     }
     how = "tinylora simulate --seed 7"
     arguments: dict[str, Any] = dict(
@@ -199,7 +199,7 @@ def test_files_are_written_and_readable(tmp_path):
     assert json.loads(files["json"].read_text())["regret"]["soft"] > 0
     page = files["md"].read_text()
     assert "| routed:soft | 16 |" in page
-    assert "| version 1 | w0, w1 | 1.0000 |" in page
+    assert "| version 1 | ann, w1 | 1.0000 | the first | 2 |" in page
     assert "tinylora simulate --seed 7" in page
     for kind in ("loss", "routing"):
         width, _ = struct.unpack(">II", files[kind].read_bytes()[16:24])
@@ -230,6 +230,12 @@ def test_loss_curves_join_the_units_of_one_worker():
     assert curves[0].tokens[:5] == [5_000, 15_000, 25_000, 35_000, 45_000]
     assert curves[0].heldout_tokens == [40_000, 80_000, 120_000]
     assert curves[0].label == "leaf 0 · w0"
+
+
+def test_smoothing_keeps_ends_and_straight_lines():
+    assert smooth([]) == []
+    assert smooth([1.0, 2.0, 3.0, 4.0]) == pytest.approx([1, 2, 3, 4])
+    assert smooth([0.0] * 5 + [7.0] + [0.0] * 5)[5] == pytest.approx(1.0)
 
 
 def test_one_leaf_trees_can_be_drawn(tmp_path):

@@ -21,7 +21,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         _domains_table(report["systems"]),
         *_comparisons(report["comparisons"]),
         *_routing(report["routing"]),
-        *_rounds(report["rounds"]),
+        *_rounds(report["rounds"], {entry.get("worker"): entry.get("name") for entry in report["workers"]}),
         *_workers(report["workers"]),
         "## How",
         _how(report),
@@ -105,19 +105,22 @@ def _routing(routing: Mapping[str, Any] | None) -> list[str]:
     return ["## Where tokens go", table(header, rows), "Mean posterior of each leaf over the domain's held-out tokens."]
 
 
-def _rounds(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+def _rounds(rounds: Sequence[Mapping[str, Any]], names: Mapping[Any, Any]) -> list[str]:
     if not rounds:
         return []
+    header = ("router", "contributors", "drift", "why", "workers reached")
     rows = (
         [
-            f"version {entry.get('router_version', entry.get('version', '?'))}",
-            ", ".join(map(str, entry.get("contributors", ()))) or "-",
-            number(entry.get("drift")),
+            f"version {entry['version']}",
+            ", ".join(str(names.get(worker) or worker) for worker in entry["contributors"]) or "-",
+            number(entry["drift"]),
+            entry.get("reason") or "-",
+            number(entry.get("n_workers")),
         ]
         for entry in rounds[:MAX_ROUNDS]
     )
     left_out = f"{len(rounds) - MAX_ROUNDS} later ones are in report.json." if len(rounds) > MAX_ROUNDS else ""
-    return ["## Router versions", table(("router", "contributors", "drift"), rows), left_out]
+    return ["## Router versions", table(header, rows), left_out]
 
 
 def _workers(workers: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -14,6 +14,7 @@ else:
 WIDTH_PX = 1200
 DPI = 120
 MAX_LEGEND = 20
+SMOOTHED = 7
 _DASHES = ("-", "--", ":", "-.")
 _NO_TIME = {"Software": None}  # matplotlib's own version in the file would make equal pictures differ
 
@@ -64,6 +65,12 @@ def loss_curves(units: Sequence[Mapping[str, Any]]) -> list[Curve]:
     return [curves[key] for key in sorted(curves)]
 
 
+def smooth(values: Sequence[float]) -> list[float]:
+    """Mean of each value and its neighbours, up to `SMOOTHED` in all; fewer at the ends, the same on both sides."""
+    reach = [min(SMOOTHED // 2, index, len(values) - 1 - index) for index in range(len(values))]
+    return [sum(values[i - r : i + r + 1]) / (2 * r + 1) for i, r in enumerate(reach)]
+
+
 def plot_loss(units: Sequence[Mapping[str, Any]], file: Path) -> Path:
     """Draw the training loss of every leaf and subtree over tokens; dots are held-out losses at the end of units."""
     figure, axes = _figure(height_px=720)
@@ -72,9 +79,10 @@ def plot_loss(units: Sequence[Mapping[str, Any]], file: Path) -> Path:
     for curve in curves:
         style = _DASHES[[c.worker for c in curves if c.node == curve.node].index(curve.worker) % len(_DASHES)]
         color = _color(nodes.index(curve.node), len(nodes))
-        axes.plot(curve.tokens, curve.losses, style, color=color, linewidth=1.6, label=curve.label)
+        axes.plot(curve.tokens, curve.losses, style, color=color, linewidth=0.8, alpha=0.35)
+        axes.plot(curve.tokens, smooth(curve.losses), style, color=color, linewidth=1.8, label=curve.label)
         axes.plot(curve.heldout_tokens, curve.heldout, "o", color=color, markersize=4)
-    axes.set_title("Training loss by leaf and worker (dots: held-out loss at the end of a unit)")
+    axes.set_title("Training loss by leaf and worker, smoothed (dots: held-out loss at the end of a unit)")
     axes.set_xlabel("tokens trained by the worker on this node")
     axes.set_ylabel("loss [nats per token]")
     axes.xaxis.set_major_formatter(_thousands)
@@ -99,7 +107,7 @@ def plot_routing(routing: Mapping[str, Any], file: Path) -> Path:
     axes.set_xticks(range(len(leaves)), [leaf or "root" for leaf in leaves])
     axes.set_yticks(range(len(domains)), [f"{domain}  ({routing['accuracy'][domain]:.0%})" for domain in domains])
     axes.set_xlabel("leaf (path from the root: 0 left, 1 right; framed: where the domain was trained)")
-    axes.set_ylabel("domain of the held-out text (share of tokens routed to its leaf)")
+    axes.set_ylabel("held-out domain (accuracy)")
     accuracy = sum(routing["accuracy"].values()) / max(1, len(domains))
     axes.set_title(f"Where held-out tokens go: mean posterior by domain (hard accuracy {accuracy:.1%})")
     figure.colorbar(image, ax=axes, label="mean posterior probability")
