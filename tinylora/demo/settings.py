@@ -5,7 +5,7 @@ from tinylora.config import RunSettings, make_settings
 LEARNING_RATE = 1e-3
 FEDAVG_LEARNING_RATE = 1e-3
 """Best of the same sweep as `LEARNING_RATE`; see `benchmarks/results/rates.json`."""
-FEDAVG_ROUNDS = 5
+FEDAVG_ROUNDS = 4
 
 
 def demo_settings(n_workers: int, depth: int, *, seed: int, router_sync: str, **overrides: object) -> RunSettings:
@@ -22,8 +22,8 @@ def demo_settings(n_workers: int, depth: int, *, seed: int, router_sync: str, **
         "alpha": 16.0,
         "learning_rate": LEARNING_RATE,
         "warmup_steps": 5,
-        "leaf_steps": 80 if depth <= 2 else 40,
-        "unit_steps": 16 if depth <= 2 else 10,
+        "leaf_steps": 64 if depth <= 2 else 32,
+        "unit_steps": 16 if depth <= 2 else 8,
         "batch_windows": 8,
         "window_tokens": 256,
         "router_sync": router_sync,
