@@ -63,7 +63,8 @@ def serve(root: Path, *, host: str, port: int, linger_s: float = LINGER_S, log: 
             with FlowerTransport(wire) as transport:
                 link.phase = "running"
                 campaign = _drive(ledger, transport, files, stop, log)
-            _end(folder, ledger, link, campaign, log, linger_s)
+            if _end(folder, ledger, link, campaign, log):
+                wait_until(lambda: stop.is_set() or not link.online_workers(), timeout_s=linger_s)
 
 
 def _greet(folder: RunFolder, files: RunFiles, served: Served, log: Callable[[str], None]) -> None:
@@ -82,8 +83,6 @@ def _drive(
     past = ledger.events()
     if past:
         log(f"taking the run up after {len(past)} events")
-    stopper = threading.Thread(target=_wake_when, args=(stop, transport.arrived), daemon=True)
-    stopper.start()
     return run_campaign(
         ledger,
         transport,
@@ -96,11 +95,6 @@ def _drive(
         stop=stop.is_set,
         nonce_source=lambda run, seed, unit: secrets.token_hex(16),
     )
-
-
-def _wake_when(stop: threading.Event, wake: threading.Event) -> None:
-    stop.wait()
-    wake.set()
 
 
 def _after(n_past: int, tell_of: Callable[[Event], None]) -> Callable[[Event], None]:
@@ -122,21 +116,19 @@ def _log_event(event: Event, log: Callable[[str], None]) -> None:
         log(line)
 
 
-def _end(
-    folder: RunFolder, ledger: Ledger, link: Link, campaign: Campaign, log: Callable[[str], None], linger_s: float
-) -> None:
-    """Release a finished run and let its workers go; a stopped one is left as it is."""
+def _end(folder: RunFolder, ledger: Ledger, link: Link, campaign: Campaign, log: Callable[[str], None]) -> bool:
+    """Release a finished run and tell its workers; leave a stopped one as it is. Returns whether it is finished."""
     if not campaign.finished:
         link.phase = "stopping"
         log(f"stopped; `tinylora-coordinator serve {folder.root}` takes the run up again")
-        return
+        return False
     try:
         sha256 = release(folder, ledger, campaign, folder.bundle_file)
         log(f"{folder.bundle_file}: sha256 {sha256}")
     except DataError as error:
         log(f"no bundle: {error}")
     link.phase = "finished"
-    wait_until(lambda: not link.online_workers(), timeout_s=linger_s)
+    return True
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float, poll_s: float = 0.2) -> bool:

@@ -16,12 +16,21 @@ from flwr.clientapp import ClientApp
 from tests.federation.facts import FACTS, SETTINGS
 from tests.flower.counting import CountingTrainer, assert_counted_once
 from tests.flower.helpers import until
+from tests.helpers import WINDOW_TOKENS, tiny_base_dir
+from tinylora.bundle import read_bundle
 from tinylora.errors import DataError, SettingError
 from tinylora.federation.campaign import Campaign
 from tinylora.federation.events import UpdateAccepted, UpdateRejected, WorkerJoined
 from tinylora.federation.ledger_memory import MemoryLedger
 from tinylora.federation.loop import run_campaign
-from tinylora.flower.apps import client_app, handle_from_config, make_client_app, make_server_app, server_app
+from tinylora.flower.apps import (
+    BUNDLE_FILE,
+    client_app,
+    handle_from_config,
+    make_client_app,
+    make_server_app,
+    server_app,
+)
 from tinylora.flower.clock import RunClock
 from tinylora.flower.compat.memory import (
     FLWR_IN_MEMORY_DB_NAME,
@@ -42,7 +51,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @contextmanager
-def in_memory_grid(app: ClientApp, n_nodes: int) -> Iterator[InMemoryGrid]:
+def in_memory_grid(app: ClientApp, n_nodes: int, run_config: dict[str, str] | None = None) -> Iterator[InMemoryGrid]:
     """Flower's state without sockets; nodes are threads that hand their messages to the ClientApp."""
     factory = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
     state, stop = factory.state(), threading.Event()
@@ -59,7 +68,7 @@ def in_memory_grid(app: ClientApp, n_nodes: int) -> Iterator[InMemoryGrid]:
     def node(number: int) -> None:
         node_id = state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, b"key %d" % number, 1e6)
         state.activate_node(node_id, 1e6)
-        context = Context(run_id, node_id, {"partition-id": number}, RecordDict(), {})
+        context = Context(run_id, node_id, {"partition-id": number}, RecordDict(), {**(run_config or {})})
         while not stop.is_set():
             for message in state.get_message_ins(node_id=node_id, limit=1):
                 reply = app(message, context)
@@ -131,6 +140,25 @@ def test_the_ready_made_apps_say_what_their_config_lacks() -> None:
         handle_from_config(context({}, {"base": "b"}))
     with pytest.raises(DataError, match="partition 2 has none among the run's 2"):
         handle_from_config(context({"partition-id": 2}, {"base": "b", "data": "x,y"}))
+
+
+def test_the_ready_made_apps_train_a_real_base(tmp_path: Path) -> None:
+    data, settings = tmp_path / "data.jsonl", tmp_path / "run.toml"
+    data.write_text("".join(f'{{"text": "text {n} {"lorem ipsum " * 20}{n}"}}\n' for n in range(8)))
+    settings.write_text(
+        "name = 'stock'\ndepth = 1\nrank = 2\nleaf_steps = 2\nunit_steps = 2\nbatch_windows = 1\nmin_sequences = 1\n"
+        f"window_tokens = {WINDOW_TOKENS}\n"
+    )
+    config = {
+        "base": str(tiny_base_dir()),
+        "out": str(tmp_path / "out"),
+        "settings": str(settings),
+        "data": str(data),
+    }
+    with in_memory_grid(client_app, n_nodes=1, run_config=config) as grid:
+        server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), dict(config)))
+    made = read_bundle(tmp_path / "out" / BUNDLE_FILE)
+    assert made.run == "stock" and sorted(made.nodes) == ["0", "1"]
 
 
 @pytest.mark.slow

@@ -150,7 +150,7 @@ class FlowerTransport:
         if time.monotonic() - self._stations_at >= _ROSTER_S:
             try:
                 self._stations = {station.info.worker: station for station in self._wire.stations()}
-            except (SessionLost, httpx.HTTPError):
+            except (SessionLost, NetworkError, httpx.HTTPError):
                 return self._infos()  # what was known; the collector finds out whether the session is lost
             self._stations_at = time.monotonic()
         return self._infos()
@@ -198,7 +198,7 @@ class FlowerTransport:
                 arrivals = self._wire.arrivals(message_ids)
             except SessionLost:
                 self._lose(message_ids)
-            except httpx.HTTPError:
+            except (NetworkError, httpx.HTTPError):
                 continue  # the link is being restarted; the loop's deadlines go on
             else:
                 for arrival in arrivals:

@@ -52,12 +52,21 @@ def put_together(message_id: str, tree: ObjectTree, pull: Callable[[str], bytes]
             max_time=_PATIENCE_S,
             max_tries_per_object=None,
         )
-        message = inflate_object_from_contents(message_id, contents)
-    except (ObjectPullError, ValueError, KeyError, TypeError) as error:
+    except ObjectPullError as error:
         raise ProtocolError(f"message {message_id[:12]}: {error}") from None
+    message = _inflate(message_id, contents)
+    message.metadata.__dict__["_message_id"] = message_id
+    return message
+
+
+def _inflate(message_id: str, contents: dict[str, bytes]) -> Message:
+    try:
+        message = inflate_object_from_contents(message_id, contents)
+    except Exception as error:  # bytes from outside: flwr's parsers raise whatever they stumble over
+        reason = str(error) or type(error).__name__
+        raise ProtocolError(f"message {message_id[:12]}: its objects make no sense: {reason}") from None
     if not isinstance(message, Message):
         raise ProtocolError(f"message {message_id[:12]}: it holds a {type(message).__name__}")
-    message.metadata.__dict__["_message_id"] = message_id
     return message
 
 
