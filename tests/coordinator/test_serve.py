@@ -1,44 +1,28 @@
-"""Real processes: a coordinator that is stopped and started again, and a worker that trains a real, tiny base."""
+"""A coordinator that is stopped by a signal and started again, while one worker trains a real, tiny base all along."""
 
+import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
 from pathlib import Path
 
 import pytest
 from tinylora_coordinator.folder import RunFolder, changed, read_run, write_run
 from tinylora_coordinator.overview import overview, past_events
-from tinylora_coordinator.service import bundle
+from tinylora_coordinator.service import bundle, serve
+from tinylora_worker.service import Options, work
 
-from tests.flower.helpers import until
+from tests.flower.helpers import QUICK, until
 from tests.helpers import WINDOW_TOKENS, tiny_base_dir, tiny_base_model
 from tinylora.bundle import read_bundle, verify
 from tinylora.federation.events import RunFinished, UpdateAccepted, WorkerJoined
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic and pathspec, about flwr's use
 
 SETTINGS = {
     "name": "two lives", "depth": 1, "rank": 2, "leaf_steps": 20, "unit_steps": 5, "batch_windows": 1,
     "warmup_steps": 1, "window_tokens": WINDOW_TOKENS, "min_sequences": 1, "router_period": 2,
 }  # fmt: skip
-
-
-@contextmanager
-def process(module: str, *words: object) -> Iterator[subprocess.Popen[str]]:
-    """A child that is never left behind."""
-    command = [sys.executable, "-m", module, *(str(word) for word in words)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
-        try:
-            yield child
-        finally:
-            child.kill()
-
-
-def end_of(child: subprocess.Popen[str], *, timeout_s: float = 200.0) -> tuple[int, str]:
-    """Exit code and stderr."""
-    _, error = child.communicate(timeout=timeout_s)
-    return child.returncode, error
 
 
 def write_texts(folder: Path) -> Path:
@@ -62,36 +46,40 @@ def trained(root: Path) -> list[UpdateAccepted]:
     return [event for event in past_events(root) if isinstance(event, UpdateAccepted) and event.kind == "train"]
 
 
-@pytest.mark.timeout(300)  # three processes that load torch, one after the other, on a machine that may be busy
 def test_a_run_survives_its_coordinator_and_ends_with_a_bundle(tmp_path: Path) -> None:
     root, data, port = tmp_path / "run", write_texts(tmp_path / "data"), free_port()
     write_run(RunFolder(root), changed(dict(SETTINGS)), tiny_base_model().facts, None)
-    token = read_run(RunFolder(root)).token
-    serve = ("tinylora_coordinator", "serve", root, "--port", port)
-    join = ("tinylora_worker", "join", f"127.0.0.1:{port}", "--token", token, "--base", tiny_base_dir())
+    token, log = read_run(RunFolder(root)).token, []
+    options = Options(f"127.0.0.1:{port}", token, str(tiny_base_dir()), (data,), tmp_path / "home", name="mine")
+    endings: list[str] = []
 
-    with process(*serve) as first:
-        until(lambda: is_open(port) or first.poll() is not None, what="the open port")
-        with process(*join, "--data", data, "--home", tmp_path / "home", "--name", "mine", "--threads", 1) as worker:
-            until(lambda: bool(trained(root)) or worker.poll() is not None, what="the first update", timeout_s=200.0)
-            first.send_signal(signal.SIGTERM)
-            code, error = end_of(first)
-            assert code == 0 and "takes the run up again" in error, error
-            n_before = len(past_events(root))
-            assert 0 < len(trained(root)) < 4 and overview(root)["phase"] == "training"
+    def volunteer() -> None:
+        until(lambda: is_open(port), what="the open port")
+        endings.append(work(options, pace=QUICK, log=log.append))
 
-            with process(*serve) as second:
-                code, error = end_of(second)
-                assert code == 0 and f"taking the run up after {n_before} events" in error, error
-            code, error = end_of(worker)
-            assert code == 0 and "the run is finished" in error, error
+    def interrupt() -> None:
+        until(lambda: is_open(port), what="the open port")  # the handler is in place before the port
+        until(lambda: bool(trained(root)), what="the first update")
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    events = past_events(root)
+    worker, interrupter = threading.Thread(target=volunteer), threading.Thread(target=interrupt)
+    worker.start()
+    interrupter.start()
+    serve(root, host="127.0.0.1", port=port, log=log.append)
+    interrupter.join()
+    n_before = len(past_events(root))
+    assert "takes the run up again" in log[-1] and not endings
+    assert 0 < len(trained(root)) < 4 and overview(root)["phase"] == "training"
+
+    serve(root, host="127.0.0.1", port=port, log=log.append)
+    worker.join(60.0)
+    assert endings == ["finished"] and f"taking the run up after {n_before} events" in log
+
+    events, found = past_events(root), overview(root)
     assert isinstance(events[-1], RunFinished)
     assert len([event for event in events if isinstance(event, WorkerJoined)]) == 1
-    assert {event.base_loads for event in trained(root)} == {1}
+    assert len({event.base_loads for event in trained(root)}) == 1  # loaded once, although it outlived a coordinator
     assert sum(event.n_steps for event in trained(root)) == SETTINGS["leaf_steps"]
-    found = overview(root)
     assert found["steps"] == {"": 20} and found["workers"][0]["name"] == "mine"
     made = read_bundle(RunFolder(root).bundle_file)
     assert verify(RunFolder(root).bundle_file) and (made.run, len(made.nodes)) == ("two-lives", 2)

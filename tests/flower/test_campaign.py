@@ -78,8 +78,8 @@ def running(folder: Path, **changes: object) -> Iterator[Run]:
 
 
 def test_a_run_ends_with_every_step_counted_once(tmp_path: Path) -> None:
-    with running(tmp_path, min_workers=3) as run:
-        names = {run.start_worker(centre).name for centre in (0.0, 2.0, 4.0)}
+    with running(tmp_path, min_workers=2) as run:
+        names = {run.start_worker(centre).name for centre in (0.0, 2.0)}
         assert_counted_once(run.finish(), run.ledger)
         assert {event.worker for event in run.of(UpdateAccepted)} == names
         assert not run.of(UpdateRejected) and not run.of(LeaseExpired)
@@ -113,7 +113,7 @@ def test_who_joins_late_gets_work_at_once(tmp_path: Path) -> None:
 def test_a_killed_workers_unit_goes_to_another_and_nothing_counts_twice(tmp_path: Path) -> None:
     home, marker = tmp_path / "home", tmp_path / "marker"
     home.mkdir()
-    with running(tmp_path, min_workers=2, first_deadline_s=8.0) as run:
+    with running(tmp_path, min_workers=2, first_deadline_s=5.0) as run:
         command = [sys.executable, "-m", "tests.flower.victim", run.served.address.url(), TOKEN, str(home), str(marker)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as victim:
             try:
