@@ -99,12 +99,12 @@ def test_health_and_state_are_public(served: Federation) -> None:
 
 def test_the_token_opens_the_door_and_joining_again_is_harmless(served: Federation) -> None:
     identity = new_identity()
-    first = join(served.address, TOKEN, identity, name="mine")
+    first = join(served.address, TOKEN, identity, name="mine\x1b[2J\n")
     again = join(served.address, TOKEN, identity, name="mine", base=FACTS)
     assert first.answer.worker == again.answer.worker == identity.worker
     assert first.answer.base == FACTS and abs(first.clock_offset_s) < 1.0
     nodes = [node for node in served.link.state.get_node_info() if node.public_key == identity.public_pem]
-    assert [node.name for node in nodes] == ["mine"]
+    assert [node.name for node in nodes] == ["mine [2J"]  # nothing that a terminal would obey
 
 
 def test_a_wrong_token_is_told_so_and_learns_nothing(served: Federation) -> None:

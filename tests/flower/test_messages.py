@@ -12,6 +12,7 @@ from tinylora.flower.messages import (
     WORKER_DECLINES,
     WORKER_FAILED,
     answer,
+    printable,
     read_unit,
     read_update,
     unit_record,
@@ -95,6 +96,13 @@ def test_what_goes_wrong_is_told_with_its_sentence_and_whether_it_will_last(erro
     reply = answer(message(unit_record(make_unit("u1", b""), b"")), handle)
     assert reply.error.code == code and str(error) in (reply.error.reason or "")
     assert reply.metadata.reply_to_message_id == "m"
+
+
+@given(st.text(max_size=300))
+def test_text_for_a_terminal_is_one_line_that_moves_nothing(text: str) -> None:
+    shown = printable(text, at_most=100)
+    assert shown.isprintable() and len(shown) <= 100
+    assert printable("plain text, ünïcode", at_most=100) == "plain text, ünïcode"
 
 
 def test_a_unit_that_cannot_be_read_is_answered_with_the_reason() -> None:

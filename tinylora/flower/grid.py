@@ -50,7 +50,7 @@ from tinylora.flower.compat.wire import (
 from tinylora.flower.enrolment import Address
 from tinylora.flower.identity import worker_of
 from tinylora.flower.link import ADMIN_HEADER
-from tinylora.flower.messages import MESSAGE_TYPE, WORKER_DECLINES, read_update, unit_record
+from tinylora.flower.messages import MESSAGE_TYPE, WORKER_DECLINES, printable, read_update, unit_record
 from tinylora.flower.objects import put_together
 from tinylora.flower.pulse import Pulse
 from tinylora.protocol.documents import WorkUnit
@@ -233,7 +233,7 @@ class FlowerTransport:
         self._deliver(Reply(sent.worker, sent.unit_id, update_json, payload))
 
     def _fail(self, sent: _Sent, reason: str, *, is_final: bool = False) -> None:
-        self._deliver(Reply(sent.worker, sent.unit_id, error=reason, is_final=is_final))
+        self._deliver(Reply(sent.worker, sent.unit_id, error=printable(reason, at_most=1000), is_final=is_final))
 
     def _deliver(self, reply: Reply) -> None:
         self._arrived.put(reply)

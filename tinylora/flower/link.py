@@ -47,6 +47,7 @@ from tinylora.flower.enrolment import (
     read_join_request,
 )
 from tinylora.flower.identity import worker_of
+from tinylora.flower.messages import printable
 from tinylora.protocol.documents import PROTOCOL_VERSION
 from tinylora.protocol.envelope import read_public_key
 
@@ -211,7 +212,8 @@ def _register(state: LinkState, public_pem: bytes, name: str) -> None:
     if state.get_node_id_by_public_key(public_pem) is not None:
         return
     try:
-        state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_pem, _HEARTBEAT_S, name=name or None)
+        shown = printable(name, at_most=80) or None
+        state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_pem, _HEARTBEAT_S, name=shown)
     except ValueError:
         raise RefusedError("this worker has been removed from the run") from None
 
