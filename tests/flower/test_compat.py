@@ -124,7 +124,7 @@ MEMBERS = {
     "HttpGrid": {"push_messages", "pull_messages", "get_nodes", "get_node_ids", "set_run", "run", "close"},
     "LinkState": {
         "create_node", "get_node_id_by_public_key", "get_node_info", "get_run_info", "stop_run", "activate_node",
-        "get_message_ins", "store_message_res", "create_run", "num_message_ins",
+        "get_message_ins", "store_message_res", "create_run",
     },
     "ApiErrorCode": {"FLEET_NODE_ACTIVATION_FAILED"},
     "FlowerError": {"from_json"},

@@ -193,11 +193,12 @@ def test_an_identity_works_once_at_a_time_and_again_after_it_left(
 def test_the_rounds_side_opens_a_new_session_when_flower_has_ended_the_old_one(
     running: Federation, transport: FlowerTransport
 ) -> None:
-    release = threading.Event()
+    begun, release = threading.Event(), threading.Event()
 
     def patient(worker: str) -> Handle:
         def handle(unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
-            assert unit.unit_id != "old" or release.wait(20.0)
+            begun.set()
+            assert unit.unit_id != "old" or release.wait(60.0)
             return make_update(unit, worker, payload), payload
 
         return handle
@@ -205,7 +206,7 @@ def test_the_rounds_side_opens_a_new_session_when_flower_has_ended_the_old_one(
     worker = running.start_worker(patient)
     online(transport, 1)
     transport.send(worker.name, make_unit("old", b""), b"")
-    until(lambda: bool(running.link.state.num_message_ins()), what="the message in Flower's state")
+    assert begun.wait(60.0)
     for run in running.link.state.get_run_info():
         running.link.state.stop_run(run.run_id)
     assert "session was lost" in replies(transport, 1)["old"].error

@@ -78,6 +78,9 @@ clientapp = "stub:client"
 class SessionLost(Exception):
     """Flower has ended the run that messages were sent in; none of them will be answered."""
 
+    def __init__(self) -> None:
+        super().__init__("Flower's session was lost and has been opened anew")
+
 
 @dataclass(frozen=True)
 class Station:
@@ -196,20 +199,20 @@ class FlowerTransport:
                 continue
             try:
                 arrivals = self._wire.arrivals(message_ids)
-            except SessionLost:
-                self._lose(message_ids)
+            except SessionLost as lost:
+                self._lose(message_ids, str(lost))
             except (NetworkError, httpx.HTTPError):
                 continue  # the link is being restarted; the loop's deadlines go on
             else:
                 for arrival in arrivals:
                     self._begin(arrival)
 
-    def _lose(self, message_ids: Collection[str]) -> None:
+    def _lose(self, message_ids: Collection[str], reason: str) -> None:
         for message_id in message_ids:
             with self._lock:
                 sent = self._sent.pop(message_id, None)
             if sent is not None:
-                self._fail(sent, "Flower's session was lost and has been opened anew")
+                self._fail(sent, reason)
 
     def _begin(self, arrival: Arrival) -> None:
         with self._lock:
