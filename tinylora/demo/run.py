@@ -173,6 +173,8 @@ def _watch(console: Console, family: Family, run_directory: Path, started: float
         _take_in(console, progress, ledger.events(after=n_events))
         now = time.monotonic()
         live.update(render(progress, elapsed_s=now - started, training_s=now - (training_since or now)))
+    if not console.is_terminal:
+        console.print()  # the picture ends without a line break
     if coordinator.process.returncode:
         raise _failed(coordinator)
     for worker in workers:
