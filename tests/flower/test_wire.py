@@ -72,7 +72,7 @@ def test_one_worker_gets_unit_after_unit_without_waiting_for_others(
 
     def slow(worker: str) -> Handle:
         def handle(unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
-            assert release.wait(20.0)
+            assert release.wait(100.0)
             return make_update(unit, worker, payload), payload
 
         return handle
