@@ -99,7 +99,7 @@ def rewrite(file: Path, change: Callable[[dict], None], named: tensors.Tensors |
     """Write a bundle whose metadata were changed by somebody who corrected all sums afterwards."""
     with safetensors.safe_open(file, "pt") as stored:
         fields = json.loads(stored.metadata()["tinylora"])
-        named = named or {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
+        named = named or {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118  # no mapping
     change(fields)
     fields["metadata_sha256"] = bundles._metadata_sum(fields)
     file.write_bytes(tensors.to_bytes(named, {"tinylora": bundles._canonical(fields)}))
@@ -334,7 +334,7 @@ def test_metadata_that_contradict_the_tensors(tmp_path, change, message):
 def test_numbers_that_are_not_finite(tmp_path, name):
     file = written(tmp_path)
     with safetensors.safe_open(file, "pt") as stored:
-        named = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118
+        named = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118  # safe_open is no mapping
     named[name].view(-1)[0] = torch.nan
     rewrite(file, lambda fields: fields["tensors"].update({name: tensors.tensor_sha256(named[name])}), named)
     with pytest.raises(BundleError, match=f"tensor {name}: expected finite numbers"):
