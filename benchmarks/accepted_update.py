@@ -131,7 +131,7 @@ class _Worker:
 
     def _adapter(self, unit: WorkUnit) -> Tensors:
         random = torch.Generator().manual_seed(unit.first_step)
-        shapes = adapter_manifest(FACTS, unit.rank, path=unit.node)
+        shapes = adapter_manifest(FACTS, unit.spec, path=unit.node)
         return {name: torch.randn(shape, generator=random) * 1e-3 for name, (_, shape) in shapes.items()}
 
 

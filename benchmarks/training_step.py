@@ -17,6 +17,7 @@ from benchmarks.measure import take_turns
 from tests.helpers import byte_tokenizer
 from tinylora import base_model
 from tinylora.adapters.lora import init_adapter
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.base_model import LoadedBase
 from tinylora.model import TreeModel
 
@@ -42,7 +43,7 @@ def measure() -> dict[str, Any]:
     """Ratio of CPU times of one step: forward, backward, AdamW."""
     torch.set_num_threads(1)
     base = _base()
-    start = init_adapter(base.facts, RANK, seed=0, path="0")
+    start = init_adapter(base.facts, AdapterSpec("lora", RANK), seed=0, path="0")
     ids = torch.randint(CONFIG["vocab_size"], WINDOWS, generator=torch.Generator().manual_seed(1))
     ours, our_parameters = _tree_step(base, start, ids)
     other, other_parameters = _peft_step(start, ids)
@@ -75,7 +76,7 @@ def _base() -> LoadedBase:
 def _tree_step(
     base: LoadedBase, start: dict[str, Tensor], ids: Tensor
 ) -> tuple[Callable[[], Tensor], list[nn.Parameter]]:
-    model = TreeModel(base, nodes=("0",), rank=RANK, scale=ALPHA / RANK)
+    model = TreeModel(base, nodes=("0",), spec=AdapterSpec("lora", RANK), scale=ALPHA / RANK)
     model.load_node("0", start)
     parameters = list(model.adapter_parameters())
     return _step(lambda: model.loss(ids), parameters), parameters

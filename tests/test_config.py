@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.config import BaseFacts, ProjectionShape, RunSettings, make_settings, read_settings, settings_hash
 from tinylora.errors import SettingError
 
@@ -13,6 +15,13 @@ def test_derived_numbers() -> None:
     settings = RunSettings(rank=4, alpha=16.0, batch_windows=2, window_tokens=32)
     assert settings.scale == 4.0
     assert settings.unit_tokens == 64
+
+
+def test_the_adapters_of_a_run_are_one_spec() -> None:
+    values: dict[str, object] = {"adapter": "nested", "rank": 8, "ranks": "mlp.up_proj=4, self_attn.q_proj=2"}
+    settings = make_settings("run.toml", values)
+    assert settings.spec == AdapterSpec("nested", 8, {"mlp.up_proj": 4, "self_attn.q_proj": 2})
+    assert settings == make_settings("run.toml", values | {"ranks": dict(settings.spec.ranks)})
 
 
 def test_settings_are_frozen() -> None:
@@ -27,6 +36,9 @@ def test_settings_are_frozen() -> None:
         ("depth", -1),
         ("rank", 0),
         ("rank", 1025),
+        ("adapter", "mora"),
+        ("ranks", {"up": 9}),
+        ("ranks", "up=many"),
         ("learning_rate", 0.0),
         ("router_sync", "magic"),
         ("unit_steps", 0),
@@ -36,7 +48,7 @@ def test_settings_are_frozen() -> None:
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_place(name: str, value: object) -> None:
-    with pytest.raises(SettingError, match=rf"^run\.toml: {name}: .*got {value!r}") as caught:
+    with pytest.raises(SettingError, match=rf"^run\.toml: {name}: .*got {re.escape(repr(value))}") as caught:
         make_settings("run.toml", {name: value})
     assert "\n" not in str(caught.value)
 

@@ -35,6 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinylora import tensors
 from tinylora.adapters.shapes import adapter_manifest
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.config import MAX_RANK, BaseFacts
 from tinylora.errors import BaseModelError, BundleError, ProtocolError, SettingError, ShapeMismatch, StorageError
 from tinylora.protocol.documents import Count, Finite, Manifest, PathText, Sha256
@@ -67,7 +68,7 @@ class Bundle:
     run: str
     topology: Topology
     base: BaseFacts
-    rank: int
+    spec: AdapterSpec
     scale: float
     nodes: dict[NodePath, Tensors]
     """Adapters by node, as `adapters.lora` has them; usually of the leaves, never trained ones missing."""
@@ -80,7 +81,6 @@ class Bundle:
     versions: dict[str, int] = field(default_factory=dict)
     """What the run calls this state: "topology", "router", "node.<path>"."""
     report: dict[str, Any] = field(default_factory=dict)
-    kind: Literal["lora"] = "lora"
 
 
 class Description(BaseModel):
@@ -88,13 +88,16 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    kind: Literal["lora"]
+    kind: str
+    """Of the adapters, as `AdapterSpec.parse` reads it."""
     run: str
     base: BaseFacts
     leaves: tuple[PathText, ...]
     nodes: tuple[PathText, ...]
     """Those that have an adapter."""
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)]
+    ranks: dict[str, int] = {}
+    """By projection; the others have `rank`."""
     scale: Finite
     dtype: AdapterDtype
     """Of the adapters."""
@@ -116,6 +119,15 @@ class Description(BaseModel):
             SettingError: The leaves are none of a full binary tree.
         """
         return Topology(self.leaves)
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """Kind and ranks of the adapters.
+
+        Raises:
+            SettingError: No such kind, or a rank is out of range.
+        """
+        return AdapterSpec.parse(self.kind, self.rank, self.ranks)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -194,12 +206,13 @@ def _double(array: np.ndarray) -> torch.Tensor:
 
 def _describe(bundle: Bundle, dtype: AdapterDtype, sums: dict[str, str]) -> Description:
     return Description(
-        kind=bundle.kind,
+        kind=str(bundle.spec),
         run=bundle.run,
         base=bundle.base,
         leaves=bundle.topology.leaves,
         nodes=tuple(sorted(bundle.nodes)),
-        rank=bundle.rank,
+        rank=bundle.spec.rank,
+        ranks=dict(bundle.spec.ranks),
         scale=bundle.scale,
         dtype=dtype,
         policy=bundle.policy,
@@ -224,7 +237,7 @@ def _expected_manifest(description: Description) -> Manifest:
     _check_nodes("statistics", description.statistics or (), topology.leaves)
     manifest: Manifest = {}
     for node in description.nodes:
-        manifest |= adapter_manifest(base, description.rank, path=node, dtype=description.dtype)
+        manifest |= adapter_manifest(base, description.spec, path=node, dtype=description.dtype)
     for node in topology.inner:
         manifest |= {f"router.{node}.w": ("F64", (base.feature_dim,))}
         manifest |= {f"router.{node}.{name}": ("F64", (1,)) for name in ("b", "tau")}
@@ -361,7 +374,7 @@ def verify(file: Path) -> list[str]:
     bundle, facts = read_bundle(file), inspect(file)
     findings = [
         f"{facts['n_tensors']} tensors in {facts['n_bytes']} bytes, each as its sha256 says",
-        f"{len(bundle.topology.leaves)} leaves, {len(bundle.nodes)} nodes with an adapter of rank {bundle.rank}",
+        f"{len(bundle.topology.leaves)} leaves, {len(bundle.nodes)} nodes with an adapter of rank {bundle.spec.rank}",
         f"made for base {bundle.base.base_id}, fingerprint {bundle.base.fingerprint}",
     ]
     findings += [
@@ -468,7 +481,7 @@ def _assemble(description: Description, named: Tensors) -> Bundle:
         run=description.run,
         topology=description.topology,
         base=description.base,
-        rank=description.rank,
+        spec=description.spec,
         scale=description.scale,
         nodes={node: tensors.strip_prefix(named, f"node.{node}.") for node in description.nodes},
         gates=_gates_of(description, named),
@@ -478,7 +491,6 @@ def _assemble(description: Description, named: Tensors) -> Bundle:
         contributors=description.contributors,
         versions=description.versions,
         report=description.report,
-        kind=description.kind,
     )
 
 

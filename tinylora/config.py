@@ -8,10 +8,12 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
+from tinylora.adapters.spec import AdapterSpec, parse_ranks
 from tinylora.errors import SettingError
 from tinylora.tree import MAX_DEPTH
 
@@ -56,7 +58,11 @@ class RunSettings(_Frozen):
     # the tree
     depth: Annotated[int, Field(ge=0, le=MAX_DEPTH)] = 2
     """Levels of the perfect tree that the topology starts as."""
+    adapter: str = "lora"
+    """Kind of every adapter, as `AdapterSpec.parse` reads it."""
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
+    ranks: dict[str, int] = {}
+    """Rank by projection, at most `rank`; the others have `rank`."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
     """scale = alpha / rank."""
 
@@ -89,6 +95,30 @@ class RunSettings(_Frozen):
     deadline_slack: Annotated[float, Field(ge=1)] = 6.0
     """k in: deadline = median + k * MAD of observed times (and never under twice the median)."""
     max_update_mib: Annotated[float, Field(gt=0)] = 512.0
+
+    @field_validator("ranks", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        try:
+            return parse_ranks(value) if isinstance(value, str) else value
+        except SettingError as error:
+            raise PydanticCustomError("ranks", "{reason}", {"reason": str(error)}) from None
+
+    @field_validator("adapter", "ranks")
+    @classmethod
+    def _can_be_made(cls, value: Any, info: Any) -> Any:
+        adapter = value if info.field_name == "adapter" else "lora"
+        ranks = value if info.field_name == "ranks" else {}
+        try:
+            AdapterSpec.parse(adapter, info.data.get("rank", MAX_RANK), ranks)
+        except SettingError as error:
+            raise PydanticCustomError("adapter", "{reason}", {"reason": str(error)}) from None
+        return value
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """Kind and ranks of every adapter of the run."""
+        return AdapterSpec.parse(self.adapter, self.rank, self.ranks)
 
     @property
     def scale(self) -> float:

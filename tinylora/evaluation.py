@@ -189,7 +189,7 @@ def score_base(model: TreeModel, heldout: Mapping[str, Sequence[Document]], **op
     """Scores of the base under a tree, which is taken off for so long; options as of `score_domains`."""
     model.detach_adapters()
     try:
-        return score_domains(TreeModel(model.base, nodes=(), rank=model.rank, scale=model.scale), heldout, **options)
+        return score_domains(TreeModel(model.base, nodes=(), spec=model.spec, scale=model.scale), heldout, **options)
     finally:
         model.attach_adapters()
 

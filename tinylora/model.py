@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from tinylora.adapters.lora import AdapterLinear, SharedRouting
 from tinylora.adapters.shapes import adapter_shapes
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.base_model import LoadedBase
 from tinylora.errors import BaseModelError, SettingError, ShapeMismatch
 from tinylora.mixture import Impl, Routing
@@ -50,7 +51,7 @@ class TreeModel(nn.Module):
     Args:
         base: The base; its model carries the adapters until `detach_adapters`.
         nodes: Paths of the nodes that have an adapter.
-        rank: Of every adapter.
+        spec: Kind and ranks of every adapter.
         scale: alpha / rank.
         router: Gates over `nodes`, in the same order.
         policy: How the router's posterior becomes weights; may be set anew between calls.
@@ -66,7 +67,7 @@ class TreeModel(nn.Module):
         base: LoadedBase,
         *,
         nodes: tuple[str, ...],
-        rank: int,
+        spec: AdapterSpec,
         scale: float,
         router: Router | None = None,
         policy: Policy = SOFT,
@@ -77,7 +78,7 @@ class TreeModel(nn.Module):
             raise SettingError(f"nodes {', '.join(nodes)}: several nodes need a router to choose between them")
         if router is not None and tuple(router.nodes) != nodes:
             raise SettingError(f"router over nodes {tuple(router.nodes)}: expected the adapters' nodes {nodes}")
-        self.base, self.nodes, self.rank, self.scale = base, nodes, rank, scale
+        self.base, self.nodes, self.spec, self.scale = base, nodes, spec, scale
         self.router, self.policy = router, policy
         self._fixed: Routing | None = Routing(None) if router is None else None
         self._shared = SharedRouting(Routing(None), impl)
@@ -99,10 +100,11 @@ class TreeModel(nn.Module):
 
     def _make_adapter(self, projection: str, module_name: str) -> AdapterLinear:
         shape, n_nodes = self.base.facts.projections[projection], len(self.nodes)
+        rank = self.spec.rank_of(projection)
         return AdapterLinear(
             self.model.get_submodule(module_name),
-            torch.zeros(n_nodes, self.rank, shape.in_features, device=self.model.device),
-            torch.zeros(n_nodes, shape.out_features, self.rank, device=self.model.device),
+            torch.zeros(n_nodes, rank, shape.in_features, device=self.model.device),
+            torch.zeros(n_nodes, shape.out_features, rank, device=self.model.device),
             scale=self.scale,
             shared=self._shared,
         )
@@ -145,7 +147,7 @@ class TreeModel(nn.Module):
             ShapeMismatch: A tensor is missing, unexpected, or of another shape.
         """
         index = self._index(path)
-        _check_shapes(path, state, adapter_shapes(self.base.facts, self.rank))
+        _check_shapes(path, state, adapter_shapes(self.base.facts, self.spec))
         for projection, adapters in self.adapters.items():
             for layer, adapter in enumerate(adapters):
                 adapter.lora_a[index].copy_(state[f"{projection}.lora_A"][layer])

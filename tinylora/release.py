@@ -65,7 +65,7 @@ def make_bundle(
         run=campaign.run,
         topology=campaign.topology,
         base=campaign.base,
-        rank=campaign.settings.rank,
+        spec=campaign.settings.spec,
         scale=campaign.settings.scale,
         nodes=_adapters(campaign, ledger),
         gates=_gates(campaign, blobs, is_averaged=is_router_averaged),

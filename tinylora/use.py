@@ -57,9 +57,9 @@ def evaluate_bundle(
     options = {"window_tokens": window, "max_tokens_per_document": max_tokens_per_document}
     routed = score_domains(model, heldout, **options)
     model.detach_adapters()
-    plain = TreeModel(base, nodes=(), rank=model.rank, scale=model.scale)
+    plain = TreeModel(base, nodes=(), spec=model.spec, scale=model.scale)
     scores = {"base": score_domains(plain, heldout, **options), f"routed:{policy}": routed}
-    ranks = {name: active_rank(name, rank=model.rank, n_leaves=len(model.nodes)) for name in scores}
+    ranks = {name: active_rank(name, rank=model.spec.rank, n_leaves=len(model.nodes)) for name in scores}
     return {
         "systems": {name: system_row(rows, active_rank=ranks[name]) for name, rows in scores.items()},
         "comparison": comparison(scores[f"routed:{policy}"], scores["base"]),

@@ -33,7 +33,9 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "The tree": {
         "depth": "levels of the perfect tree that the topology starts as: 2**depth leaves",
+        "adapter": "kind of every adapter: lora, nested, nested:frozen, or tied and what is trained, as in tied:A,B,uv",
         "rank": "of every adapter",
+        "ranks": 'of single projections, such as { "mlp.up_proj" = 4 }; at most rank',
         "alpha": "scale = alpha / rank",
     },
     "Learning": {
@@ -191,7 +193,9 @@ def settings_text(settings: RunSettings) -> str:
 
 
 def _toml(value: object) -> str:
-    """A number, truth value or text; JSON writes them as TOML does, if non-ASCII letters stay as they are."""
+    """A value in one line; JSON writes all but tables as TOML does, if non-ASCII letters stay as they are."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(name)} = {_toml(part)}" for name, part in value.items()) + "}"
     text = json.dumps(value, ensure_ascii=False)
     return text.replace("\x7f", "\\u007f") if isinstance(value, str) else text
 

@@ -8,6 +8,7 @@ import torch
 
 from tests.helpers import tiny_base_model
 from tinylora.adapters.lora import init_adapter
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.assemble import tree_model
 from tinylora.base_model import LoadedBase
 from tinylora.bundle import Bundle, read_bundle, summarise, write_bundle
@@ -18,6 +19,8 @@ from tinylora.routing.policy import Policy, Router
 from tinylora.routing.statistics import PREFIXES, RouterStatistics, statistics_of
 from tinylora.tensors import Tensors
 from tinylora.tree import Topology
+
+LORA = AdapterSpec("lora", 4)
 
 TREE = Topology(("0", "10", "11"))
 IDS = torch.arange(3, 27).reshape(2, 12)
@@ -31,7 +34,7 @@ def base() -> LoadedBase:
 def trained(base: LoadedBase, path: str) -> Tensors:
     """An adapter that does something, in the precision that the file keeps."""
     generator = torch.Generator().manual_seed(len(path))
-    state = init_adapter(base.facts, 4, seed=1, path=path)
+    state = init_adapter(base.facts, LORA, seed=1, path=path)
     return {
         name: (torch.randn(tensor.shape, generator=generator) / 8 if name.endswith("B") else tensor).bfloat16()
         for name, tensor in state.items()
@@ -44,7 +47,7 @@ def make(base: LoadedBase, *paths: str) -> Bundle:
     gates = Gates({node: Gate(generator.normal(size=dim), 0.1, 0.5) for node in TREE.inner}, dim)
     nodes = {path: trained(base, path) for path in paths}
     return Bundle(
-        run="run", topology=TREE, base=base.facts, rank=4, scale=2.0, nodes=nodes, gates=gates, policy="hard",
+        run="run", topology=TREE, base=base.facts, spec=LORA, scale=2.0, nodes=nodes, gates=gates, policy="hard",
         projection=base.routing_feature.projection,
     )  # fmt: skip
 
@@ -64,7 +67,7 @@ def base_logits(base: LoadedBase) -> torch.Tensor:
 def test_a_file_and_its_base_are_the_model_that_was_trained(base, tmp_path: Path, policy):
     bundle = make(base, *TREE.leaves)
     router = Router(base.routing_feature, bundle.gates, TREE, TREE.leaves)
-    direct = TreeModel(base, nodes=TREE.leaves, rank=4, scale=2.0, router=router, policy=Policy.parse(policy))
+    direct = TreeModel(base, nodes=TREE.leaves, spec=LORA, scale=2.0, router=router, policy=Policy.parse(policy))
     for path, state in bundle.nodes.items():
         direct.load_node(path, state)
     expected = logits(direct)
@@ -100,13 +103,13 @@ def test_another_base_is_refused_and_left_alone(base):
     other = tiny_base_model(seed=1)
     with pytest.raises(BaseModelError, match=r"the bundle of run run needs the base"):
         tree_model(make(base, "0"), other)
-    TreeModel(other, nodes=(), rank=4, scale=1.0).detach_adapters()
+    TreeModel(other, nodes=(), spec=LORA, scale=1.0).detach_adapters()
 
 
 def test_an_unknown_policy_leaves_the_base_alone(base):
     with pytest.raises(SettingError, match="sideways"):
         tree_model(make(base, "0"), base, "sideways")
-    TreeModel(base, nodes=(), rank=4, scale=1.0).detach_adapters()
+    TreeModel(base, nodes=(), spec=LORA, scale=1.0).detach_adapters()
 
 
 # --- what a bundle keeps of the router's sums ------------------------------------------------------------------------

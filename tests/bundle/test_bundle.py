@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tinylora import bundle as bundles
 from tinylora import tensors
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.bundle import Bundle, LeafStatistics, check_base, read_bundle, write_bundle
 from tinylora.config import BaseFacts, ProjectionShape
 from tinylora.errors import BaseModelError, BundleError, ProtocolError, SettingError, StorageError
@@ -65,7 +66,7 @@ def make(topology: Topology = DEPTH_1, **changes) -> Bundle:
         run="first",
         topology=topology,
         base=PROJECTED,
-        rank=RANK,
+        spec=AdapterSpec("lora", RANK),
         scale=2.0,
         nodes={leaf: adapter(index) for index, leaf in enumerate(topology.leaves)},
         gates=gates_of(topology),
@@ -115,7 +116,7 @@ def assert_same(left: Bundle, right: Bundle) -> None:
 def test_round_trip(tmp_path):
     whole = make()
     read = read_bundle(written(tmp_path, whole))
-    for name in ("run", "topology", "base", "rank", "scale", "policy", "versions", "report", "kind"):
+    for name in ("run", "topology", "base", "spec", "scale", "policy", "versions", "report"):
         assert getattr(read, name) == getattr(whole, name)
     assert read.contributors == ("ann", "zoë")
     assert read.nodes.keys() == whole.nodes.keys()
@@ -305,7 +306,7 @@ def test_unknown_format(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "tied"}, r"metadata field kind: Input should be 'lora'"),
+        ({"kind": "tied"}, r"adapter 'tied': expected one of lora, nested"),
         ({"surprise": 1}, r"metadata field surprise: Extra inputs are not permitted"),
         ({"policy": "sideways"}, r"sideways"),
         ({"rank": 0}, r"metadata field rank: Input should be greater than or equal to 1"),
@@ -442,7 +443,7 @@ def test_places_that_cannot_be_written(tmp_path):
     [
         ({"nodes": {"0": adapter(0) | {"more": torch.zeros(1)}}}, "unexpected tensor node.0.more"),
         ({"nodes": {"01": adapter(0)}}, "adapter of node '01': no such node"),
-        ({"rank": 5}, r"expected BF16 \(1, 5, 5\), got BF16 \(1, 2, 5\)"),
+        ({"spec": AdapterSpec("lora", 5)}, r"expected BF16 \(1, 5, 5\), got BF16 \(1, 2, 5\)"),
         ({"gates": gates_of(Topology.perfect(2))}, "unexpected tensor router.0.b"),
         ({"projection": None}, "tensor router.projection is missing that the base"),
         ({"gates": Gates({"": Gate(np.zeros(FEATURES), 0.0, -1.0)}, FEATURES)}, "tau"),

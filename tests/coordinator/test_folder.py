@@ -106,6 +106,13 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None
         write_run(RunFolder(tmp_path / "file" / "run"), SETTINGS, FACTS, None)
 
 
+def test_ranks_of_single_projections_survive_the_file(tmp_path: Path) -> None:
+    settings = changed(parse_changes(["adapter=nested", "ranks=proj=4,mlp.up_proj=2"]))
+    assert settings.ranks == {"proj": 4, "mlp.up_proj": 2}
+    write_run(RunFolder(tmp_path), settings, FACTS, None)
+    assert read_settings(RunFolder(tmp_path).settings_file) == settings
+
+
 def test_changes_are_read_and_checked() -> None:
     assert changed(parse_changes(["depth=3", "router_sync = weights"])) == RunSettings(depth=3, router_sync="weights")
     with pytest.raises(SettingError, match="--set depth: expected key=value"):

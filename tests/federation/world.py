@@ -15,6 +15,7 @@ import torch
 from tests.federation.facts import DIM, FACTS, RANK, SETTINGS
 from tinylora import tensors
 from tinylora.adapters.shapes import adapter_manifest
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.config import RunSettings
 from tinylora.federation.campaign import Campaign
 from tinylora.federation.events import Event
@@ -75,7 +76,7 @@ class FakeRunner:
     def _train(self, unit: WorkUnit, given: Tensors) -> Tensors:
         made: Tensors = {}
         for leaf in unit.leaves:
-            for name, (_, shape) in adapter_manifest(FACTS, RANK, path=leaf).items():
+            for name, (_, shape) in adapter_manifest(FACTS, AdapterSpec("lora", RANK), path=leaf).items():
                 start = given.get(name, torch.zeros(shape))
                 made[name] = start + unit.n_steps * STEP if name.endswith("B") else start
         gates = [name.split(".")[1] for name in given if name.startswith("router.") and name.endswith(".w")]

@@ -11,6 +11,7 @@ import torch
 from tests.federation.facts import DIM, FACTS, RANK
 from tinylora import tensors
 from tinylora.adapters.shapes import adapter_manifest
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.federation.campaign import Campaign
 from tinylora.federation.ports import Ledger
 from tinylora.flower.identity import Identity
@@ -70,7 +71,7 @@ def _sums(path: str, centre: Sequence[float]) -> Tensors:
 def _count(unit: WorkUnit, given: Tensors) -> Tensors:
     made: Tensors = {}
     for leaf in unit.leaves:
-        for name, (_, shape) in adapter_manifest(FACTS, RANK, path=leaf).items():
+        for name, (_, shape) in adapter_manifest(FACTS, AdapterSpec("lora", RANK), path=leaf).items():
             start = given.get(name, torch.zeros(shape))
             made[name] = start + unit.n_steps * STEP if name.endswith("B") else start
         if len(unit.leaves) > 1:

@@ -9,6 +9,7 @@ import torch
 from tests.helpers import WINDOW_TOKENS
 from tests.learning.units import WORDS, base, documents
 from tinylora.adapters.lora import init_adapter
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.errors import SettingError
 from tinylora.evaluation import (
     LATE_TOKENS,
@@ -29,12 +30,14 @@ from tinylora.routing.sketch import collect
 from tinylora.shards import Document
 from tinylora.tree import Topology
 
+LORA = AdapterSpec("lora", 2)
+
 LEAVES = ("0", "1")
 POLICIES = ["soft", "top2", "hard", "elastic", "hard@window:12", "soft@sequence:20"]
 
 
 def _adapter(path, strength):
-    state = init_adapter(base().facts, 2, seed=5, path=path)
+    state = init_adapter(base().facts, LORA, seed=5, path=path)
     draw = torch.Generator().manual_seed(7 + int(path))
     return {
         name: tensor + strength * torch.randn(tensor.shape, generator=draw) if name.endswith("B") else tensor
@@ -48,7 +51,7 @@ def tree():
     dim = base().facts.feature_dim
     gate = Gate(np.random.default_rng(0).normal(size=dim), 0.05, 0.8)
     router = Router(base().routing_feature, Gates({"": gate}, dim), Topology(LEAVES), LEAVES)
-    model = TreeModel(base(), nodes=LEAVES, rank=2, scale=2.0, router=router)
+    model = TreeModel(base(), nodes=LEAVES, spec=LORA, scale=2.0, router=router)
     for path in LEAVES:
         model.load_node(path, _adapter(path, 0.5))
     yield model
@@ -162,7 +165,7 @@ def test_the_base_is_scored_without_adapters_and_they_come_back(tree, heldout):
     bare = score_base(tree, heldout, window_tokens=32)
     assert score_domains(tree, heldout, window_tokens=32) == before
     for path in LEAVES:
-        tree.load_node(path, init_adapter(base().facts, 2, seed=5, path=path))
+        tree.load_node(path, init_adapter(base().facts, LORA, seed=5, path=path))
     for a, b in zip(score_domains(tree, heldout, window_tokens=32), bare, strict=True):
         assert a.nll_sum == pytest.approx(b.nll_sum, rel=1e-6)
 

@@ -12,6 +12,7 @@ from tests.helpers import WINDOW_TOKENS
 from tests.learning.units import TOPOLOGY, base, documents, shard, unit
 from tinylora.adapters.lora import AdapterLinear, init_adapter
 from tinylora.adapters.shapes import adapter_manifest
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.errors import BaseModelError, DataError, ProtocolError, ShapeMismatch
 from tinylora.model import TreeModel
 from tinylora.protocol.documents import Update, sha256
@@ -24,6 +25,9 @@ from tinylora.training import UnitRunner
 from tinylora.training.runner import heldout_rows
 from tinylora.training.split import by_gates
 from tinylora.tree import Topology
+
+LORA = AdapterSpec("lora", 2)
+LORA_4 = AdapterSpec("lora", 4)
 
 
 def heldout(update):
@@ -88,7 +92,7 @@ def test_a_leaf_unit_learns_and_says_what_it_did():
     seen = []
     one = runner(on_step=lambda *step: seen.append(step), clock=iter([10.0, 12.5]).__next__)
     update, payload = run(one, n_steps=16, total_steps=16, first_step=0)
-    assert update.manifest == adapter_manifest(base().facts, 2, path="0")
+    assert update.manifest == adapter_manifest(base().facts, LORA, path="0")
     before, after = heldout(update)
     assert after < before - 0.1
     assert update.losses[-1] < update.losses[0]
@@ -104,21 +108,21 @@ def test_a_leaf_unit_learns_and_says_what_it_did():
 def test_the_first_version_begins_from_the_seed_alike_for_all():
     untouched = 1e-30  # of a learning rate: AdamW then moves nothing that float32 can show
     payloads = [run(runner(worker), learning_rate=untouched)[1] for worker in ("w0", "w1")]
-    expected = with_prefix(init_adapter(base().facts, 2, seed=3, path="0"), "node.0.")
+    expected = with_prefix(init_adapter(base().facts, LORA, seed=3, path="0"), "node.0.")
     for payload in payloads:
         for name, tensor in expected.items():
             torch.testing.assert_close(payload[name], tensor, rtol=0, atol=1e-25)
 
 
 def test_a_later_version_begins_from_the_payload():
-    state = with_prefix(init_adapter(base().facts, 2, seed=9, path="0"), "node.0.")
+    state = with_prefix(init_adapter(base().facts, LORA, seed=9, path="0"), "node.0.")
     _, payload = run(runner(), "train", "0", state, node_version=4, learning_rate=1e-30)
     for name, tensor in state.items():
         torch.testing.assert_close(payload[name], tensor, rtol=0, atol=1e-25)
 
 
 def test_bf16_payloads_are_taken():
-    state = with_prefix(init_adapter(base().facts, 2, seed=9, path="0"), "node.0.")
+    state = with_prefix(init_adapter(base().facts, LORA, seed=9, path="0"), "node.0.")
     state = {name: tensor.bfloat16() for name, tensor in state.items()}
     _, payload = run(runner(), "train", "0", state, node_version=4, learning_rate=1e-30)
     assert torch.equal(payload["node.0.mlp.up_proj.lora_A"], state["node.0.mlp.up_proj.lora_A"].float())
@@ -248,7 +252,7 @@ def _kinds_by_leaf(payload, nodes=("10", "11")):
 def test_a_subtree_unit_trains_all_leaves_and_sends_their_sums():
     one = runner(text=shard(*TWO_KINDS))
     update, payload = run(one, "train", "1", n_steps=10, total_steps=10)
-    expected = adapter_manifest(base().facts, 2, path="10") | adapter_manifest(base().facts, 2, path="11")
+    expected = adapter_manifest(base().facts, LORA, path="10") | adapter_manifest(base().facts, LORA, path="11")
     assert {name: entry for name, entry in update.manifest.items() if name.startswith("node.")} == expected
     before, after = heldout(update)
     assert after < before
@@ -320,7 +324,7 @@ def test_equal_leaves_begin_as_one():
     one = runner(text=shard(*TWO_KINDS))
     update, _ = run(one, "train", "1")
     ids, numbers = windows(one.shard.heldout, WINDOW_TOKENS)
-    plain = TreeModel(base(), nodes=(), rank=2, scale=2.0)
+    plain = TreeModel(base(), nodes=(), spec=LORA, scale=2.0)
     with torch.no_grad():
         assert update.heldout_nll_before == pytest.approx(plain.loss(ids, documents=numbers).item(), abs=1e-5)
     plain.detach_adapters()
@@ -376,6 +380,9 @@ def test_updates_are_signed_over_document_and_payload_hash():
         ({"topology_leaves": ("0", "10")}, ProtocolError, "topology_leaves: .* an inner node lacks a child"),
         ({"n_steps": 0}, ProtocolError, "n_steps: expected more than 0"),
         ({"rank": 0}, ProtocolError, "rank: expected more than 0"),
+        ({"adapter": "mora"}, ProtocolError, "adapter 'mora': expected one of lora, nested"),
+        ({"ranks": {"mlp.up_proj": 3}}, ProtocolError, "mlp.up_proj = 3: expected 1 to 2"),
+        ({"ranks": {"head": 1}}, ProtocolError, "ranks: head: no such projection"),
         ({"kind": "probe"}, ProtocolError, "kind 'probe' is unknown to this worker"),
         ({"node_version": 1}, ShapeMismatch, r"tensor node\.0\.mlp\.down_proj\.lora_A is missing"),
         ({"manifest": {"router..w": ("F64", (32,))}}, ShapeMismatch, r"tensor router\.\.w is missing"),
@@ -387,7 +394,7 @@ def test_a_unit_that_does_not_fit_is_refused_in_a_sentence(changes, error, messa
 
 
 def test_a_payload_of_another_rank_is_refused_by_name():
-    state = with_prefix(init_adapter(base().facts, 4, seed=1, path="0"), "node.0.")
+    state = with_prefix(init_adapter(base().facts, LORA_4, seed=1, path="0"), "node.0.")
     with pytest.raises(
         ShapeMismatch, match=r"node\.0\.mlp\.down_proj\.lora_A: expected F32 \(2, 2, 48\), got F32 \(2, 4"
     ):

@@ -7,8 +7,11 @@ from torch import nn
 from tests.model.families import FAMILIES, PROJECTIONS, WINDOW_TOKENS, base_logits, family_base, fill_randomly, some_ids
 from tinylora.adapters.lora import AdapterLinear
 from tinylora.adapters.shapes import adapter_manifest
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.model import TreeModel, left_pad
 from tinylora.tensors import manifest_of, with_prefix
+
+LORA = AdapterSpec("lora", 2)
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -51,7 +54,7 @@ def test_zero_b_is_the_base_bit_by_bit_and_detaching_restores_it(family: str) ->
     ids = some_ids(base)
     expected = base_logits(base, ids)
     before = {name: module for name, module in base.model.named_modules()}
-    model = TreeModel(base, nodes=("",), rank=2, scale=1.0)
+    model = TreeModel(base, nodes=("",), spec=LORA, scale=1.0)
     fill_randomly(model)
     state = {name: tensor if name.endswith("A") else tensor * 0 for name, tensor in model.node_state("").items()}
     model.load_node("", state)
@@ -66,7 +69,7 @@ def test_zero_b_is_the_base_bit_by_bit_and_detaching_restores_it(family: str) ->
 @every_family
 def test_every_adapter_learns_and_the_base_does_not(family: str) -> None:
     base = family_base(family)
-    model = TreeModel(base, nodes=("",), rank=2, scale=1.0)
+    model = TreeModel(base, nodes=("",), spec=LORA, scale=1.0)
     fill_randomly(model)
     model.train()
     model.loss(some_ids(base)).backward()
@@ -83,7 +86,7 @@ def test_every_adapter_learns_and_the_base_does_not(family: str) -> None:
 @every_family
 def test_the_loss_is_the_cross_entropy_of_the_logits(family: str) -> None:
     base = family_base(family)
-    model = TreeModel(base, nodes=("",), rank=2, scale=1.0)
+    model = TreeModel(base, nodes=("",), spec=LORA, scale=1.0)
     fill_randomly(model)
     ids = some_ids(base)
     logits = model(ids).logits[:, :-1].flatten(0, 1)
@@ -104,7 +107,7 @@ def test_heads_that_do_more_than_multiply_are_noticed() -> None:
 @every_family
 def test_the_future_changes_nothing(family: str) -> None:
     base = family_base(family)
-    model = TreeModel(base, nodes=("",), rank=2, scale=1.0)
+    model = TreeModel(base, nodes=("",), spec=LORA, scale=1.0)
     fill_randomly(model)
     ids = some_ids(base)
     other = torch.cat([ids[:, :7], some_ids(base, seed=1)[:, 7:]], dim=1)
@@ -116,7 +119,7 @@ def test_the_future_changes_nothing(family: str) -> None:
 @every_family
 def test_the_cache_changes_nothing(family: str) -> None:
     base = family_base(family)
-    model = TreeModel(base, nodes=("",), rank=2, scale=1.0)
+    model = TreeModel(base, nodes=("",), spec=LORA, scale=1.0)
     fill_randomly(model)
     ids = some_ids(base)
     expected = model(ids).logits
@@ -130,7 +133,7 @@ def test_the_cache_changes_nothing(family: str) -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(family: str, side: str) -> None:
     base = family_base(family)
-    model = TreeModel(base, nodes=("",), rank=2, scale=1.0)
+    model = TreeModel(base, nodes=("",), spec=LORA, scale=1.0)
     fill_randomly(model)
     ids = some_ids(base)
     padding = torch.full((2, 3), 2)
@@ -145,16 +148,16 @@ def test_padding_changes_nothing(family: str, side: str) -> None:
 @every_family
 def test_facts_and_node_state_agree(family: str) -> None:
     base = family_base(family)
-    model = TreeModel(base, nodes=("01",), rank=3, scale=1.0)
+    model = TreeModel(base, nodes=("01",), spec=AdapterSpec("lora", 3), scale=1.0)
     state = with_prefix(model.node_state("01"), "node.01.")
-    assert manifest_of(state) == adapter_manifest(base.facts, 3, path="01")
+    assert manifest_of(state) == adapter_manifest(base.facts, AdapterSpec("lora", 3), path="01")
     assert base.facts.max_window_tokens == (2048 if family == "bloom" else WINDOW_TOKENS)
 
 
 @every_family
 def test_generating_equals_recomputing(family: str) -> None:
     base = family_base(family)
-    model = TreeModel(base, nodes=("",), rank=2, scale=1.0)
+    model = TreeModel(base, nodes=("",), spec=LORA, scale=1.0)
     fill_randomly(model)
     prompts = [some_ids(base, batch=1, tokens=n, seed=n)[0].tolist() for n in (2, 5)]
     ids, mask = left_pad(prompts)
@@ -202,7 +205,7 @@ def test_the_base_linear_is_opaque() -> None:
         linear = base.model.get_submodule(name)
         base.model.set_submodule(name, Opaque(linear, linear.in_features, linear.out_features))
     hidden = type(base)(base.model, base.tokenizer, base.facts)
-    model = TreeModel(hidden, nodes=("",), rank=2, scale=1.0)
+    model = TreeModel(hidden, nodes=("",), spec=LORA, scale=1.0)
     assert torch.equal(model(ids).logits, expected)
     model.loss(ids).backward()
     model.detach_adapters()

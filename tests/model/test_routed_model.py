@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.model.families import base_logits, family_base, fill_randomly, some_ids
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.base_model import LoadedBase
 from tinylora.errors import SettingError
 from tinylora.mixture import Impl
@@ -15,6 +16,8 @@ from tinylora.model import TreeModel, left_pad
 from tinylora.routing.gates import Gate, Gates
 from tinylora.routing.policy import Policy, Router
 from tinylora.tree import Topology
+
+LORA = AdapterSpec("lora", 2)
 
 TREE = Topology(("00", "01", "1"))
 POLICIES = [
@@ -41,7 +44,15 @@ def random_gates(dim: int, topology: Topology, tau: float = 1.0) -> Gates:
 def tree(base: LoadedBase, policy: str = "soft", impl: Impl = "auto", tau: float = 1.0, **router) -> TreeModel:
     feature = base.routing_feature
     routes = Router(feature, random_gates(feature.dim, TREE, tau), TREE, TREE.leaves, **router)
-    model = TreeModel(base, nodes=TREE.leaves, rank=2, scale=0.7, router=routes, policy=Policy.parse(policy), impl=impl)
+    model = TreeModel(
+        base,
+        nodes=TREE.leaves,
+        spec=LORA,
+        scale=0.7,
+        router=routes,
+        policy=Policy.parse(policy),
+        impl=impl,
+    )
     fill_randomly(model)
     return model
 
@@ -159,7 +170,7 @@ def test_a_tree_of_equal_leaves_is_its_parent(base: LoadedBase, policy: str) -> 
         model.load_node(path, state)
     logits = model(ids).logits
     model.detach_adapters()
-    parent = TreeModel(base, nodes=("",), rank=2, scale=0.7)
+    parent = TreeModel(base, nodes=("",), spec=LORA, scale=0.7)
     parent.load_node("", state)
     expected = parent(ids).logits
     assert (logits - expected).abs().max() < 1e-6 * expected.abs().max()
@@ -190,7 +201,7 @@ def test_an_oracle_sends_every_token_to_one_node(base: LoadedBase) -> None:
     states = {path: model.node_state(path) for path in model.nodes}
     model.detach_adapters()
     for path, expected in oracle.items():
-        single = TreeModel(base, nodes=(path,), rank=2, scale=0.7)
+        single = TreeModel(base, nodes=(path,), spec=LORA, scale=0.7)
         single.load_node(path, states[path])
         assert torch.equal(single(ids).logits, expected)
         single.detach_adapters()
@@ -200,7 +211,7 @@ def test_a_router_over_other_nodes_is_refused(base: LoadedBase) -> None:
     router = tree(base).router
     other = replace(base)
     with pytest.raises(SettingError, match="expected the adapters' nodes"):
-        TreeModel(other, nodes=("1", "00", "01"), rank=2, scale=1.0, router=router)
+        TreeModel(other, nodes=("1", "00", "01"), spec=LORA, scale=1.0, router=router)
 
 
 @every_policy

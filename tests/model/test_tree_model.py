@@ -12,10 +12,14 @@ from tests.model.families import base_logits, family_base, fill_randomly, some_i
 from tinylora import base_model
 from tinylora.adapters.lora import AdapterLinear, init_adapter
 from tinylora.adapters.shapes import adapter_manifest, n_adapter_parameters
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.base_model import LoadedBase
 from tinylora.errors import BaseModelError, SettingError, ShapeMismatch
 from tinylora.model import IGNORED_LABEL, TreeModel, left_pad
 from tinylora.tensors import manifest_of, with_prefix
+
+LORA = AdapterSpec("lora", 2)
+LORA_4 = AdapterSpec("lora", 4)
 
 
 @pytest.fixture
@@ -24,7 +28,7 @@ def base() -> LoadedBase:
 
 
 def single(base: LoadedBase, seed: int = 0) -> TreeModel:
-    model = TreeModel(base, nodes=("0",), rank=2, scale=0.7)
+    model = TreeModel(base, nodes=("0",), spec=LORA, scale=0.7)
     fill_randomly(model, seed)
     return model
 
@@ -33,11 +37,11 @@ def single(base: LoadedBase, seed: int = 0) -> TreeModel:
 
 
 def test_a_new_adapter_changes_nothing_and_is_the_same_everywhere(base: LoadedBase) -> None:
-    state = init_adapter(base.facts, 4, seed=1, path="01")
-    assert manifest_of(with_prefix(state, "node.01.")) == adapter_manifest(base.facts, 4, path="01")
-    assert sum(tensor.numel() for tensor in state.values()) == n_adapter_parameters(base.facts, 4)
+    state = init_adapter(base.facts, LORA_4, seed=1, path="01")
+    assert manifest_of(with_prefix(state, "node.01.")) == adapter_manifest(base.facts, LORA_4, path="01")
+    assert sum(tensor.numel() for tensor in state.values()) == n_adapter_parameters(base.facts, LORA_4)
     assert not any(tensor.any() for name, tensor in state.items() if name.endswith("lora_B"))
-    again = init_adapter(base.facts, 4, seed=1, path="01")
+    again = init_adapter(base.facts, LORA_4, seed=1, path="01")
     assert all(torch.equal(state[name], again[name]) for name in state)
     # Whoever changes these numbers makes workers of one run begin differently.
     first = [0.23924101889133453, -0.009337078779935837, 0.20927302539348602]
@@ -45,14 +49,14 @@ def test_a_new_adapter_changes_nothing_and_is_the_same_everywhere(base: LoadedBa
 
 
 def test_adapters_begin_differently(base: LoadedBase) -> None:
-    states = [init_adapter(base.facts, 4, seed=seed, path=path) for seed, path in ((0, "0"), (0, "1"), (1, "0"))]
+    states = [init_adapter(base.facts, LORA_4, seed=seed, path=path) for seed, path in ((0, "0"), (0, "1"), (1, "0"))]
     numbers = [state[f"self_attn.{part}_proj.lora_A"] for state in states for part in ("q", "k")]
     for index, left in enumerate(numbers):
         assert not any(torch.equal(left, right) for right in numbers[index + 1 :])
 
 
 def test_variance_of_a_is_one_over_in(base: LoadedBase) -> None:
-    numbers = init_adapter(base.facts, 512, seed=0, path="")["mlp.down_proj.lora_A"]
+    numbers = init_adapter(base.facts, AdapterSpec("lora", 512), seed=0, path="")["mlp.down_proj.lora_A"]
     assert numbers.mean().abs() < 0.01
     assert abs(numbers.var().item() * 24 - 1) < 0.05
 
@@ -107,9 +111,9 @@ def test_one_base_serves_one_model_at_a_time(base: LoadedBase) -> None:
     first = single(base, seed=1)
     expected = first(ids).logits
     with pytest.raises(BaseModelError, match="attached already"):
-        TreeModel(base, nodes=("1",), rank=2, scale=1.0)
+        TreeModel(base, nodes=("1",), spec=LORA, scale=1.0)
     with pytest.raises(BaseModelError, match="attached already"):
-        TreeModel(base, nodes=(), rank=2, scale=1.0)
+        TreeModel(base, nodes=(), spec=LORA, scale=1.0)
     first.detach_adapters()
     first.detach_adapters()
     second = single(base, seed=2)
@@ -124,7 +128,7 @@ def test_one_base_serves_one_model_at_a_time(base: LoadedBase) -> None:
 def test_without_nodes_it_is_the_base(base: LoadedBase) -> None:
     ids = some_ids(base)
     expected = base_logits(base, ids)
-    model = TreeModel(base, nodes=(), rank=2, scale=1.0)
+    model = TreeModel(base, nodes=(), spec=LORA, scale=1.0)
     assert torch.equal(model(ids).logits, expected)
     assert model.adapter_parameters() == []
     nll, _ = model.token_nll(ids)
@@ -133,7 +137,7 @@ def test_without_nodes_it_is_the_base(base: LoadedBase) -> None:
 
 def test_several_nodes_need_a_router(base: LoadedBase) -> None:
     with pytest.raises(SettingError, match="need a router"):
-        TreeModel(base, nodes=("0", "1"), rank=2, scale=1.0)
+        TreeModel(base, nodes=("0", "1"), spec=LORA, scale=1.0)
 
 
 def test_reference_and_fast_path_are_one_function(base: LoadedBase) -> None:
@@ -142,7 +146,7 @@ def test_reference_and_fast_path_are_one_function(base: LoadedBase) -> None:
     logits, loss = fast(ids).logits, fast.loss(ids)
     gradients = torch.autograd.grad(loss, fast.adapter_parameters())
     fast.detach_adapters()
-    slow = TreeModel(base, nodes=("0",), rank=2, scale=0.7, impl="reference")
+    slow = TreeModel(base, nodes=("0",), spec=LORA, scale=0.7, impl="reference")
     slow.load_node("0", fast.node_state("0"))
     assert torch.allclose(slow(ids).logits, logits, atol=1e-5)
     for left, right in zip(torch.autograd.grad(slow.loss(ids), slow.adapter_parameters()), gradients, strict=True):
@@ -227,8 +231,8 @@ def test_a_half_precision_base_trains_single_precision_adapters() -> None:
 def test_training_lowers_the_loss_and_leaves_the_base_alone(base: LoadedBase) -> None:
     ids = some_ids(base, batch=4)
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
-    model = TreeModel(base, nodes=("0",), rank=2, scale=1.0)
-    model.load_node("0", init_adapter(base.facts, 2, seed=0, path="0"))
+    model = TreeModel(base, nodes=("0",), spec=LORA, scale=1.0)
+    model.load_node("0", init_adapter(base.facts, LORA, seed=0, path="0"))
     optimizer = torch.optim.AdamW(model.adapter_parameters(), lr=0.02)
     losses = []
     for _ in range(30):
@@ -343,7 +347,7 @@ def test_a_base_without_a_cache_says_so() -> None:
     rwkv = base_model.new_causal_lm("rwkv", sizes)
     tokenizer = family_base("llama").tokenizer
     base = LoadedBase(rwkv, tokenizer, base_model.describe(rwkv, tokenizer, "rwkv"))
-    model = TreeModel(base, nodes=("",), rank=2, scale=1.0)
+    model = TreeModel(base, nodes=("",), spec=LORA, scale=1.0)
     model.loss(some_ids(base)).backward()
     with pytest.raises(BaseModelError, match="rwkv: this base keeps no cache"):
         model.generate(some_ids(base), max_new_tokens=1)

@@ -1,1 +1,4 @@
-"""What a node of the tree carries: `shapes` (names and shapes, free of torch) and `lora` (tensors and modules)."""
+"""What a node of the tree carries.
+
+`spec` (kinds and ranks) and `shapes` (names and shapes) know no torch; `lora` has tensors and modules.
+"""

@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.config import BaseFacts
 from tinylora.mixture import Impl, Routing, leaf_lora
 from tinylora.tensors import Tensors
 
 
-def init_adapter(facts: BaseFacts, rank: int, *, seed: int, path: str) -> Tensors:
+def init_adapter(facts: BaseFacts, spec: AdapterSpec, *, seed: int, path: str) -> Tensors:
     """The adapter that a new node begins with: A Gaussian with variance 1 / in, B zero, so that it changes nothing yet.
 
     The numbers depend on `seed`, `path` and the projection's name, on nothing else: every machine begins alike. They
@@ -25,6 +26,7 @@ def init_adapter(facts: BaseFacts, rank: int, *, seed: int, path: str) -> Tensor
     """
     state: Tensors = {}
     for projection, shape in facts.projections.items():
+        rank = spec.rank_of(projection)
         size = (shape.n_layers, rank, shape.in_features)
         normal = _generator(seed, path, projection).standard_normal(size) / np.sqrt(shape.in_features)
         state[f"{projection}.lora_A"] = torch.from_numpy(normal.astype(np.float32))

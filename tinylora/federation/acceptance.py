@@ -164,7 +164,7 @@ def expected_parts(state: Campaign, lease: Lease) -> dict[Part, Manifest]:
     leaves, gates = state.leaves_below(lease.node), state.gates_of(lease.node)
     parts: dict[Part, Manifest] = {"adapters": {}, "histogram": _histogram_manifest(gates)}
     for leaf in leaves:
-        parts["adapters"] |= adapter_manifest(state.base, state.settings.rank, path=leaf)
+        parts["adapters"] |= adapter_manifest(state.base, state.settings.spec, path=leaf)
     if len(leaves) > 1:
         parts["statistics"] = _statistics_manifest(leaves, dim)
     if state.settings.router_sync != "statistics":

@@ -19,6 +19,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
@@ -85,7 +86,11 @@ class WorkUnit(_Document):
     """Version of the adapters in the payload; 0 means: start from `seed`, the payload has none."""
     topology_leaves: tuple[PathText, ...] = ()
     """Leaves of the whole tree (paths only: a few bytes each), so that gates above `node` can be named."""
+    adapter: str = "lora"
+    """Kind of the adapters, as `AdapterSpec.parse` reads it."""
     rank: Annotated[int, Field(ge=0, le=1024)] = 0
+    ranks: dict[str, int] = {}
+    """Rank by projection; the others have `rank`."""
     scale: Finite = 0.0
     first_step: Count = 0
     """Steps this node had before: where on the learning-rate schedule the unit starts."""
@@ -102,6 +107,15 @@ class WorkUnit(_Document):
     seed: Count = 0
     manifest: Manifest = {}
     payload_sha256: Sha256
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """Kind and ranks of the adapters.
+
+        Raises:
+            SettingError: No such kind, or a rank is out of range.
+        """
+        return AdapterSpec.parse(self.adapter, self.rank, self.ranks)
 
 
 class Update(_Document):

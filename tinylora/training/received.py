@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from tinylora.adapters.lora import init_adapter
-from tinylora.adapters.shapes import adapter_manifest
+from tinylora.adapters.shapes import adapter_manifest, check_projections
 from tinylora.config import BaseFacts
 from tinylora.errors import BaseModelError, ProtocolError, SettingError
 from tinylora.protocol.documents import Manifest, WorkUnit, sha256
@@ -64,13 +64,17 @@ def check_unit(unit: WorkUnit, facts: BaseFacts) -> None:
         reason = f"windows of {unit.window_tokens} tokens, but {facts.base_id} attends to {facts.max_window_tokens}"
         raise ProtocolError(f"{where}: {reason}; lower window_tokens in the run's settings")
     if unit.kind == "train":
-        _check_training(unit, where)
+        _check_training(unit, facts, where)
 
 
-def _check_training(unit: WorkUnit, where: str) -> None:
+def _check_training(unit: WorkUnit, facts: BaseFacts, where: str) -> None:
     for field in ("rank", "n_steps", "total_steps", "batch_windows", "learning_rate"):
         if not getattr(unit, field) > 0:
             raise ProtocolError(f"{where}: {field}: expected more than 0, got {getattr(unit, field)}")
+    try:
+        check_projections(facts, unit.spec)
+    except SettingError as error:
+        raise ProtocolError(f"{where}: {error}") from None
     if unit.window_tokens < 2:
         raise ProtocolError(f"{where}: window_tokens: expected at least 2, got {unit.window_tokens}")
     try:
@@ -112,10 +116,10 @@ def _gates(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:
 def _adapter(unit: WorkUnit, leaf: NodePath, tensors: Tensors, facts: BaseFacts) -> Tensors:
     prefix = f"node.{leaf}."
     if unit.node_version == 0:
-        return init_adapter(facts, unit.rank, seed=unit.seed, path=leaf)
+        return init_adapter(facts, unit.spec, seed=unit.seed, path=leaf)
     state = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     got = manifest_of(state)
-    expected = adapter_manifest(facts, unit.rank, path=leaf, dtype=_float_of(got))
+    expected = adapter_manifest(facts, unit.spec, path=leaf, dtype=_float_of(got))
     compare_manifests(got, expected, where=f"unit {unit.unit_id}")
     return {name: tensor.to(torch.float32) for name, tensor in strip_prefix(state, prefix).items()}
 

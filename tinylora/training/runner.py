@@ -189,7 +189,7 @@ class UnitRunner:
     def _tree(self, unit: WorkUnit, received: Received, router: Router | None) -> Iterator[TreeModel]:
         """The base with the unit's leaves on it, named from the unit's node on; bare again afterwards."""
         nodes = tuple(_inside(leaf, unit.node) for leaf in unit.leaves)
-        model = TreeModel(self.base, nodes=nodes, rank=unit.rank, scale=unit.scale, router=router)
+        model = TreeModel(self.base, nodes=nodes, spec=unit.spec, scale=unit.scale, router=router)
         try:
             for leaf, state in received.adapters.items():
                 model.load_node(_inside(leaf, unit.node), state)
@@ -379,7 +379,7 @@ class Memory:
 
 
 def _key(unit: WorkUnit) -> tuple[object, ...]:
-    return unit.run, unit.node, unit.leaves, unit.rank
+    return unit.run, unit.node, unit.leaves, unit.spec
 
 
 def _inside(path: NodePath, top: NodePath) -> NodePath:
