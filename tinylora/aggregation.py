@@ -278,7 +278,7 @@ def outer_step(
 ) -> tuple[Tensors, Tensors]:
     """A node after a round, and its velocity: a Nesterov step down the difference between its start and the mean.
 
-    At rate 1 without momentum the node is the mean itself, bit by bit, and there is no velocity.
+    At rate 1 without momentum the node is the mean itself, bit by bit. Without momentum there is no velocity.
 
     Args:
         start: What the round began with.
@@ -300,7 +300,7 @@ def outer_step(
         speed = downhill + momentum * velocity[name].to(torch.float64) if name in velocity else downhill
         moved[name] = (before - rate * (downhill + momentum * speed)).to(tensor.dtype)
         kept[name] = speed.to(tensor.dtype)
-    return moved, kept
+    return moved, kept if momentum else {}
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------

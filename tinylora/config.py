@@ -7,10 +7,11 @@ the coordinator can check every tensor without holding the base.
 import hashlib
 import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from tinylora.adapters.spec import AdapterSpec, parse_ranks
@@ -19,6 +20,7 @@ from tinylora.tree import MAX_DEPTH
 
 MAX_RANK = 1024
 RouterSync = Literal["statistics", "weights", "both"]
+Replicas = Literal["mean", "alternate", "product"]
 
 
 class _Frozen(BaseModel):
@@ -76,6 +78,15 @@ class RunSettings(_Frozen):
     batch_windows: Annotated[int, Field(ge=1)] = 8
     window_tokens: Annotated[int, Field(ge=8)] = 256
 
+    # replicas: several workers on one node
+    replicas: Replicas = "mean"
+    """How their updates become one: the mean of A and that of B; the same with one of the two trained in turn, which is
+    exact; or the mean of the products, cut to the rank."""
+    outer_lr: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Rate of the step from a round's start towards the mean of its replicas (DiLoCo, arXiv:2311.08105)."""
+    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Nesterov momentum of these steps."""
+
     # routing
     router_sync: RouterSync = "statistics"
     """How routers are kept in step: summed statistics, averaged weights, or both (statistics decide)."""
@@ -115,6 +126,13 @@ class RunSettings(_Frozen):
             raise PydanticCustomError("adapter", "{reason}", {"reason": str(error)}) from None
         return value
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunSettings":
+        reason = next(_contradictions(self), "")
+        if reason:
+            raise PydanticCustomError("settings", "{reason}", {"reason": reason})
+        return self
+
     @property
     def spec(self) -> AdapterSpec:
         """Kind and ranks of every adapter of the run."""
@@ -129,6 +147,21 @@ class RunSettings(_Frozen):
     def unit_tokens(self) -> int:
         """Tokens of one optimiser step."""
         return self.batch_windows * self.window_tokens
+
+
+def _contradictions(settings: RunSettings) -> Iterator[str]:
+    """Settings that are fine alone and make no sense together."""
+    is_plain = (settings.outer_lr, settings.outer_momentum) == (1.0, 0.0)
+    if settings.replicas != "mean" and settings.spec.kind == "tied":
+        yield (
+            f"replicas = {settings.replicas}: expected mean for the adapter {settings.adapter}: the tensors of a tied "
+            "adapter are no pairs A, B of one layer"
+        )
+    if settings.replicas == "product" and not is_plain:
+        yield (
+            "replicas = product: expected outer_lr = 1 and outer_momentum = 0, because its factors turn between rounds "
+            f"and a step from one to the next means nothing; got {settings.outer_lr} and {settings.outer_momentum}"
+        )
 
 
 def read_settings(file: Path, **overrides: object) -> RunSettings:
@@ -157,8 +190,10 @@ def make_settings(where: str, values: dict[str, object]) -> RunSettings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        message = f"{where}: {name}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
-        raise SettingError(message) from None
+        sentence = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        if not name:
+            raise SettingError(f"{where}: {sentence}") from None
+        raise SettingError(f"{where}: {name}: {sentence}, got {first['input']!r}") from None
 
 
 def settings_hash(document: BaseModel) -> str:

@@ -7,9 +7,12 @@ import numpy as np
 import torch
 
 from tinylora import tensors
-from tinylora.aggregation import average_nodes
+from tinylora.adapters.lora import init_adapter
+from tinylora.adapters.spec import AdapterSpec
+from tinylora.aggregation import average_prefixes, average_products, cut, join, mismatch, outer_step
+from tinylora.config import BaseFacts
 from tinylora.errors import ProtocolError
-from tinylora.federation.ports import PayloadFacts
+from tinylora.federation.ports import Averaged, PayloadFacts, Round
 from tinylora.federation.routers import read_statistics
 from tinylora.protocol.documents import Manifest
 from tinylora.routing.gates import read_histograms
@@ -54,17 +57,60 @@ class TorchNumerics:
             kept |= {name: tensor for name, tensor in found.items() if name.startswith(tuple(prefixes))}
         return tensors.to_bytes(kept)
 
-    def average(self, updates: Mapping[NodePath, Mapping[str, bytes]]) -> bytes:
-        """For each leaf the mean of its adapters over the workers' updates."""
+    def initial(self, base: BaseFacts, spec: AdapterSpec, seed: int, paths: Sequence[NodePath]) -> bytes:
+        """The adapters that nodes begin with, as every worker draws them."""
+        drawn: Tensors = {}
+        for path in paths:
+            drawn |= tensors.with_prefix(init_adapter(base, spec, seed=seed, path=path), f"node.{path}.")
+        return tensors.to_bytes(drawn)
+
+    def average(self, updates: Mapping[NodePath, Mapping[str, bytes]], begun: Round) -> Averaged:
+        """For each node what the rule makes of its adapters over the workers' updates."""
+        start, velocity = tensors.from_bytes(begun.start), _unpacked(begun.momentum)
         opened: dict[int, Tensors] = {}
-        mean: Tensors = {}
-        for leaf, payloads in sorted(updates.items()):
-            prefix = f"node.{leaf}."
+        after, moving, gaps = dict(start), dict(velocity), []
+        for path, payloads in sorted(updates.items()):
+            prefix = f"node.{path}."
             states = {
                 worker: tensors.strip_prefix(_open(opened, payload), prefix) for worker, payload in payloads.items()
             }
-            mean |= tensors.with_prefix(average_nodes(states), prefix)
-        return tensors.to_bytes(mean)
+            own, speed = tensors.strip_prefix(start, prefix), tensors.strip_prefix(velocity, prefix)
+            mean, speed = _next(states, own, speed, begun)
+            after |= tensors.with_prefix(mean, prefix)
+            moving |= tensors.with_prefix(speed, prefix)
+            gaps += _gaps(states, own)
+        return Averaged(tensors.to_bytes(after), _mismatch(gaps), tensors.to_bytes(moving) if moving else b"")
+
+
+def _unpacked(payload: bytes) -> Tensors:
+    return tensors.from_bytes(payload) if payload else {}
+
+
+def _next(states: Mapping[str, Tensors], start: Tensors, velocity: Tensors, begun: Round) -> tuple[Tensors, Tensors]:
+    """One node after a round, whole, and its velocity; with a single contributor there is no outer step."""
+    if begun.replicas == "product" and len(states) > 1:
+        return average_products({worker: join(start, state) for worker, state in states.items()}), velocity
+    mean = average_prefixes(states)
+    if len(states) == 1:
+        return join(start, mean), velocity
+    before = {name: torch.zeros_like(start[name]) for name in mean} | velocity
+    moved, speed = outer_step(
+        cut(start, mean), mean, cut(before, mean), rate=begun.outer_lr, momentum=begun.outer_momentum
+    )
+    return join(start, moved), velocity | join({name: before[name] for name in speed}, speed)
+
+
+def _gaps(states: Mapping[str, Tensors], start: Tensors) -> list[tuple[float, float]]:
+    """Squared mismatch and norm of a node with replicas whose adapter is made of pairs."""
+    if len(states) == 1 or not all(name.endswith((".lora_A", ".lora_B")) for name in start):
+        return []
+    return [mismatch({worker: join(start, state) for worker, state in states.items()})]
+
+
+def _mismatch(gaps: Sequence[tuple[float, float]]) -> float | None:
+    """Of all nodes together; 0 while nothing was learned yet."""
+    whole = math.fsum(norm for _, norm in gaps)
+    return math.sqrt(math.fsum(apart for apart, _ in gaps) / whole) if whole else (0.0 if gaps else None)
 
 
 def _open(opened: dict[int, Tensors], payload: bytes) -> Tensors:

@@ -46,6 +46,11 @@ SECTIONS: dict[str, dict[str, str]] = {
         "batch_windows": "windows in one optimiser step",
         "window_tokens": "tokens in one window; at most what the base can attend to",
     },
+    "Several workers on one node": {
+        "replicas": '"mean" of A and of B; "alternate": B and A trained in turn; "product": mean of B A, cut to rank',
+        "outer_lr": "rate of the step from a round's start towards the mean; 1 takes the mean",
+        "outer_momentum": "Nesterov momentum of these steps; 0.9 may pay from ten rounds on",
+    },
     "Routing": {
         "router_sync": '"statistics": summed, exact; "weights": averaged; "both": statistics used, weights compared',
         "router_period": "accepted updates between two router versions",

@@ -1,13 +1,18 @@
 """Payloads opened: what is measured, averaged and selected, by arithmetic."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from tests.federation.facts import FACTS
 from tests.helpers import ramp
 from tinylora import tensors
+from tinylora.adapters.lora import init_adapter
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.errors import ProtocolError
-from tinylora.federation.ports import Numerics
+from tinylora.federation.ports import Averaged, Numerics, Round
 from tinylora.numerics import TorchNumerics
 
 NUMERICS = TorchNumerics()
@@ -51,13 +56,106 @@ def test_the_tensor_that_is_not_finite_is_named(value):
     )
 
 
+# --- averages --------------------------------------------------------------------------------------------------------
+
+
+def _pair(seed: int, *, rank: int = 2, path: str = "0", factors: str = "AB") -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {"A": (1, rank, 3), "B": (1, 4, rank)}
+    drawn = {part: torch.randn(shape, generator=draw) for part, shape in shapes.items()}
+    return {f"node.{path}.q.lora_{part}": drawn[part] for part in factors}
+
+
+def _averaged(updates: dict[str, dict[str, torch.Tensor]], start: dict[str, torch.Tensor], **rule: Any) -> Averaged:
+    payloads = {worker: tensors.to_bytes(state) for worker, state in updates.items()}
+    return NUMERICS.average({"0": payloads}, Round(tensors.to_bytes(start), **rule))
+
+
+def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_average_of_two_leaves_with_different_workers():
-    one = tensors.to_bytes({"node.0.q.lora_B": torch.tensor([1.0, 2.0]), "node.1.q.lora_B": torch.tensor([8.0, 8.0])})
-    two = tensors.to_bytes({"node.0.q.lora_B": torch.tensor([3.0, 4.0]), "histogram.": torch.zeros(1)})
-    mean = tensors.from_bytes(NUMERICS.average({"0": {"w1": two, "w0": one}, "1": {"w0": one}}))
-    assert mean.keys() == {"node.0.q.lora_B", "node.1.q.lora_B"}
-    assert mean["node.0.q.lora_B"].tolist() == [2.0, 3.0]
-    assert mean["node.1.q.lora_B"].tolist() == [8.0, 8.0]
+    one = tensors.to_bytes(_pair(1) | _pair(2, path="1"))
+    two = tensors.to_bytes(_pair(3) | {"histogram.": torch.zeros(1)})
+    start = tensors.to_bytes(_pair(4) | _pair(5, path="1"))
+    mean = tensors.from_bytes(NUMERICS.average({"0": {"w1": two, "w0": one}, "1": {"w0": one}}, Round(start)).payload)
+    halfway = {name: (tensor + _pair(3)[name]) / 2 for name, tensor in _pair(1).items()}
+    assert _same(mean, halfway | _pair(2, path="1"))
+
+
+def test_a_factor_that_nobody_trained_stays():
+    start = _pair(0)
+    updates = {f"w{seed}": _pair(seed, factors="B") for seed in (1, 2)}
+    averaged = _averaged(updates, start, replicas="alternate")
+    mean = tensors.from_bytes(averaged.payload)
+    assert torch.equal(mean["node.0.q.lora_A"], start["node.0.q.lora_A"])
+    halfway = (_pair(1)["node.0.q.lora_B"] + _pair(2)["node.0.q.lora_B"]) / 2
+    assert torch.equal(mean["node.0.q.lora_B"], halfway)
+    assert averaged.mismatch == 0.0
+
+
+def test_rows_that_nobody_trained_stay():
+    start = _pair(0, rank=3)
+    mean = tensors.from_bytes(_averaged({"small": _pair(1, rank=1), "larger": _pair(2, rank=2)}, start).payload)
+    for part, axis in (("A", 1), ("B", 2)):
+        name = f"node.0.q.lora_{part}"
+        rows = [mean[name].select(axis, row) for row in range(3)]
+        assert torch.equal(rows[0], (_pair(1, rank=1)[name].select(axis, 0) + _pair(2)[name].select(axis, 0)) / 2)
+        assert torch.equal(rows[1], _pair(2)[name].select(axis, 1))
+        assert torch.equal(rows[2], start[name].select(axis, 2))
+
+
+def test_mismatch_is_told_of_replicas_alone():
+    assert _averaged({"w0": _pair(1)}, _pair(0)).mismatch is None
+    mean = {name: (tensor + _pair(2)[name]) / 2 for name, tensor in _pair(1).items()}
+    dense = [state["node.0.q.lora_B"] @ state["node.0.q.lora_A"] for state in (_pair(1), _pair(2), mean)]
+    expected = float((dense[0] / 2 + dense[1] / 2 - dense[2]).norm() / (dense[0] / 2 + dense[1] / 2).norm())
+    assert _averaged({"w0": _pair(1), "w1": _pair(2)}, _pair(0)).mismatch == pytest.approx(expected, rel=1e-5)
+    nothing = _pair(1) | {"node.0.q.lora_B": torch.zeros(1, 4, 2)}
+    assert _averaged({"w0": nothing, "w1": nothing}, _pair(0)).mismatch == 0.0
+
+
+def test_replicas_of_products_have_the_mean_product():
+    common = _pair(0)
+    updates = {f"w{seed}": common | _pair(seed, factors="B") for seed in (1, 2)}
+    mean = tensors.from_bytes(_averaged(updates, common, replicas="product").payload)
+    dense = [state["node.0.q.lora_B"] @ state["node.0.q.lora_A"] for state in (*updates.values(), mean)]
+    torch.testing.assert_close(dense[2], (dense[0] + dense[1]) / 2, rtol=1e-5, atol=1e-5)
+    alone = tensors.from_bytes(_averaged({"w1": updates["w1"]}, common, replicas="product").payload)
+    assert _same(alone, updates["w1"])
+
+
+def test_an_outer_step_at_rate_one_changes_no_bit():
+    updates = {f"w{seed}": _pair(seed) for seed in (1, 2, 3)}
+    plain = _averaged(updates, _pair(0))
+    assert plain == _averaged(updates, _pair(0), outer_lr=1.0, outer_momentum=0.0)
+    assert plain.momentum == b""
+    assert plain.payload != _averaged(updates, _pair(0), outer_lr=0.5).payload
+
+
+def test_momentum_goes_from_round_to_round_and_waits_while_a_holder_is_alone():
+    rule: dict[str, Any] = {"outer_lr": 0.7, "outer_momentum": 0.9}
+    name, updates = "node.0.q.lora_B", {f"w{seed}": _pair(seed, factors="B") for seed in (1, 2)}
+    first = _averaged(updates, _pair(0), **rule)
+    alone = _averaged({"w1": updates["w1"]}, _pair(0), momentum=first.momentum, **rule)
+    assert alone.momentum == first.momentum
+    assert torch.equal(tensors.from_bytes(alone.payload)[name], updates["w1"][name])
+    second = _averaged(updates, _pair(0), momentum=first.momentum, **rule)
+    downhill = _pair(0)[name] - (updates["w1"][name] + updates["w2"][name]) / 2
+    speed = tensors.from_bytes(second.momentum)
+    assert speed.keys() == {name}
+    torch.testing.assert_close(speed[name], 1.9 * downhill, rtol=1e-5, atol=1e-6)
+    expected = _pair(0)[name] - 0.7 * (downhill + 0.9 * 1.9 * downhill)
+    torch.testing.assert_close(tensors.from_bytes(second.payload)[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_nodes_begin_as_workers_draw_them():
+    spec = AdapterSpec("lora", 2)
+    drawn = tensors.from_bytes(NUMERICS.initial(FACTS, spec, 7, ("", "01")))
+    for path in ("", "01"):
+        own = tensors.strip_prefix(drawn, f"node.{path}.")
+        assert _same(own, init_adapter(FACTS, spec, seed=7, path=path))
 
 
 def test_selecting_by_prefix_does_not_confuse_paths():

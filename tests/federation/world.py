@@ -21,7 +21,7 @@ from tinylora.federation.campaign import Campaign
 from tinylora.federation.events import Event
 from tinylora.federation.ledger_memory import MemoryLedger
 from tinylora.federation.ports import Ledger
-from tinylora.protocol.documents import Update, WorkUnit, sha256
+from tinylora.protocol.documents import Update, WorkUnit, only_factors, sha256
 from tinylora.routing.gates import N_BINS
 from tinylora.routing.statistics import PREFIXES, RouterStatistics, statistics_of
 from tinylora.simulate import FaultPlan, SimulatedWorker, run_simulated
@@ -76,7 +76,8 @@ class FakeRunner:
     def _train(self, unit: WorkUnit, given: Tensors) -> Tensors:
         made: Tensors = {}
         for leaf in unit.leaves:
-            for name, (_, shape) in adapter_manifest(FACTS, AdapterSpec("lora", RANK), path=leaf).items():
+            adapter = only_factors(adapter_manifest(FACTS, AdapterSpec("lora", RANK), path=leaf), unit.factors)
+            for name, (_, shape) in adapter.items():
                 start = given.get(name, torch.zeros(shape))
                 made[name] = start + unit.n_steps * STEP if name.endswith("B") else start
         gates = [name.split(".")[1] for name in given if name.startswith("router.") and name.endswith(".w")]

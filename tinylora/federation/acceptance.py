@@ -19,7 +19,7 @@ from tinylora.federation.campaign import Campaign, Lease
 from tinylora.federation.events import Part
 from tinylora.federation.ports import PayloadFacts, Reply
 from tinylora.federation.units import was_issued
-from tinylora.protocol.documents import MAX_DOCUMENT_BYTES, Manifest, Update, sha256
+from tinylora.protocol.documents import MAX_DOCUMENT_BYTES, Manifest, Update, only_factors, sha256
 from tinylora.protocol.envelope import verify
 from tinylora.routing.gates import N_BINS
 from tinylora.routing.statistics import PREFIXES
@@ -154,9 +154,9 @@ def check_shard(state: Campaign, update: Update) -> None:
 def expected_parts(state: Campaign, lease: Lease) -> dict[Part, Manifest]:
     """Every tensor that the update of a unit may hold, by what it is for.
 
-    A sketch holds statistics, named by the root's path. A train update holds the adapters of its leaves. It may also
-    hold histograms of its gates, any of them; if it is of a subtree, statistics of all its leaves; where the run
-    averages weights, weights of its gates, all of them.
+    A sketch holds statistics, named by the root's path. A train update holds the adapters of its leaves, or those of
+    their factors that it was to train. It may also hold histograms of its gates, any of them; if it is of a subtree,
+    statistics of all its leaves; where the run averages weights, weights of its gates, all of them.
     """
     dim = state.base.feature_dim
     if lease.kind == "sketch":
@@ -164,7 +164,8 @@ def expected_parts(state: Campaign, lease: Lease) -> dict[Part, Manifest]:
     leaves, gates = state.leaves_below(lease.node), state.gates_of(lease.node)
     parts: dict[Part, Manifest] = {"adapters": {}, "histogram": _histogram_manifest(gates)}
     for leaf in leaves:
-        parts["adapters"] |= adapter_manifest(state.base, state.settings.spec, path=leaf)
+        adapter = adapter_manifest(state.base, state.settings.spec, path=leaf)
+        parts["adapters"] |= only_factors(adapter, lease.factors)
     if len(leaves) > 1:
         parts["statistics"] = _statistics_manifest(leaves, dim)
     if state.settings.router_sync != "statistics":

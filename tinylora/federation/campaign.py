@@ -35,7 +35,7 @@ from tinylora.federation.events import (
     WorkerLost,
     WorkerReturned,
 )
-from tinylora.protocol.documents import UnitKind
+from tinylora.protocol.documents import Factor, UnitKind
 from tinylora.tree import NodePath, Topology, is_under
 
 MAX_STRIKES = 3
@@ -111,6 +111,12 @@ class Node:
     steps: int = 0
     contributions: tuple[UpdateAccepted, ...] = ()
     """Accepted updates on the current version, by worker and node."""
+    factors: tuple[Factor, ...] | None = None
+    """What the current version is trained in, by the first lease on it; None before, () for all factors."""
+    momentum: str = ""
+    """Blob with the velocity of its outer steps."""
+    has_new_axes: bool = False
+    """Whether its directions are others than in the version before."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,11 @@ class Campaign:
     def is_done(self, top: NodePath) -> bool:
         """Whether this part has had all its steps."""
         return self.nodes[top].steps >= self.settings.leaf_steps
+
+    def replicas(self, top: NodePath) -> int:
+        """Workers that hold this part of the tree or some of it, and can be reached."""
+        held = (worker.node for worker in self.workers.values() if worker.is_online and not worker.refusal)
+        return sum(node is not None and _are_in_line(node, top) for node in held)
 
     def open_leases(self, node: NodePath) -> tuple[Lease, ...]:
         """Open leases on `node` or within its subtree, or above it, in the order they were given."""
@@ -278,7 +289,15 @@ def _leased(state: Campaign, event: UnitLeased) -> Campaign:
     worker = replace(state.workers[event.worker], unit_id=event.unit_id)
     late = {unit: lease for unit, lease in state.late.items() if not _takes_place_of(event, lease)}
     leases = {**state.leases, event.unit_id: event}
-    return replace(_put(state, worker), leases=leases, late=late, n_units=state.n_units + 1)
+    nodes = _with_factors(state, event) if event.kind == "train" else state.nodes
+    return replace(_put(state, worker), leases=leases, late=late, nodes=nodes, n_units=state.n_units + 1)
+
+
+def _with_factors(state: Campaign, lease: Lease) -> Mapping[NodePath, Node]:
+    """The first lease on a version settles what all others on it train too: only like updates can be averaged."""
+    top = state.top_of(lease.node)
+    node = state.nodes[top]
+    return state.nodes if node.factors is not None else {**state.nodes, top: replace(node, factors=lease.factors)}
 
 
 def _takes_place_of(new: Lease, old: Lease) -> bool:
@@ -400,7 +419,9 @@ def _topology_set(state: Campaign, event: TopologySet) -> Campaign:
 
 
 def _averaged(state: Campaign, event: NodeAveraged) -> Campaign:
-    nodes = {**state.nodes, event.node: Node(event.version, event.blob, event.n_steps)}
+    is_mixed = event.mismatch is not None and state.settings.replicas == "product"
+    node = Node(event.version, event.blob, event.n_steps, momentum=event.momentum, has_new_axes=is_mixed)
+    nodes = {**state.nodes, event.node: node}
     late = {
         unit: lease
         for unit, lease in state.late.items()

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from tinylora.config import BaseFacts, RunSettings
-from tinylora.protocol.documents import Count, Finite, Name, PathText, Sha256, UnitKind
+from tinylora.protocol.documents import Count, Factor, Finite, Name, PathText, Sha256, UnitKind
 
 Part = Literal["adapters", "histogram", "statistics", "weights_router"]
 
@@ -69,6 +69,8 @@ class UnitLeased(_Event):
     node_version: Count
     first_step: Count = 0
     n_steps: Count = 0
+    factors: tuple[Factor, ...] = ()
+    """Factors of the adapters that are trained; none named means all."""
     is_adopted: bool = False
     at_s: Finite
     deadline_s: Finite
@@ -163,6 +165,10 @@ class NodeAveraged(_Event):
     """Adapters of all leaves below `node`."""
     n_steps: Count
     """Steps that the node has had in all: those of a round count once, however many replicas trained it."""
+    mismatch: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """|mean(B A) - mean(B) mean(A)| / |mean(B A)| over the replicas' pairs; None where nothing was averaged."""
+    momentum: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """Blob with the velocity of the outer steps, tensors named as those of the adapters; empty where there is none."""
 
 
 class RunFinished(_Event):

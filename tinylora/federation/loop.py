@@ -47,9 +47,9 @@ from tinylora.federation.events import (
     WorkerLost,
     WorkerReturned,
 )
-from tinylora.federation.ports import Clock, Ledger, Numerics, Reply, Transport, WorkerInfo
+from tinylora.federation.ports import Clock, Ledger, Numerics, Reply, Round, Transport, WorkerInfo
 from tinylora.federation.routers import Blobs, leaf_statistics, next_gates
-from tinylora.federation.units import contents, make_unit, simple_nonce, unit_id
+from tinylora.federation.units import contents, factors_of, make_unit, simple_nonce, unit_id
 from tinylora.protocol.documents import Update
 from tinylora.tree import NodePath, Topology, is_under
 
@@ -308,16 +308,29 @@ class Rounds:
             leaf: {update.worker: payloads[update.blob] for update in node.contributions if is_under(leaf, update.node)}
             for leaf in self.state.leaves_below(top)
         }
-        blob = self._ledger.put_blob(self._numerics.average(by_leaf))
+        averaged = self._numerics.average(by_leaf, self._round_of(top))
         self._emit(
             NodeAveraged(
                 node=top,
                 version=node.version + 1,
                 contributors=tuple(sorted({update.worker for update in node.contributions})),
-                blob=blob,
+                blob=self._ledger.put_blob(averaged.payload),
                 n_steps=node.steps + node.contributions[0].n_steps,
+                mismatch=averaged.mismatch,
+                momentum=self._ledger.put_blob(averaged.momentum) if averaged.momentum else "",
             )
         )
+
+    def _round_of(self, top: NodePath) -> Round:
+        """What the workers of a node began its present version with, and how their updates become one."""
+        state, node = self.state, self.state.nodes[top]
+        settings = state.settings
+        if node.blob:
+            start = self._ledger.get_blob(node.blob)
+        else:
+            start = self._numerics.initial(state.base, settings.spec, settings.seed, state.leaves_below(top))
+        momentum = self._ledger.get_blob(node.momentum) if node.momentum else b""
+        return Round(start, settings.replicas, settings.outer_lr, settings.outer_momentum, momentum)
 
     def _solve(self, reason: str) -> None:
         state = self.state
@@ -365,6 +378,7 @@ class Rounds:
             node_version=node.version if node else 0,
             first_step=node.steps if node else 0,
             n_steps=n_steps,
+            factors=factors_of(state, state.top_of(command.node)) if node else (),
             is_adopted=command.is_adopted,
             at_s=now,
             deadline_s=now + deadline_s(state, state.workers[command.worker], command.kind, n_steps),

@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from tinylora.adapters.spec import AdapterSpec
+from tinylora.config import BaseFacts, Replicas
 from tinylora.federation.events import Event
 from tinylora.protocol.documents import Manifest, WorkUnit
 from tinylora.tree import NodePath
@@ -112,6 +114,31 @@ class PayloadFacts:
     """Largest rms, over the adapter tensors, of how far the numbers moved in this unit."""
 
 
+@dataclass(frozen=True)
+class Round:
+    """What the workers of a node began with, and the rule by which their updates become one."""
+
+    start: bytes
+    """The node's adapters, whole."""
+    replicas: Replicas = "mean"
+    outer_lr: float = 1.0
+    outer_momentum: float = 0.0
+    momentum: bytes = b""
+    """Velocity of the outer steps so far."""
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A node's next version."""
+
+    payload: bytes
+    """Its adapters, whole."""
+    mismatch: float | None = None
+    """|mean(B A) - mean(B) mean(A)| / |mean(B A)| over the replicas; None where nothing was averaged."""
+    momentum: bytes = b""
+    """Velocity of the outer steps; empty where there is none."""
+
+
 @runtime_checkable
 class Numerics(Protocol):
     """The numbers inside payloads. The rules of a run decide about bytes by name; this alone opens them."""
@@ -144,9 +171,14 @@ class Numerics(Protocol):
         """One payload with the tensors of several whose names begin with one of `prefixes`."""
         ...
 
-    def average(self, updates: Mapping[NodePath, Mapping[str, bytes]]) -> bytes:
-        """Next version of some leaves: for each, the mean of its adapters over the workers' updates that hold it.
+    def initial(self, base: BaseFacts, spec: AdapterSpec, seed: int, paths: Sequence[NodePath]) -> bytes:
+        """The adapters that nodes begin with, as every worker draws them."""
+        ...
 
-        Float64, in the order of the workers' names; a single update passes through bit by bit.
+    def average(self, updates: Mapping[NodePath, Mapping[str, bytes]], begun: Round) -> Averaged:
+        """Next version of some nodes: for each, what the rule makes of the workers' updates that hold its adapter.
+
+        Float64, in the order of the workers' names. A single update passes through bit by bit. What nobody trained
+        stays as the round began with it.
         """
         ...

@@ -43,9 +43,9 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
     """A run as tables, ready for JSON.
 
     Returns:
-        `units` (accepted ones, in order), `workers` (totals), `rounds` (router versions), `topology` (leaves,
-        assignment, steps by node), `rejected` and `expired` (every case with its reason), `finished` (why, or
-        nothing).
+        `units` (accepted ones, in order), `workers` (totals), `rounds` (router versions), `averages` (versions of
+        nodes, and how far averaged factors are off the averaged function), `topology` (leaves, assignment, steps by
+        node), `rejected` and `expired` (every case with its reason), `finished` (why, or nothing).
     """
     known = tuple(events)
     units = _units(known)
@@ -53,6 +53,7 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         "units": units,
         "workers": _workers(known, units),
         "rounds": _rounds(known),
+        "averages": _averages(known),
         "topology": _topology(known),
         "rejected": _rejected(known),
         "expired": _expired(known),
@@ -146,6 +147,16 @@ def _rounds(events: Sequence[Event]) -> list[dict[str, Any]]:
     ]
 
 
+def _averages(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """One row for each version of a node."""
+    fields = ("node", "version", "n_steps", "mismatch")
+    return [
+        {**{field: getattr(event, field) for field in fields}, "contributors": list(event.contributors)}
+        for event in events
+        if isinstance(event, NodeAveraged)
+    ]
+
+
 def _topology(events: Sequence[Event]) -> dict[str, Any]:
     """The tree, who got what at first and later, and the state of each node."""
     last = next((event for event in reversed(events) if isinstance(event, TopologySet)), None)
@@ -158,6 +169,7 @@ def _topology(events: Sequence[Event]) -> dict[str, Any]:
             "n_steps": latest[node].n_steps if node in latest else 0,
             "leaves": [leaf for leaf in last.leaves if is_under(leaf, node)],
             "contributors": sorted(_contributors(events, node)),
+            "mismatch": latest[node].mismatch if node in latest else None,
         }
         for node in sorted(set(last.assignment.values()))
     }

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 from tinylora.federation.campaign import Campaign, Lease
-from tinylora.protocol.documents import Manifest, UnitKind, WorkUnit, sha256
+from tinylora.protocol.documents import Factor, Manifest, UnitKind, WorkUnit, sha256
 from tinylora.tree import NodePath
 
 
@@ -27,6 +27,23 @@ def contents(state: Campaign, kind: UnitKind, node: NodePath) -> Contents:
     adapters = [f"node.{leaf}." for leaf in state.leaves_below(node)]
     gates = [f"{name}.{inner}." for inner in state.gates_of(node) for name in ("router", "weights_router")]
     return Contents(tuple(blob for blob in blobs if blob), (*adapters, *gates))
+
+
+def factors_of(state: Campaign, top: NodePath) -> tuple[Factor, ...]:
+    """What the present version of a node is trained in: () for all factors.
+
+    In alternating runs a node with replicas has B trained in its even versions and A in its odd ones. Then the factor
+    that is averaged stands beside one that all replicas have in common, and the mean of the products is the product of
+    the means. A node with a single holder has nothing to average, and trains both.
+
+    Source:
+        Koo et al. 2024, LoRA-A2, arXiv:2410.22815, section 4.1: alternating freeze, B first.
+    """
+    node = state.nodes[top]
+    if node.factors is not None:
+        return node.factors
+    is_alternating = state.settings.replicas == "alternate" and state.replicas(top) > 1
+    return (("lora_A",) if node.version % 2 else ("lora_B",)) if is_alternating else ()
 
 
 def unit_id(number: int) -> str:
@@ -81,6 +98,8 @@ def _with_training(state: Campaign, lease: Lease, document: WorkUnit) -> WorkUni
             "rank": settings.rank,
             "ranks": settings.ranks,
             "scale": settings.scale,
+            "factors": lease.factors,
+            "has_new_axes": state.nodes[state.top_of(lease.node)].has_new_axes,
             "first_step": lease.first_step,
             "n_steps": lease.n_steps,
             "total_steps": settings.leaf_steps,

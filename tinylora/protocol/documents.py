@@ -15,6 +15,7 @@ Tensor names inside the blobs:
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,10 +32,12 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 PathText = Annotated[str, Field(pattern=r"^[01]{0,16}$")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Factor = Literal["lora_A", "lora_B"]
 Manifest = dict[str, tuple[str, tuple[int, ...]]]
 """Tensor name to (safetensors dtype such as "BF16", shape)."""
 
 
+AnyEntry = TypeVar("AnyEntry")
 AnyDocument = TypeVar("AnyDocument", bound="_Document")  # not Self: the type checker of the tests does not know it
 
 
@@ -92,6 +95,10 @@ class WorkUnit(_Document):
     ranks: dict[str, int] = {}
     """Rank by projection; the others have `rank`."""
     scale: Finite = 0.0
+    factors: tuple[Factor, ...] = ()
+    """Which factors of the adapters to train and to send, the others staying as they came; none named means all."""
+    has_new_axes: bool = False
+    """The adapters' directions are others than in the version before: an optimiser's memory of it does not fit."""
     first_step: Count = 0
     """Steps this node had before: where on the learning-rate schedule the unit starts."""
     n_steps: Count = 0
@@ -149,6 +156,12 @@ class Update(_Document):
     payload_sha256: Sha256
     signature: str = ""
     """Hex of the worker key's signature over the document without this field; see `envelope`."""
+
+
+def only_factors(named: Mapping[str, AnyEntry], factors: Sequence[Factor]) -> dict[str, AnyEntry]:
+    """The tensors, shapes or whatever is named as adapters are, of these factors alone; of all where none is given."""
+    endings = tuple(f".{factor}" for factor in factors)
+    return {name: entry for name, entry in named.items() if not factors or name.endswith(endings)}
 
 
 def sha256(data: bytes) -> str:
