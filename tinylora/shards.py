@@ -240,6 +240,14 @@ def make_shard(
     return Shard(training, tuple(item.document for item in heldout), version, name, n_duplicates)
 
 
+def shard_of(
+    train: Iterable[Document], heldout: Iterable[Document], *, tokenizer_fingerprint: str, name: str = ""
+) -> Shard:
+    """A shard of documents that are tokenised and split already."""
+    training = tuple(train)
+    return Shard(training, tuple(heldout), _version(training, tokenizer_fingerprint), name)
+
+
 def _encoder(base: Tokenizing) -> Encode:
     from tinylora.base_model import encode  # late: it brings torch and transformers
 

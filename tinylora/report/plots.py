@@ -73,7 +73,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 def plot_loss(units: Sequence[Mapping[str, Any]], file: Path) -> Path:
     """Draw the training loss of every leaf and subtree over tokens; dots are held-out losses at the end of units."""
-    figure, axes = _figure(height_px=720)
+    figure, axes = new_figure(height_px=720)
     curves = loss_curves(units)
     nodes = sorted({curve.node for curve in curves})
     for curve in curves:
@@ -85,18 +85,18 @@ def plot_loss(units: Sequence[Mapping[str, Any]], file: Path) -> Path:
     axes.set_title("Training loss by leaf and worker, smoothed (dots: held-out loss at the end of a unit)")
     axes.set_xlabel("tokens trained by the worker on this node")
     axes.set_ylabel("loss [nats per token]")
-    axes.xaxis.set_major_formatter(_thousands)
+    axes.xaxis.set_major_formatter(thousands)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if 0 < len(curves) <= MAX_LEGEND:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
-    return _save(figure, file)
+    return save(figure, file)
 
 
 def plot_routing(routing: Mapping[str, Any], file: Path) -> Path:
     """Draw domains against leaves, shaded by mean posterior; a frame marks each domain's own leaf."""
     domains, leaves = list(routing["posterior"]), list(routing["leaves"])
-    figure, axes = _figure(height_px=max(420, 190 + 58 * len(domains)))
+    figure, axes = new_figure(height_px=max(420, 190 + 58 * len(domains)))
     values = [routing["posterior"][domain] for domain in domains]
     image = axes.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for row, domain in enumerate(domains):
@@ -111,7 +111,7 @@ def plot_routing(routing: Mapping[str, Any], file: Path) -> Path:
     accuracy = sum(routing["accuracy"].values()) / max(1, len(domains))
     axes.set_title(f"Where held-out tokens go: mean posterior by domain (hard accuracy {accuracy:.1%})")
     figure.colorbar(image, ax=axes, label="mean posterior probability")
-    return _save(figure, file)
+    return save(figure, file)
 
 
 def _frame(axes: Axes, column: int, row: int) -> None:
@@ -120,7 +120,8 @@ def _frame(axes: Axes, column: int, row: int) -> None:
     axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="tab:orange", linewidth=2.5))
 
 
-def _figure(*, height_px: int) -> tuple[Figure, Axes]:
+def new_figure(*, height_px: int) -> tuple[Figure, Axes]:
+    """An empty picture of `WIDTH_PX`."""
     from matplotlib import figure as mpl  # no pyplot: it keeps every figure alive and looks for a window system
 
     figure = mpl.Figure(figsize=(WIDTH_PX / DPI, height_px / DPI), dpi=DPI, layout="constrained")
@@ -133,11 +134,13 @@ def _color(index: int, n_colors: int) -> tuple[float, float, float, float]:
     return colormaps["tab10"](index) if n_colors <= 10 else colormaps["turbo"](index / (n_colors - 1))
 
 
-def _thousands(value: float, _position: object) -> str:
+def thousands(value: float, _position: object) -> str:
+    """The label of an axis' tick."""
     return f"{value / 1000:,.0f}k" if value >= 1000 else f"{value:.0f}"
 
 
-def _save(figure: Figure, file: Path) -> Path:
+def save(figure: Figure, file: Path) -> Path:
+    """Write a picture whole or not at all; equal pictures are equal bytes."""
     draft = file.with_name(f".{file.name}.draft")
     figure.savefig(draft, format="png", metadata=_NO_TIME)
     return draft.replace(file)
