@@ -4,10 +4,11 @@
 
 A `Routing` is made once per forward pass and shared by all linears. Two implementations of the same sum: `reference`, a
 loop over nodes that is slow and obvious (the oracle of the tests), and `soft`, one wide GEMM down, the weights, one
-wide GEMM up. Where a single node takes every token, no weights are multiplied at all, and the cost is that of one plain
-LoRA.
+wide GEMM up. Where the same nodes take every token, no weights are multiplied at all: the cost is that of one plain
+LoRA of their ranks together.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -26,16 +27,16 @@ class Routing:
     """How much each node contributes at each token of a batch."""
 
     weights: Float[Tensor, "batch token node"] | None
-    """None: the node number `node` takes every token with weight 1."""
-    node: int = 0
-    """Which of the stacked nodes that is; without meaning where `weights` are given."""
+    """None: the nodes numbered `nodes` take every token with weight 1, so that their updates add up."""
+    nodes: tuple[int, ...] = (0,)
+    """Which nodes those are, such as a leaf and its ancestors; without meaning where `weights` are given."""
 
 
 def leaf_lora(
     x: Float[Tensor, "*rows in"],
     base_out: Float[Tensor, "*rows out"],
-    lora_a: Float[Tensor, "node rank in"],
-    lora_b: Float[Tensor, "node out rank"],
+    lora_a: Sequence[Float[Tensor, "rank in"]],
+    lora_b: Sequence[Float[Tensor, "out rank"]],
     routing: Routing,
     scale: float,
     impl: Impl = "auto",
@@ -48,8 +49,8 @@ def leaf_lora(
     Args:
         x: Input of the linear. Blocks that fold batch and token into one axis are fine.
         base_out: What the frozen linear made of `x`.
-        lora_a: Down-projections, stacked.
-        lora_b: Up-projections, stacked.
+        lora_a: Down-projections, node by node; all of one rank.
+        lora_b: Up-projections, likewise.
         routing: Which nodes, and how much.
         scale: alpha / rank, dimensionless.
         impl: "auto" is "soft"; "reference" is for tests.
@@ -60,34 +61,32 @@ def leaf_lora(
     Source:
         Hu et al. 2021, arXiv:2106.09685, section 4.1, equation 3.
     """
-    lora_a, lora_b = lora_a.to(x.dtype), lora_b.to(x.dtype)
-    if routing.weights is None:
-        lora_a, lora_b = lora_a[routing.node], lora_b[routing.node]
-        if impl == "reference":
-            return base_out + scale * F.linear(F.linear(x, lora_a), lora_b)
-        return _add_product(base_out, F.linear(x, lora_a), lora_b.t(), scale)
-    weights = _rows_of(routing.weights.to(x.dtype), x)
+    nodes = routing.nodes if routing.weights is None else range(len(lora_a))
+    chosen_a, chosen_b = [lora_a[node] for node in nodes], [lora_b[node] for node in nodes]
+    weights = None if routing.weights is None else _rows_of(routing.weights.to(x.dtype), x)
     mix = _reference if impl == "reference" else _soft
-    return mix(x, base_out, lora_a, lora_b, weights, scale)
+    return mix(x, base_out, chosen_a, chosen_b, weights, scale)
 
 
-def _reference(x: Tensor, base_out: Tensor, lora_a: Tensor, lora_b: Tensor, weights: Tensor, scale: float) -> Tensor:
+def _reference(
+    x: Tensor, base_out: Tensor, lora_a: list[Tensor], lora_b: list[Tensor], weights: Tensor | None, scale: float
+) -> Tensor:
     out = base_out
-    for node in range(len(lora_a)):
-        out = out + weights[..., node, None] * scale * F.linear(F.linear(x, lora_a[node]), lora_b[node])
+    for node, (down, up) in enumerate(zip(lora_a, lora_b, strict=True)):
+        share = 1.0 if weights is None else weights[..., node, None]
+        out = out + share * scale * F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype))
     return out
 
 
-def _soft(x: Tensor, base_out: Tensor, lora_a: Tensor, lora_b: Tensor, weights: Tensor, scale: float) -> Tensor:
-    n_nodes, rank, n_in = lora_a.shape
-    hidden = F.linear(x, lora_a.reshape(n_nodes * rank, n_in)).unflatten(-1, (n_nodes, rank))
-    weighted = (hidden * weights.unsqueeze(-1)).flatten(-2)
-    return _add_product(base_out, weighted, lora_b.transpose(1, 2).reshape(n_nodes * rank, -1), scale)
-
-
-def _add_product(base_out: Tensor, hidden: Tensor, up: Tensor, scale: float) -> Tensor:
-    """base_out + scale · hidden @ up in one GEMM, which spares the product a tensor of its own."""
-    flat = torch.addmm(base_out.flatten(0, -2), hidden.flatten(0, -2), up, alpha=scale)
+def _soft(
+    x: Tensor, base_out: Tensor, lora_a: list[Tensor], lora_b: list[Tensor], weights: Tensor | None, scale: float
+) -> Tensor:
+    down, up = (lora_a[0], lora_b[0]) if len(lora_a) == 1 else (torch.cat(lora_a), torch.cat(lora_b, dim=1))
+    hidden, up = F.linear(x, down.to(x.dtype)), up.to(x.dtype)
+    if weights is not None:
+        hidden = (hidden.unflatten(-1, (len(lora_a), -1)) * weights.unsqueeze(-1)).flatten(-2)
+    # base_out + scale · hidden @ up in one GEMM, which spares the product a tensor of its own
+    flat = torch.addmm(base_out.flatten(0, -2), hidden.flatten(0, -2), up.t(), alpha=scale)
     return flat.view(base_out.shape)
 
 

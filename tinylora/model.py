@@ -9,6 +9,7 @@ prompts of different length for `generate` are padded on the left (`left_pad`). 
 """
 
 import inspect
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tinylora.adapters.lora import AdapterLinear, SharedRouting
+from tinylora.adapters.lora import AdapterLinear, LoraPair, SharedRouting
 from tinylora.adapters.shapes import adapter_shapes
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.base_model import LoadedBase
@@ -26,6 +27,7 @@ from tinylora.errors import BaseModelError, SettingError, ShapeMismatch
 from tinylora.mixture import Impl, Routing
 from tinylora.routing.policy import Policy, Router, RouterState
 from tinylora.tensors import Tensors
+from tinylora.tree import is_under
 
 IGNORED_LABEL = -100
 SOFT = Policy.parse("soft")
@@ -44,9 +46,9 @@ class TreeOutput:
 class TreeModel(nn.Module):
     """A base with the adapters of `nodes`, stacked in this order, and a router over them.
 
-    Without a router there is one node, which takes every token; or none, which is the base. New adapters are zero and
-    add nothing until `load_node` fills them. The base stays frozen and in evaluation mode, whatever mode this module is
-    in.
+    Without a router every token has all nodes: one, or several on one path, whose updates add up; or none, which is the
+    base. New adapters are zero and add nothing until `load_node` fills them. The base stays frozen and in evaluation
+    mode, whatever mode this module is in.
 
     Args:
         base: The base; its model carries the adapters until `detach_adapters`.
@@ -58,7 +60,7 @@ class TreeModel(nn.Module):
         impl: How many adapters are added up; "reference" is for tests.
 
     Raises:
-        SettingError: Several nodes and no router, or a router over other nodes.
+        SettingError: No router, and several nodes that do not lie on one path, or a router over other nodes.
         BaseModelError: The base carries another model's adapters.
     """
 
@@ -74,18 +76,22 @@ class TreeModel(nn.Module):
         impl: Impl = "auto",
     ) -> None:
         super().__init__()
-        if router is None and len(nodes) > 1:
-            raise SettingError(f"nodes {', '.join(nodes)}: several nodes need a router to choose between them")
+        if router is None and not _is_path(nodes):
+            raise SettingError(
+                f"nodes {', '.join(map(repr, nodes))}: several nodes need a router to choose between them, unless all "
+                "lie on one path, the upper ones first"
+            )
         if router is not None and tuple(router.nodes) != nodes:
             raise SettingError(f"router over nodes {tuple(router.nodes)}: expected the adapters' nodes {nodes}")
         self.base, self.nodes, self.spec, self.scale = base, nodes, spec, scale
         self.router, self.policy = router, policy
-        self._fixed: Routing | None = Routing(None) if router is None else None
+        self._fixed: Routing | None = None
         self._shared = SharedRouting(Routing(None), impl)
         self._has_plain_head = base.is_head_plain
         self._accepts_positions = "position_ids" in inspect.signature(base.model.forward).parameters
         self.model: Any = base.model
         self.adapters = self._make_adapters()
+        self.route_to(None)
         self.attach_adapters()
 
     # --- adapters ----------------------------------------------------------------------------------------------------
@@ -99,15 +105,15 @@ class TreeModel(nn.Module):
         }
 
     def _make_adapter(self, projection: str, module_name: str) -> AdapterLinear:
-        shape, n_nodes = self.base.facts.projections[projection], len(self.nodes)
-        rank = self.spec.rank_of(projection)
-        return AdapterLinear(
-            self.model.get_submodule(module_name),
-            torch.zeros(n_nodes, rank, shape.in_features, device=self.model.device),
-            torch.zeros(n_nodes, shape.out_features, rank, device=self.model.device),
-            scale=self.scale,
-            shared=self._shared,
-        )
+        shape, rank = self.base.facts.projections[projection], self.spec.rank_of(projection)
+        pairs = [
+            LoraPair(
+                torch.zeros(rank, shape.in_features, device=self.model.device),
+                torch.zeros(shape.out_features, rank, device=self.model.device),
+            )
+            for _ in self.nodes
+        ]
+        return AdapterLinear(self.model.get_submodule(module_name), pairs, scale=self.scale, shared=self._shared)
 
     def attach_adapters(self) -> None:
         """Put the adapters in front of the base's linears; done once at construction, and again after a detachment.
@@ -133,10 +139,44 @@ class TreeModel(nn.Module):
                     self.model.set_submodule(name, adapter.base)
         self._is_attached = False
 
-    def adapter_parameters(self) -> list[nn.Parameter]:
-        """All A and B, in a fixed order."""
-        adapters = [adapter for projection in self.adapters.values() for adapter in projection]
-        return [parameter for adapter in adapters for parameter in (adapter.lora_a, adapter.lora_b)]
+    def adapter_parameters(
+        self, nodes: Collection[str] | None = None, factors: Collection[str] | None = None
+    ) -> list[nn.Parameter]:
+        """Parameters that are trained, in a fixed order; at first all.
+
+        Given nodes or factors, these alone are trained from now on: all others get no gradient and stay bit by bit as
+        they are, such as the ancestors of a leaf, or A while B is trained.
+
+        Args:
+            nodes: Paths of the nodes to train; None is all.
+            factors: Of "lora_A" and "lora_B" those to train; None is both.
+
+        Raises:
+            SettingError: No adapter of this model belongs to a node, or has such a factor.
+        """
+        named = self._named_parameters()
+        if nodes is not None or factors is not None:
+            self._check_chosen(nodes, factors, {factor for _, factor, _ in named})
+            for node, factor, parameter in named:
+                parameter.requires_grad_((nodes is None or node in nodes) and (factors is None or factor in factors))
+        return [parameter for _, _, parameter in named if parameter.requires_grad]
+
+    def _named_parameters(self) -> list[tuple[str, str, nn.Parameter]]:
+        """Every parameter of every adapter with its node and factor, such as ("01", "lora_A", ...)."""
+        return [
+            (node, factor, parameter)
+            for adapters in self.adapters.values()
+            for adapter in adapters
+            for node, pair in zip(self.nodes, adapter.pairs, strict=True)
+            for factor, parameter in pair.factors().items()
+        ]
+
+    def _check_chosen(self, nodes: Collection[str] | None, factors: Collection[str] | None, known: set[str]) -> None:
+        for node in nodes or ():
+            self._index(node)
+        strange = sorted(set(factors or ()) - known)
+        if strange:
+            raise SettingError(f"factor {strange[0]!r}: expected one of {', '.join(sorted(known))}")
 
     @torch.no_grad()
     def load_node(self, path: str, state: Tensors) -> None:
@@ -150,8 +190,8 @@ class TreeModel(nn.Module):
         _check_shapes(path, state, adapter_shapes(self.base.facts, self.spec))
         for projection, adapters in self.adapters.items():
             for layer, adapter in enumerate(adapters):
-                adapter.lora_a[index].copy_(state[f"{projection}.lora_A"][layer])
-                adapter.lora_b[index].copy_(state[f"{projection}.lora_B"][layer])
+                for factor, parameter in adapter.pairs[index].factors().items():
+                    parameter.copy_(state[f"{projection}.{factor}"][layer])
 
     @torch.no_grad()
     def node_state(self, path: str) -> Tensors:
@@ -162,8 +202,9 @@ class TreeModel(nn.Module):
         """
         index, state = self._index(path), {}
         for projection, adapters in self.adapters.items():
-            state[f"{projection}.lora_A"] = torch.stack([adapter.lora_a[index] for adapter in adapters]).float().cpu()
-            state[f"{projection}.lora_B"] = torch.stack([adapter.lora_b[index] for adapter in adapters]).float().cpu()
+            layers = [adapter.pairs[index].factors() for adapter in adapters]
+            for factor in layers[0]:
+                state[f"{projection}.{factor}"] = torch.stack([layer[factor] for layer in layers]).float().cpu()
         return state
 
     def _index(self, path: str) -> int:
@@ -174,15 +215,18 @@ class TreeModel(nn.Module):
     # --- routing -----------------------------------------------------------------------------------------------------
 
     def route_to(self, path: str | None) -> None:
-        """Send every token to one node, as an oracle would; None gives the choice back to the router.
+        """Send every token to all adapters on the way to `path`, as an oracle would; None gives the choice back.
+
+        Back to the router, or without one to the whole path that the model holds.
 
         Raises:
             SettingError: No adapter of this model belongs to `path`.
         """
         if path is not None:
-            self._fixed = Routing(None, self._index(path))
+            self._index(path)
+            self._fixed = Routing(None, tuple(i for i, node in enumerate(self.nodes) if is_under(path, node)))
         else:
-            self._fixed = Routing(None) if self.router is None else None
+            self._fixed = Routing(None, tuple(range(len(self.nodes)))) if self.router is None else None
 
     def _route(
         self, input_ids: Tensor, documents: Tensor | None, mask: Tensor | None, state: RouterState | None
@@ -403,6 +447,11 @@ def left_pad(prompts: Sequence[Sequence[int]], *, fill: int = 0) -> tuple[Int[Te
     ids = [[fill] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids), torch.tensor(mask)
+
+
+def _is_path(nodes: tuple[str, ...]) -> bool:
+    """Whether each node lies below the one before it."""
+    return all(is_under(lower, upper) and lower != upper for upper, lower in itertools.pairwise(nodes))
 
 
 def _last(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:

@@ -22,6 +22,19 @@ def case(
     return x, base_out, lora_a, lora_b, Routing(weights)
 
 
+def mix(
+    x: torch.Tensor,
+    base_out: torch.Tensor,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    routing: Routing,
+    scale: float,
+    impl: Impl = "auto",
+) -> torch.Tensor:
+    """`leaf_lora` on stacked adapters."""
+    return leaf_lora(x, base_out, lora_a.unbind(), lora_b.unbind(), routing, scale, impl)
+
+
 def token_by_token(x, base_out, lora_a, lora_b, routing, scale):
     """The formula as it is written, one token and one node at a time."""
     out = base_out.clone()
@@ -36,7 +49,7 @@ def token_by_token(x, base_out, lora_a, lora_b, routing, scale):
 @pytest.mark.parametrize("impl", IMPLS)
 def test_is_the_formula(impl: Impl) -> None:
     arguments = case()
-    assert torch.allclose(leaf_lora(*arguments, 0.7, impl), token_by_token(*arguments, 0.7))
+    assert torch.allclose(mix(*arguments, 0.7, impl), token_by_token(*arguments, 0.7))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -45,7 +58,7 @@ def test_numbers_on_paper(impl: Impl) -> None:
     lora_a, lora_b = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]), torch.tensor([[[3.0]], [[5.0]]])
     routing = Routing(torch.tensor([[[0.5, 0.25]]]))
     # 10 + 2 · (0.5 · 3 · 1 + 0.25 · 5 · 2)
-    assert leaf_lora(x, base_out, lora_a, lora_b, routing, 2.0, impl).item() == 18.0
+    assert mix(x, base_out, lora_a, lora_b, routing, 2.0, impl).item() == 18.0
 
 
 @given(n_nodes=st.integers(1, 9), rank=st.integers(1, 5), seed=st.integers(0, 99))
@@ -57,7 +70,7 @@ def test_both_agree_forward_and_backward(n_nodes: int, rank: int, seed: int) -> 
     for impl in IMPLS:
         leaves = [tensor.clone().requires_grad_() for tensor in (*tensors, routing.weights)]
         x, base_out, lora_a, lora_b, weights = leaves
-        out = leaf_lora(x, base_out, lora_a, lora_b, Routing(weights), 0.7, impl)
+        out = mix(x, base_out, lora_a, lora_b, Routing(weights), 0.7, impl)
         out.mul(ramp(*out.shape)).sum().backward()
         outputs.append(out)
         gradients.append([leaf.grad for leaf in leaves])
@@ -74,10 +87,10 @@ def test_gradients_are_right(impl: Impl, is_weighted: bool) -> None:
     if routing.weights is not None:
         leaves.append(routing.weights.requires_grad_())
 
-    def mix(x, base_out, lora_a, lora_b, weights=None) -> torch.Tensor:
-        return leaf_lora(x, base_out, lora_a, lora_b, Routing(weights), 0.7, impl)
+    def mixed(x, base_out, lora_a, lora_b, weights=None) -> torch.Tensor:
+        return mix(x, base_out, lora_a, lora_b, Routing(weights, (0, 2)), 0.7, impl)
 
-    assert torch.autograd.gradcheck(mix, leaves)
+    assert torch.autograd.gradcheck(mixed, leaves)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -85,29 +98,40 @@ def test_without_weights_one_node_takes_every_token(impl: Impl) -> None:
     x, base_out, lora_a, lora_b, _ = case()
     for node in range(3):
         plain = base_out + 0.7 * F.linear(F.linear(x, lora_a[node]), lora_b[node])
-        assert torch.allclose(leaf_lora(x, base_out, lora_a, lora_b, Routing(None, node), 0.7, impl), plain)
+        assert torch.allclose(mix(x, base_out, lora_a, lora_b, Routing(None, (node,)), 0.7, impl), plain)
         one_hot = F.one_hot(torch.tensor(node), 3).expand(2, 5, 3).double()
-        assert torch.allclose(leaf_lora(x, base_out, lora_a, lora_b, Routing(one_hot), 0.7, impl), plain)
+        assert torch.allclose(mix(x, base_out, lora_a, lora_b, Routing(one_hot), 0.7, impl), plain)
 
 
 def test_without_weights_other_nodes_get_no_gradient() -> None:
     x, base_out, lora_a, lora_b, _ = case()
     lora_b.requires_grad_()
-    leaf_lora(x, base_out, lora_a, lora_b, Routing(None, 1), 0.7).sum().backward()
+    mix(x, base_out, lora_a, lora_b, Routing(None, (1,)), 0.7).sum().backward()
     assert lora_b.grad is not None
     assert [bool(node.any()) for node in lora_b.grad] == [False, True, False]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("nodes", [(0, 2), (2, 1, 0)])
+def test_without_weights_the_updates_of_several_nodes_add_up(impl: Impl, nodes: tuple[int, ...]) -> None:
+    x, base_out, lora_a, lora_b, _ = case()
+    together = mix(x, base_out, lora_a, lora_b, Routing(None, nodes), 0.7, impl)
+    parts = [mix(x, base_out, lora_a, lora_b, Routing(None, (node,)), 0.7, impl) - base_out for node in nodes]
+    assert torch.allclose(together, base_out + torch.stack(parts).sum(dim=0))
+    ones = torch.tensor([float(node in nodes) for node in range(3)], dtype=x.dtype).expand(2, 5, 3)
+    assert torch.allclose(together, mix(x, base_out, lora_a, lora_b, Routing(ones), 0.7, impl))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_zero_b_and_zero_weights_leave_the_base_as_it_is(impl: Impl, dtype: torch.dtype) -> None:
     x, base_out, lora_a, lora_b, routing = case(dtype=dtype)
-    assert torch.equal(leaf_lora(x, base_out, lora_a, torch.zeros_like(lora_b), routing, 0.7, impl), base_out)
-    assert torch.equal(leaf_lora(x, base_out, lora_a, torch.zeros_like(lora_b), Routing(None), 0.7, impl), base_out)
+    assert torch.equal(mix(x, base_out, lora_a, torch.zeros_like(lora_b), routing, 0.7, impl), base_out)
+    assert torch.equal(mix(x, base_out, lora_a, torch.zeros_like(lora_b), Routing(None), 0.7, impl), base_out)
     assert routing.weights is not None
     weights = routing.weights.clone()
     weights[0, 2:4] = 0
-    out = leaf_lora(x, base_out, lora_a, lora_b, Routing(weights), 0.7, impl)
+    out = mix(x, base_out, lora_a, lora_b, Routing(weights), 0.7, impl)
     assert torch.equal(out[0, 2:4], base_out[0, 2:4])
     assert not torch.equal(out[0, 1], base_out[0, 1])
 
@@ -116,15 +140,15 @@ def test_zero_b_and_zero_weights_leave_the_base_as_it_is(impl: Impl, dtype: torc
 def test_nothing_is_written_in_place(impl: Impl) -> None:
     arguments = case()
     before = [tensor.clone() for tensor in arguments[:4]]
-    leaf_lora(*arguments, 0.7, impl)
+    mix(*arguments, 0.7, impl)
     assert all(torch.equal(left, right) for left, right in zip(before, arguments[:4], strict=True))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_single_precision_adapters_on_a_half_precision_base(impl: Impl) -> None:
     x, base_out, lora_a, lora_b, routing = case(dtype=torch.float32)
-    exact = leaf_lora(x, base_out, lora_a, lora_b, routing, 0.7, "reference")
-    half = leaf_lora(x.bfloat16(), base_out.bfloat16(), lora_a, lora_b, routing, 0.7, impl)
+    exact = mix(x, base_out, lora_a, lora_b, routing, 0.7, "reference")
+    half = mix(x.bfloat16(), base_out.bfloat16(), lora_a, lora_b, routing, 0.7, impl)
     assert half.dtype == torch.bfloat16
     assert torch.allclose(half.float(), exact, atol=0.2, rtol=0.05)
 
@@ -132,15 +156,15 @@ def test_single_precision_adapters_on_a_half_precision_base(impl: Impl) -> None:
 @pytest.mark.parametrize("impl", IMPLS)
 def test_batch_and_token_may_be_folded_into_one_axis(impl: Impl) -> None:
     x, base_out, lora_a, lora_b, routing = case()
-    flat = leaf_lora(x.flatten(0, 1), base_out.flatten(0, 1), lora_a, lora_b, routing, 0.7, impl)
-    assert torch.equal(flat.view(2, 5, 6), leaf_lora(x, base_out, lora_a, lora_b, routing, 0.7, impl))
+    flat = mix(x.flatten(0, 1), base_out.flatten(0, 1), lora_a, lora_b, routing, 0.7, impl)
+    assert torch.equal(flat.view(2, 5, 6), mix(x, base_out, lora_a, lora_b, routing, 0.7, impl))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_some_tokens_alone_cannot_be_routed(impl: Impl) -> None:
     x, base_out, lora_a, lora_b, routing = case()
     with pytest.raises(ShapeMismatch, match="expected 10 tokens as in the routing, got 3"):
-        leaf_lora(x.flatten(0, 1)[:3], base_out.flatten(0, 1)[:3], lora_a, lora_b, routing, 0.7, impl)
+        mix(x.flatten(0, 1)[:3], base_out.flatten(0, 1)[:3], lora_a, lora_b, routing, 0.7, impl)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -148,5 +172,5 @@ def test_a_row_depends_on_itself_alone(impl: Impl) -> None:
     x, base_out, lora_a, lora_b, routing = case(dtype=torch.float32)
     other = torch.randn_like(x)
     other[:, :3] = x[:, :3]
-    left, right = (leaf_lora(each, base_out, lora_a, lora_b, routing, 0.7, impl) for each in (x, other))
+    left, right = (mix(each, base_out, lora_a, lora_b, routing, 0.7, impl) for each in (x, other))
     assert torch.equal(left[:, :3], right[:, :3])

@@ -182,7 +182,8 @@ def test_weights_are_those_of_the_router(base: LoadedBase) -> None:
     adapter = model.adapters["self_attn.q_proj"][0]
     x = torch.randn(2, 12, adapter.in_features)
     model(ids)
-    mixture = torch.einsum("btn,nor,nri->btoi", weights(model, ids), adapter.lora_b, adapter.lora_a)
+    lora_a, lora_b = (torch.stack(factors) for factors in zip(*(pair.product() for pair in adapter.pairs), strict=True))
+    mixture = torch.einsum("btn,nor,nri->btoi", weights(model, ids), lora_b, lora_a)
     expected = adapter.base(x) + 0.7 * torch.einsum("btoi,bti->bto", mixture, x)
     assert torch.allclose(adapter(x), expected, atol=1e-5)
 

@@ -77,8 +77,8 @@ def test_layers_are_not_mixed_up(base: LoadedBase) -> None:
     for layer in range(2):
         adapter = base.model.get_submodule(f"model.layers.{layer}.mlp.up_proj")
         assert isinstance(adapter, AdapterLinear)
-        assert torch.equal(adapter.lora_a[0], state["mlp.up_proj.lora_A"][layer])
-        assert torch.equal(adapter.lora_b[0], state["mlp.up_proj.lora_B"][layer])
+        assert torch.equal(adapter.pairs[0].lora_a, state["mlp.up_proj.lora_A"][layer])
+        assert torch.equal(adapter.pairs[0].lora_b, state["mlp.up_proj.lora_B"][layer])
 
 
 def test_states_that_do_not_fit_are_refused(base: LoadedBase) -> None:
@@ -188,7 +188,7 @@ def test_chunks_do_not_show(base: LoadedBase, chunk: int, monkeypatch: pytest.Mo
 def test_the_gradient_of_the_loss_is_right() -> None:
     base = family_base("gpt2")  # Llama's norms compute in single precision whatever they are given
     model, ids = single(base).double(), some_ids(base, tokens=5)
-    parameters = [model.adapters["mlp.c_proj"][0].lora_b, model.adapters["attn.c_attn"][1].lora_a]
+    parameters = [model.adapters["mlp.c_proj"][0].pairs[0].lora_b, model.adapters["attn.c_attn"][1].pairs[0].lora_a]
 
     def loss(*_: torch.Tensor) -> torch.Tensor:
         return model.loss(ids)

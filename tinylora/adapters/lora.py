@@ -5,6 +5,7 @@ The state of one node is a dict of tensors, stacked over the layers that have th
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,26 @@ def _generator(seed: int, path: str, projection: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
+class LoraPair(nn.Module):
+    """One node's A and B on one linear, both trained.
+
+    Nodes have parameters of their own, so that some can be trained while others are frozen, and a lone node is used as
+    it lies in memory.
+    """
+
+    def __init__(self, lora_a: Float[Tensor, "rank in"], lora_b: Float[Tensor, "out rank"]) -> None:
+        super().__init__()
+        self.lora_a, self.lora_b = nn.Parameter(lora_a), nn.Parameter(lora_b)
+
+    def product(self) -> tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]:
+        """A and B, whose product B A is the update."""
+        return self.lora_a, self.lora_b
+
+    def factors(self) -> dict[str, nn.Parameter]:
+        """What is trained, by its name in states."""
+        return {"lora_A": self.lora_a, "lora_B": self.lora_b}
+
+
 @dataclass
 class SharedRouting:
     """The routing of the forward pass under way, read by every `AdapterLinear` of a model.
@@ -51,26 +72,17 @@ class SharedRouting:
 
 
 class AdapterLinear(nn.Module):
-    """A frozen linear with the LoRA pairs of several nodes beside it.
+    """A frozen linear with the adapters of several nodes beside it.
 
     The linear is opaque: it is called, and nothing of it is read. It may be an `nn.Linear`, a `Conv1D`, or quantised.
     """
 
-    def __init__(
-        self,
-        base: nn.Module,
-        lora_a: Float[Tensor, "node rank in"],
-        lora_b: Float[Tensor, "node out rank"],
-        *,
-        scale: float,
-        shared: SharedRouting,
-    ) -> None:
-        """Wrap `base`; the pairs become parameters, the routing is read from `shared` at every call."""
+    def __init__(self, base: nn.Module, pairs: Sequence[LoraPair], *, scale: float, shared: SharedRouting) -> None:
+        """Wrap `base`; there is one pair per node, and the routing is read from `shared` at every call."""
         super().__init__()
         self.base = base
-        self.lora_a = nn.Parameter(lora_a)
-        self.lora_b = nn.Parameter(lora_b)
-        self.in_features, self.out_features = lora_a.shape[2], lora_b.shape[1]
+        self.pairs: Sequence[LoraPair] = nn.ModuleList(pairs)  # pyright: ignore[reportAttributeAccessIssue]
+        self.in_features, self.out_features = pairs[0].lora_a.shape[-1], pairs[0].lora_b.shape[-2]
         self.scale = scale
         self.shared = shared
 
@@ -87,4 +99,5 @@ class AdapterLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         """What the linear makes of `x`, plus what the current routing's nodes add."""
         shared = self.shared
-        return leaf_lora(x, self.base(x), self.lora_a, self.lora_b, shared.routing, self.scale, shared.impl)
+        lora_a, lora_b = zip(*[pair.product() for pair in self.pairs], strict=True)
+        return leaf_lora(x, self.base(x), lora_a, lora_b, shared.routing, self.scale, shared.impl)
