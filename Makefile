@@ -5,6 +5,8 @@ DEPTH ?= 2
 SEED ?= 0
 ROUTER_SYNC ?= both
 OUT ?= demo-out
+PRESET ?= cpu
+REPORT_OUT ?= report-out
 
 # The first Python on this machine that is new enough; `make PYTHON=/path/to/python3` chooses another.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -27,7 +29,7 @@ WRONG_DOCSTRING := (/DOC[0-9]+:|Traceback|Error/ && !/DOC(101|201|402):/ && \
 	!(/DOC103:/ && !/in the docstring but not in the function signature/)) { print; wrong = 1 } END { exit wrong }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check style imports docstrings types bench base clean
+.PHONY: help install demo test slow check style imports docstrings types bench report base clean
 
 help: ## list the verbs
 	@echo "TinyLoRA: make VERB [WORKERS=4] [DEPTH=2] [SEED=0] [ROUTER_SYNC=both|statistics|weights] [OUT=demo-out]"
@@ -66,11 +68,16 @@ types: $(INSTALLED)
 bench: $(INSTALLED) ## measure against PEFT and against a plain copy; results in benchmarks/results/
 	@$(BIN)/python -m benchmarks
 
+report: $(INSTALLED) ## every method against its baselines, an hour or two; docs/quality/ and benchmarks/results/
+	@$(BIN)/tinylora report --config benchmarks/quality.toml --preset $(PRESET) --out $(REPORT_OUT)
+	@mkdir -p docs/quality && cp $(REPORT_OUT)/quality.json benchmarks/results/ && \
+		cp $(REPORT_OUT)/quality.md $(REPORT_OUT)/*.png docs/quality/
+
 base: $(INSTALLED) ## train the demo's base model anew (an hour or more on a CPU)
 	@$(BIN)/python -m tinylora.demo.make_base
 
 clean: ## remove what the verbs made, the environment included
-	@rm -rf .venv demo-out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv demo-out report-out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
