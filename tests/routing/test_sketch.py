@@ -14,16 +14,19 @@ def documents(lengths, seed: int = 0) -> list[np.ndarray]:
 
 
 def plain_rows(table: np.ndarray, tokens: np.ndarray):
-    """Rows of one document: prefixes of its start, then every further whole window of 256."""
+    """Rows of one document: prefixes that double, and as many further whole windows of 256 as their number's root."""
     if not len(tokens):
         return []
-    rows = [(table[tokens[:n]].mean(axis=0), n) for n in PREFIXES if n <= len(tokens)]
-    rows = rows or [(table[tokens].mean(axis=0), len(tokens))]
+    doubling = [8 * 2**power for power in range(12) if 8 * 2**power <= len(tokens)] or [len(tokens)]
+    rows = [(table[tokens[:n]].mean(axis=0), n) for n in doubling]
     windows = [tokens[start : start + 256] for start in range(256, len(tokens), 256)]
-    return rows + [(table[window].mean(axis=0), 256) for window in windows if len(window) == 256]
+    windows = [window for window in windows if len(window) == 256]
+    kept = int(len(windows) ** 0.5)
+    places = [int(i * (len(windows) - 1) / (kept - 1)) for i in range(kept)] if kept > 1 else [0] * kept
+    return rows + [(table[windows[place]].mean(axis=0), 256) for place in places]
 
 
-@given(st.lists(st.sampled_from([0, 1, 7, 8, 9, 31, 64, 255, 256, 300, 512, 800]), min_size=1, max_size=40))
+@given(st.lists(st.sampled_from([0, 1, 7, 8, 9, 31, 64, 255, 256, 300, 512, 800, 2900]), min_size=1, max_size=12))
 def test_rows_are_the_plain_ones(lengths):
     feature, texts = a_feature(), documents(lengths)
     rows = [row for text in texts for row in plain_rows(feature.table.double().numpy(), text)]
@@ -46,6 +49,13 @@ def test_lists_and_arrays_are_the_same_and_no_document_is_nothing():
 def test_a_sketch_is_the_same_twice():
     feature, texts = a_feature(), documents([700] * 20)
     assert np.array_equal(collect(feature, texts).scatter, collect(feature, texts).scatter)
+
+
+def test_a_long_document_does_not_stand_for_its_leaf():
+    """It has more rows than a short one, but not in proportion to its length."""
+    feature = a_feature()
+    short, long = (collect(feature, documents([length])).n for length in (256, 256 * 101))
+    assert short == len(PREFIXES) and long < 5 * short
 
 
 def test_document_features_are_means_over_whole_documents():

@@ -1,6 +1,8 @@
 """Documents to statistics: what a worker's text looks like to the gates."""
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import TypeAlias
 
 import numpy as np
@@ -11,8 +13,13 @@ from tinylora.routing.features import RoutingFeature
 from tinylora.routing.statistics import PREFIXES, RouterStatistics, statistics_of
 
 WINDOW_TOKENS = PREFIXES[-1]
+MAX_PREFIX_TOKENS = 2**16
+"""Longest prefix that is a row: a running mean hardly moves any more by then."""
 _BATCH_WINDOWS = 32
+_BATCH_DOCUMENTS = 32
 Tokens: TypeAlias = Sequence[int] | np.ndarray
+_Rows: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Running means, and of how many tokens each is the mean."""
 _Sample: TypeAlias = tuple[np.ndarray, list[int]]
 """Tokens of one window, and after how many of them its running mean is a row."""
 
@@ -20,43 +27,73 @@ _Sample: TypeAlias = tuple[np.ndarray, list[int]]
 def collect(feature: RoutingFeature, documents: Sequence[Tokens]) -> RouterStatistics:
     """Sums over rows of the running mean.
 
-    The rows of a document are its mean after 8, 16, ... 256 tokens from its start, or after its last token if it has
-    fewer than 8; and the mean of every further whole window of 256 tokens, so that long documents say more than how
-    they begin. The gates need both: starts for short prefixes, windows for long ones.
+    The rows of a document are its mean after 8, 16, 32, ... tokens from its start, as far as it goes, or after its last
+    token if it has fewer than 8: what the gates will meet. Of its further whole windows of 256 tokens as many as the
+    square root of their number are rows, too, evenly spaced. Were all of them, a few long documents would stand for
+    their leaf: that cost half of what routing now keeps (docs/log.md).
 
     Args:
         feature: Tokens to features.
         documents: Token ids of each; empty ones have no rows.
     """
     total = RouterStatistics.zero(feature.dim)
-    batch: list[_Sample] = []
-    for sample in _samples(documents):
-        batch.append(sample)
-        if len(batch) == _BATCH_WINDOWS:
-            total, batch = total + _sum(feature, batch), []
-    return total + _sum(feature, batch) if batch else total
+    for rows, n_tokens in chain(_window_rows(feature, documents), _late_rows(feature, documents)):
+        total = total + statistics_of(rows, n_tokens)
+    return total
+
+
+def _window_rows(feature: RoutingFeature, documents: Sequence[Tokens]) -> Iterator[_Rows]:
+    samples = _samples(documents)
+    while batch := list(islice(samples, _BATCH_WINDOWS)):
+        yield _read(feature, batch)
 
 
 def _samples(documents: Sequence[Tokens]) -> Iterator[_Sample]:
+    """The start of each document, and some of the windows behind it."""
     for document in documents:
         tokens = np.asarray(document, dtype=np.int64)
         if not len(tokens):
             continue
         lengths = [length for length in PREFIXES if length <= len(tokens)]
         yield tokens[:WINDOW_TOKENS], lengths or [len(tokens)]
-        for start in range(WINDOW_TOKENS, len(tokens) - WINDOW_TOKENS + 1, WINDOW_TOKENS):
-            yield tokens[start : start + WINDOW_TOKENS], [WINDOW_TOKENS]
+        for number in _evenly_spaced(len(tokens) // WINDOW_TOKENS - 1):
+            yield tokens[(number + 1) * WINDOW_TOKENS : (number + 2) * WINDOW_TOKENS], [WINDOW_TOKENS]
+
+
+def _evenly_spaced(n: int) -> list[int]:
+    """As many of the numbers below `n` as its square root, the first one and the last among them."""
+    n_kept = math.isqrt(max(0, n))
+    return [index * (n - 1) // max(1, n_kept - 1) for index in range(n_kept)]
 
 
 @torch.no_grad()
-def _sum(feature: RoutingFeature, batch: Sequence[_Sample]) -> RouterStatistics:
+def _read(feature: RoutingFeature, batch: Sequence[_Sample]) -> _Rows:
     rows = [torch.from_numpy(tokens) for tokens, _ in batch]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(feature.table.device)
     means = feature(ids)[0]  # filled up on the right, where no row is taken
     taken = [(row, length) for row, (_, lengths) in enumerate(batch) for length in lengths]
     index = torch.tensor(taken, device=means.device)
-    features = means[index[:, 0], index[:, 1] - 1].double().cpu().numpy()
-    return statistics_of(features, np.array([length for _, length in taken]))
+    return means[index[:, 0], index[:, 1] - 1].double().cpu().numpy(), index[:, 1].cpu().numpy()
+
+
+def _late_rows(feature: RoutingFeature, documents: Sequence[Tokens]) -> Iterator[_Rows]:
+    """Means after 512, 1024, ... tokens of the documents that are so long."""
+    long = (document for document in documents if len(document) >= 2 * WINDOW_TOKENS)
+    while batch := list(islice(long, _BATCH_DOCUMENTS)):
+        rows = [row for document in batch for row in _doubled(feature, document)]
+        yield np.stack([mean for mean, _ in rows]), np.array([n_tokens for _, n_tokens in rows])
+
+
+@torch.no_grad()
+def _doubled(feature: RoutingFeature, document: Tokens) -> Iterator[tuple[np.ndarray, int]]:
+    """Each mean from the sum behind the one before it."""
+    ids = torch.from_numpy(np.asarray(document[:MAX_PREFIX_TOKENS], dtype=np.int64)).to(feature.table.device)
+    length = WINDOW_TOKENS
+    total = feature.table[ids[:length]].double().sum(dim=0)
+    while 2 * length <= len(ids):
+        total = total + feature.table[ids[length : 2 * length]].double().sum(dim=0)
+        length *= 2
+        yield (total / length).cpu().numpy(), length
 
 
 @torch.no_grad()
