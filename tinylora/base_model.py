@@ -25,6 +25,7 @@ from torch import nn
 
 from tinylora.config import BaseFacts, ProjectionShape
 from tinylora.errors import BaseModelError
+from tinylora.quantised import bitsandbytes_options, import_bitsandbytes, keep_trainable, n_quantised, without_outliers
 from tinylora.routing.features import RoutingFeature, feature_hash, random_projection
 from tinylora.tensors import raw_bytes
 
@@ -98,7 +99,14 @@ def loads() -> int:
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
-def load_base(where: str | Path, *, dtype: torch.dtype | None = torch.float32, feature_dim: int = 256) -> LoadedBase:
+def load_base(
+    where: str | Path,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    quantise: str | None = None,
+    device: str | torch.device = "cpu",
+    feature_dim: int = 256,
+) -> LoadedBase:
     """Load a base from a folder or from the hub, ready to carry adapters.
 
     A copy in the hub's local cache is taken as it is; the network is asked only when there is none.
@@ -106,20 +114,29 @@ def load_base(where: str | Path, *, dtype: torch.dtype | None = torch.float32, f
     Args:
         where: Local folder, or hub id such as "bigscience/bloom-560m".
         dtype: Of the weights in memory; None keeps the dtype they are stored in.
+        quantise: "int8" or "nf4" holds the linears in 8 or 4 bits by bitsandbytes, with nf4's products in bf16;
+            `dtype` is then of all else. The facts are the same as without.
+        device: Where the model lives, such as "cuda"; a quantised one cannot be moved.
         feature_dim: Widest routing feature.
 
     Raises:
-        BaseModelError: Not there, unreachable, no causal LM, without tokenizer or weights, or no block has a linear.
+        SettingError: `quantise` is another word.
+        BaseModelError: Not there, unreachable, no causal LM, without tokenizer or weights, no block has a linear, or it
+            cannot be quantised.
     """
     global LOAD_COUNT
     where = os.path.expanduser(where)
     with _quiet():
+        options = None if quantise is None else _quantisation_options(quantise)
         files = _locate(where)
         config = _read_config(where, files.config)
         _check_is_causal_lm(where, config)
         tokenizer = _load_tokenizer(where, files.is_local)
-        model = _load_model(where, files.is_local, dtype)
+        quantisation = None if options is None else _quantisation(where, files.is_local, config, options)
+        model = _load_model(where, files.is_local, dtype, quantisation, device)
         LOAD_COUNT += 1
+        if quantise is not None:
+            _check_is_quantised(where, model, quantise)
         _check_they_fit(where, model, tokenizer)
         base_id = Path(where).resolve().name if Path(where).is_dir() else where
         fingerprint = _fingerprint(config, tokenizer, _tensors_in(files.weights))
@@ -236,8 +253,46 @@ def _load_tokenizer(where: str, is_local: bool) -> Any:
     return tokenizer
 
 
-def _load_model(where: str, is_local: bool, dtype: torch.dtype | None) -> Any:
+def _quantisation_options(quantise: str) -> dict[str, Any]:
+    options = bitsandbytes_options(quantise, torch.bfloat16)
+    import_bitsandbytes(quantise)
+    return options
+
+
+def _quantisation(where: str, is_local: bool, config: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Linears inside the blocks are quantised, and no others: whatever lies about embeddings and head stays."""
+    if "quantization_config" in config:
+        raise BaseModelError(f"{where}: its weights are stored quantised already; load it without quantisation")
+    try:
+        made = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False, local_files_only=is_local)
+        with torch.device("meta"):
+            skeleton = transformers.AutoModelForCausalLM.from_config(made)
+    except _LOADER_ERRORS as error:
+        raise BaseModelError(f"{where}: the model cannot be loaded: {_first_line(error)}") from None
+    inside = {name for names in find_linears(skeleton).values() for name in names}
+    linears = {name for name, module in skeleton.named_modules() if _linear_size(module) is not None}
+    return transformers.BitsAndBytesConfig(**options, llm_int8_skip_modules=sorted(linears - inside))
+
+
+def _check_is_quantised(where: str, model: Any, quantise: str) -> None:
+    """Its linears are in bits, and it runs: some families read a linear's weights past the call."""
+    keep_trainable(model)
+    reason = "bitsandbytes takes none of its linears"
+    if n_quantised(model):
+        try:
+            with torch.no_grad():
+                model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
+            return
+        except _LOADER_ERRORS as error:
+            reason = _first_line(error)
+    raise BaseModelError(f"{where}: cannot be quantised to {quantise} ({reason}); load it without quantisation")
+
+
+def _load_model(
+    where: str, is_local: bool, dtype: torch.dtype | None, quantisation: Any, device: str | torch.device
+) -> Any:
     loader: Any = transformers.AutoModelForCausalLM
+    chosen = {} if quantisation is None else {"quantization_config": quantisation, "device_map": {"": device}}
     try:
         model, report = loader.from_pretrained(
             where,
@@ -246,6 +301,7 @@ def _load_model(where: str, is_local: bool, dtype: torch.dtype | None) -> Any:
             use_safetensors=True,
             local_files_only=is_local,
             output_loading_info=True,
+            **chosen,
         )
     except Exception as error:  # safetensors' own error is a bare Exception
         if not isinstance(error, _LOADER_ERRORS) and "safetensor" not in type(error).__name__.lower():
@@ -256,7 +312,7 @@ def _load_model(where: str, is_local: bool, dtype: torch.dtype | None) -> Any:
         raise BaseModelError(
             f"{where}: the weights lack {missing[0]} and {len(missing) - 1} more; the files do not fit config.json"
         )
-    return model
+    return model if quantisation is not None else model.to(device)
 
 
 def _check_they_fit(where: str, model: Any, tokenizer: Any) -> None:
@@ -269,7 +325,7 @@ def _check_they_fit(where: str, model: Any, tokenizer: Any) -> None:
     # Some families are read both ways unless a flag says otherwise. With one token there is nothing to see.
     ids = torch.arange(3, device=_embeddings(model).device).clamp(max=n_embeddings - 1).unsqueeze(0)
     other = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
-    with torch.no_grad():
+    with torch.no_grad(), without_outliers(model):
         before, after = (model.eval()(input_ids=row, use_cache=False).logits[:, :-1].float() for row in (ids, other))
     if (before - after).abs().max() > 1e-4 * before.abs().max():
         raise BaseModelError(f"{where}: not a causal language model: its tokens see those that come after them")

@@ -32,6 +32,9 @@ WindowTokens = Annotated[
     int | None, typer.Option("--window-tokens", min=8, help="Tokens per window; default: the base's.")
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")]
+Quantise = Annotated[
+    str | None, typer.Option("--quantise", help="int8 or nf4: hold the base in 8 or 4 bits; needs tinylora[quant].")
+]
 
 
 @app.command()
@@ -69,6 +72,7 @@ def simulate(
         list[str] | None, typer.Option(metavar="W@U:S", help="Worker W answers unit U S seconds late.")
     ] = None,
     threads: Threads = 2,
+    quantise: Quantise = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a whole federation in this process: the same rules and unit code, a virtual clock, planned faults."""
@@ -77,7 +81,8 @@ def simulate(
     report = run_simulated(
         n_workers=workers, depth=depth, out=out, seed=seed, base_where=base, data=data or [], rank=rank,
         leaf_steps=leaf_steps, router_sync=router_sync, text_column=text_column,
-        kill=kill or [], silent=silent or [], delay=delay or [], threads=threads, is_quiet=as_json,
+        kill=kill or [], silent=silent or [], delay=delay or [], threads=threads, quantise=quantise,
+        is_quiet=as_json,
     )  # fmt: skip
     if as_json:
         _print_json(report)
@@ -114,14 +119,16 @@ def evaluate(
     text_column: TextColumn = "text",
     window_tokens: WindowTokens = None,
     threads: Threads = 2,
+    quantise: Quantise = None,
     as_json: AsJson = False,
 ) -> None:
     """Held-out loss of a bundle on your own files, beside the base's."""
     from tinylora.use import evaluate_bundle
 
     result = evaluate_bundle(
-        bundle, base, data or [], policy=policy, text_column=text_column, window_tokens=window_tokens, threads=threads
-    )
+        bundle, base, data or [], policy=policy, text_column=text_column, window_tokens=window_tokens, threads=threads,
+        quantise=quantise,
+    )  # fmt: skip
     if as_json:
         _print_json(result)
         return
@@ -140,13 +147,14 @@ def generate(
     top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     threads: Threads = 2,
+    quantise: Quantise = None,
 ) -> None:
     """Continue a text, routing every token."""
     from tinylora.use import generate_text
 
     text = generate_text(
         bundle, base, prompt, policy=policy, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-        seed=seed, threads=threads,
+        seed=seed, threads=threads, quantise=quantise,
     )  # fmt: skip
     typer.echo(text)
 

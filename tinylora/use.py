@@ -17,17 +17,19 @@ from tinylora.routing.policy import Policy
 from tinylora.shards import load_documents
 
 
-def open_bundle(file: Path, base_where: str | Path, policy: str) -> tuple[TreeModel, LoadedBase]:
-    """A bundle on its base, ready to use.
+def open_bundle(
+    file: Path, base_where: str | Path, policy: str, quantise: str | None = None
+) -> tuple[TreeModel, LoadedBase]:
+    """A bundle on its base, ready to use; `quantise` as in `load_base`.
 
     Raises:
-        SettingError: The policy is unknown.
+        SettingError: The policy or the quantisation is unknown.
         BundleError: The file is not a sound bundle.
         BaseModelError: The base cannot be loaded, or the bundle belongs to another one.
     """
     wanted = Policy.parse(policy)
     bundle = bundles.read_bundle(file)  # before the base: it is small, and the likelier mistake
-    base = load_base(base_where)
+    base = load_base(base_where, quantise=quantise)
     bundles.check_base(bundle, base.facts)
     return tree_model(bundle, base, policy=wanted), base
 
@@ -42,6 +44,7 @@ def evaluate_bundle(
     window_tokens: int | None = None,
     max_tokens_per_document: int | None = None,
     threads: int = 2,
+    quantise: str | None = None,
 ) -> dict[str, Any]:
     """Held-out loss of the routed bundle and of its base on text that nobody trained on; each path is a domain.
 
@@ -51,7 +54,7 @@ def evaluate_bundle(
     if not data:
         raise SettingError("eval: no text was named; give files or folders with --data, once for each kind of text")
     torch.set_num_threads(threads)
-    model, base = open_bundle(file, base_where, policy)
+    model, base = open_bundle(file, base_where, policy, quantise)
     heldout = {path.name or str(path): load_documents([path], base, text_column=text_column) for path in data}
     window = min(window_tokens or base.facts.max_window_tokens, base.facts.max_window_tokens)
     options = {"window_tokens": window, "max_tokens_per_document": max_tokens_per_document}
@@ -78,10 +81,11 @@ def generate_text(
     top_p: float = 1.0,
     seed: int = 0,
     threads: int = 2,
+    quantise: str | None = None,
 ) -> str:
     """The prompt's continuation, without the prompt."""
     torch.set_num_threads(threads)
-    model, base = open_bundle(file, base_where, policy)
+    model, base = open_bundle(file, base_where, policy, quantise)
     ids = encode(base.tokenizer, prompt)
     if len(ids) > 1 and ids[-1] == base.tokenizer.eos_token_id:
         ids = ids[:-1]  # the prompt is to be continued, not ended

@@ -1,11 +1,13 @@
 """The recipe's schedule, its plateau, and that it goes on where it stopped."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tinylora.demo import make_base
+from tinylora.demo.corpus import Document
 from tinylora.demo.make_base import LOW_LR, PEAK_LR, Recipe, Trainer, learning_rate, plateau
 
 TINY = Recipe(n_steps=6, step_tokens=256, window_tokens=64, first_window_tokens=32, n_validation_windows=2)
@@ -62,3 +64,21 @@ def test_every_demo_domain_is_in_the_base():
     record = json.loads((BASE_DIR / "curves.json").read_text())
     assert {domain.name for domain in DOMAINS} == set(record["train_tokens"])
     assert make_base.CONFIG["vocab_size"] == 2048
+
+
+@pytest.mark.parametrize("family", make_base.FAMILY_CONFIGS)
+def test_every_family_of_the_recipe_is_as_large_and_learns(family):
+    trainer = Trainer(replace(TINY, family=family, is_bf16=True), streams(), streams())
+    assert trainer.model.config.model_type == family
+    assert sum(p.numel() for p in trainer.model.parameters()) == pytest.approx(0.53e6, rel=0.02)
+    losses = [trainer.step(index) for index in range(4)]
+    assert losses[-1] < losses[0]
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+
+
+def test_a_base_like_another_sees_no_text_that_the_other_did_not():
+    seen, new = (Document(name, text) for name, text in (("a", "seen text"), ("b", "new text")))
+    assert make_base._only_seen({"python": [seen, new], "docs": [new]}, frozenset({seen.text_hash})) == {
+        "python": [seen],
+        "docs": [],
+    }

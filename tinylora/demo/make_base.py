@@ -2,6 +2,10 @@
 
     python -m tinylora.demo.make_base --out DIR            # an hour of one CPU core, more or less
     python -m tinylora.demo.make_base --out DIR --resume   # go on after an interruption
+    python -m tinylora.demo.make_base --family bloom --like tinylora/demo/base --bf16 --out benchmarks/bloom
+
+The last line makes a BLOOM of the same size with the tokenizer and the texts of another base. It takes no text that the
+other did not see, so the other's fence (`seen_hashes.txt`) is its own.
 
 Text comes from this machine (`corpus.py`, side `base` only) and stays there: what is written are weights, a tokenizer,
 the curves of held-out loss per domain and the hashes of the texts that were seen.
@@ -27,18 +31,22 @@ from torch import Tensor
 from tinylora import base_model
 from tinylora.demo import corpus
 
-CONFIG = {
-    "vocab_size": 2048,
-    "hidden_size": 96,
-    "intermediate_size": 256,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 256,
-    "tie_word_embeddings": True,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
+CONFIG = {"vocab_size": 2048, "hidden_size": 96, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+FAMILY_CONFIGS = {  # 0.53 M parameters each, the embeddings tied to the head
+    "llama": {
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+    },
+    "bloom": {  # ALiBi has no window; `seq_length` says for how many tokens it was trained
+        "n_layer": 3,
+        "n_head": 3,
+        "seq_length": 256,
+        "tie_word_embeddings": True,
+    },
 }
 SPECIAL_TOKENS = ("<s>", "</s>", "<pad>")
 PEAK_LR = 4e-3
@@ -51,6 +59,8 @@ PLATEAU = 0.005
 class Recipe:
     """Sizes of one training; the defaults made the base that ships."""
 
+    family: str = "llama"  # a key of `FAMILY_CONFIGS`
+    is_bf16: bool = False  # products in bf16, weights and moments in fp32: half the time on a CPU that has them
     n_steps: int = 7000
     step_tokens: int = 4096
     window_tokens: int = 256
@@ -115,7 +125,7 @@ class Trainer:
         self.validation = {name: self._validation_windows(stream) for name, stream in validation.items()}
         torch.manual_seed(recipe.seed)
         self.generator = torch.Generator().manual_seed(recipe.seed)
-        self.model = base_model.new_causal_lm("llama", CONFIG)
+        self.model = base_model.new_causal_lm(recipe.family, CONFIG | FAMILY_CONFIGS[recipe.family])
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -144,7 +154,8 @@ class Trainer:
             group["lr"] = learning_rate(index, self.recipe.n_steps)
         is_short = index < self.recipe.short_share * self.recipe.n_steps
         ids = self.batch(self.recipe.first_window_tokens if is_short else self.recipe.window_tokens)
-        loss = self.model(input_ids=ids, labels=ids).loss
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.recipe.is_bf16):
+            loss = self.model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -176,15 +187,19 @@ class Trainer:
         return self.curve[-1]["step"]
 
 
-def make_base(out: Path, recipe: Recipe, *, is_resumed: bool = False) -> None:
+def make_base(out: Path, recipe: Recipe, *, is_resumed: bool = False, like: Path | None = None) -> None:
     """Gather text, train tokenizer and model, and write everything that ships into `out`.
 
-    Beside `out` lies `<out>.training.pt` with the optimiser's state, for `is_resumed`; it does not ship.
+    Beside `out` lies `<out>.training.pt` with the optimiser's state, for `is_resumed`; it does not ship. Where `like`
+    names a base, its tokenizer is taken, and of the text only what that base saw.
     """
     domains = list(corpus.available_domains())
     base_documents = {d.name: corpus.read_documents(d, "base", max_chars=MAX_BASE_CHARS) for d in domains}
     heldout = {d.name: corpus.read_documents(d, "heldout", max_chars=300_000) for d in domains}
-    if is_resumed:  # packages may have come or gone meanwhile; the tokens may not change
+    if like is not None:
+        base_documents = _only_seen(base_documents, frozenset((like / "seen_hashes.txt").read_text().split()))
+        tokenizer = Tokenizer.from_file(str(like / "tokenizer.json"))
+    elif is_resumed:  # packages may have come or gone meanwhile; the tokens may not change
         tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     else:
         tokenizer = train_tokenizer(doc.text for docs in base_documents.values() for doc in _first_chars(docs, 500_000))
@@ -192,7 +207,8 @@ def make_base(out: Path, recipe: Recipe, *, is_resumed: bool = False) -> None:
     validation = {name: token_stream(tokenizer, docs) for name, docs in heldout.items()}
     print({name: (len(train[name]), len(validation[name])) for name in train}, flush=True)
     out.mkdir(parents=True, exist_ok=True)
-    _write_seen(out, base_documents)
+    if like is None:
+        _write_seen(out, base_documents)
     trainer = Trainer(recipe, train, validation)
     checkpoint = out.with_name(f"{out.name}.training.pt")
     first = trainer.resume(checkpoint) if is_resumed else trainer.evaluate(0)["step"]
@@ -216,6 +232,12 @@ def _first_chars(documents: list[corpus.Document], max_chars: int) -> Iterator[c
         n_chars += len(document.text)
 
 
+def _only_seen(
+    documents: dict[str, list[corpus.Document]], seen_hashes: frozenset[str]
+) -> dict[str, list[corpus.Document]]:
+    return {name: [doc for doc in docs if doc.text_hash in seen_hashes] for name, docs in documents.items()}
+
+
 def _write_seen(out: Path, documents: dict[str, list[corpus.Document]]) -> None:
     file = out / "seen_hashes.txt"
     before = file.read_text().split() if file.exists() else []
@@ -237,9 +259,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
     parser.add_argument("--steps", type=int, default=Recipe.n_steps)
+    parser.add_argument("--family", choices=sorted(FAMILY_CONFIGS), default=Recipe.family)
+    parser.add_argument("--bf16", action="store_true", help="products in bf16; weights and moments stay in fp32")
+    parser.add_argument("--like", type=Path, metavar="BASE", help="a base whose tokenizer and texts are taken")
     parser.add_argument("--resume", action="store_true", help="go on from <out>.training.pt")
     arguments = parser.parse_args()
-    make_base(arguments.out, Recipe(n_steps=arguments.steps), is_resumed=arguments.resume)
+    recipe = Recipe(family=arguments.family, is_bf16=arguments.bf16, n_steps=arguments.steps)
+    make_base(arguments.out, recipe, is_resumed=arguments.resume, like=arguments.like)
 
 
 if __name__ == "__main__":

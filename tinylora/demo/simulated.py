@@ -40,6 +40,7 @@ def run_simulated(
     silent: Sequence[str] = (),
     delay: Sequence[str] = (),
     threads: int = 2,
+    quantise: str | None = None,
     is_quiet: bool = False,
 ) -> dict[str, Any]:
     """Simulate, write bundle, report and pictures into `out`, and return the report.
@@ -63,7 +64,7 @@ def run_simulated(
     prepare_folder(out, FILES)
     torch.set_num_threads(threads)
     experiment = None if data else gather(n_workers, depth)
-    base = load_base(base_where or str(BASE_DIR))
+    base = load_base(base_where or str(BASE_DIR), quantise=quantise)
     window_tokens = min(settings.window_tokens, base.facts.max_window_tokens)
     settings = settings.model_copy(update={"window_tokens": window_tokens})
     study = study_of(experiment, base) if experiment else study_of_paths(data, base, text_column=text_column)

@@ -38,6 +38,10 @@ def join(
     text_column: Annotated[
         str, typer.Option("--text-column", help="Column of JSONL and Parquet files that holds the text.")
     ] = "text",
+    quantise: Annotated[
+        str | None,
+        typer.Option("--quantise", help="int8 or nf4: hold the base in 8 or 4 bits; needs tinylora[quant]."),
+    ] = None,
 ) -> None:
     """Join a run, and work until it is finished. Ctrl-C leaves it; the unit under way goes to somebody else.
 
@@ -52,7 +56,7 @@ def join(
     use_home(home / "flower")
     from tinylora_worker.service import Options, work
 
-    work(Options(url, token, base, tuple(data), home, name, threads, text_column))
+    work(Options(url, token, base, tuple(data), home, name, threads, text_column, quantise))
 
 
 def main() -> None:

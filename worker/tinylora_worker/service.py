@@ -36,6 +36,7 @@ class Options:
     name: str = ""
     threads: int | None = None
     text_column: str = "text"
+    quantise: str | None = None
 
 
 CheckBase: TypeAlias = Callable[[BaseFacts], None]
@@ -121,7 +122,7 @@ def load_trainer(options: Options, identity: Identity, check_base: CheckBase) ->
     from tinylora.shards import load_shard
     from tinylora.training import UnitRunner
 
-    base = load_base(options.base)
+    base = load_base(options.base, quantise=options.quantise)
     check_base(base.facts)
     shard = load_shard(options.data, base, text_column=options.text_column)
     say(f"shard: {len(shard.train)} documents to train on, {len(shard.heldout)} held out, {shard.n_tokens} tokens")
