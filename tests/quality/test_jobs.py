@@ -55,6 +55,7 @@ def outcome(name: str):
     job = {
         "base": base(CONFIG),
         "tree": tree(CONFIG, 1),
+        "first tree": tree(CONFIG, 0),
         "fedavg": fedavg(CONFIG, 2, 0),
         "pooled": pooled(CONFIG, 2, 0),
         "full": full(CONFIG, 0),
@@ -87,6 +88,18 @@ def test_active_and_total_ranks_say_what_a_token_and_a_file_cost():
     }  # fmt: skip
     assert found.total_rank == 4 and outcome("fedavg").total_rank == 2
     assert found.n_parameters == 2 * outcome("fedavg").n_parameters
+
+
+def test_the_first_tree_is_scored_under_routers_that_know_less():
+    found = outcome("first tree").scored
+    assert {"uniform", "random", "averaged weights", "hard@sequence:8"} <= found.keys()
+    documents = {(score.domain, score.name, score.n_tokens) for score in found["oracle"].scores}
+    for name in ("uniform", "random", "averaged weights"):
+        assert {(score.domain, score.name, score.n_tokens) for score in found[name].scores} == documents
+    by_leaf = {score.name: {score.nll_sum} for score in found["oracle"].scores}
+    drawn = [score.nll_sum in by_leaf[score.name] for score in found["random"].scores]
+    assert any(drawn) and not all(drawn), "by chance some documents meet their own leaf"
+    assert mean_nll(found["oracle"]) < mean_nll(found["random"])
 
 
 def test_training_the_base_fully_leaves_the_shared_base_alone():

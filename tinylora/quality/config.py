@@ -71,7 +71,7 @@ class QualityConfig(_Frozen):
     """Text of each domain at most."""
     n_documents: Positive = 36
     """Documents of each domain that are held out at most: a third validates, two thirds are scored."""
-    scored_tokens: Positive = 768
+    scored_tokens: Positive = 2048
     """Of each document; the rest of a long one is left out."""
     n_bootstrap: Positive = 2000
 

@@ -20,7 +20,7 @@ from tinylora.shards import Document, Shard, encode_documents, shard_of
 
 LOCAL_SHARE = 0.1
 """Of a domain's training documents: the workers' own held-out part."""
-MAX_DOCUMENT_CHARS = 6_000
+MAX_DOCUMENT_CHARS = 20_000
 """Of a document that is scored; somewhat more than is read."""
 
 Documents = tuple[Document, ...]

@@ -1,14 +1,16 @@
 """One system trained and scored: a `Job` in, an `Outcome` out. What is federated runs through the production loop."""
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +28,7 @@ from tinylora.model import TreeModel
 from tinylora.quality.config import QualityConfig, Rate
 from tinylora.quality.corpus import Corpus, Documents, deal, read_corpus
 from tinylora.release import make_bundle
+from tinylora.routing.gates import Gate, Gates
 from tinylora.routing.policy import Policy
 from tinylora.shards import Shard
 from tinylora.simulate import FaultPlan, SimulatedWorker, SimulationResult, simulate
@@ -33,8 +36,8 @@ from tinylora.tree import NodePath
 
 Kind = Literal["base", "federated", "central", "full"]
 ROUTED = ("soft", "top2", "hard", "elastic", "hard@sequence:32")
-MAX_PREFIX_BITS = 10
-"""Prefix lengths of the regret curve are powers of two up to this one."""
+OTHER_ROUTERS = ("uniform", "random", "averaged weights")
+"""Baselines that are no policies of the gates."""
 
 
 class _Frozen(BaseModel):
@@ -253,7 +256,9 @@ def _federate(context: Context, job: Job) -> Outcome:
         model.detach_adapters()
     return Outcome(
         job=job,
-        scored=scored | _score_cuts(context, job, base, bundle, leaf_of),
+        scored=scored
+        | _score_other_routers(context, job, result, base)
+        | _score_cuts(context, job, base, bundle, leaf_of),
         total_rank=sum(bundle.spec.rank for _ in bundle.nodes),
         n_parameters=len(bundle.nodes) * n_adapter_parameters(base.facts, bundle.spec),
         tokens=_tokens(events),
@@ -324,11 +329,55 @@ def score_policies(
         scored["one"] = timed_scores(context, job, model, active_rank=rank)
         model.route_to(None)
     for policy in job.policies:
+        if policy in OTHER_ROUTERS:
+            continue
         model.policy = Policy.parse(policy)
         active = rank * {"soft": n_leaves, "top2": min(2, n_leaves)}.get(model.policy.decision, 1)
         scored[policy] = timed_scores(context, job, model, active_rank=active)
+    if "random" in job.policies:
+        scored["random"] = _score_randomly(context, job, model, active_rank=rank)
     if leaf_of:
         scored["oracle"] = timed_scores(context, job, model, active_rank=rank, leaf_of=leaf_of)
+    return scored
+
+
+def _score_randomly(context: Context, job: Job, model: TreeModel, *, active_rank: int) -> Scored:
+    """Every document goes to a leaf drawn by its name: what a router that knows nothing would keep."""
+    parts: list[Scored] = []
+    for leaf in model.nodes:
+        chosen = {
+            domain: tuple(document for document in some if _drawn(document.name, model.nodes) == leaf)
+            for domain, some in context.documents(job).items()
+        }
+        model.route_to(leaf)
+        parts.append(timed_scores(context, job, model, active_rank=active_rank, documents=chosen))
+    model.route_to(None)
+    scores = tuple(sorted((s for part in parts for s in part.scores), key=lambda score: (score.domain, score.name)))
+    return Scored(active_rank=active_rank, seconds=sum(part.seconds for part in parts), scores=scores)
+
+
+def _drawn(name: str, leaves: Sequence[NodePath]) -> NodePath:
+    return leaves[int.from_bytes(hashlib.sha256(f"leaf of {name}".encode()).digest()[:8], "big") % len(leaves)]
+
+
+def _score_other_routers(context: Context, job: Job, result: SimulationResult, base: LoadedBase) -> dict[str, Scored]:
+    """The baselines among routers: all leaves alike, and gates whose weights were averaged."""
+    bundles: dict[str, Bundle] = {}
+    if "uniform" in job.policies:
+        gates = result.bundle.gates
+        blank = {node: Gate(np.zeros(gates.dim), 0.0, 1.0) for node in gates.nodes}
+        bundles["uniform"] = replace(result.bundle, gates=Gates(blank, gates.dim))
+    if "averaged weights" in job.policies:
+        averaged = make_bundle(result.campaign, result.ledger, is_router_averaged=True)
+        bundles["averaged weights"] = replace(averaged, projection=result.bundle.projection)
+    scored = {}
+    for name, bundle in bundles.items():
+        model = tree_model(bundle, base, "soft")
+        try:
+            active = bundle.spec.rank * len(bundle.topology.leaves)
+            scored[name] = timed_scores(context, job, model, active_rank=active)
+        finally:
+            model.detach_adapters()
     return scored
 
 
@@ -339,9 +388,11 @@ def timed_scores(
     *,
     active_rank: int,
     leaf_of: Mapping[str, NodePath] | None = None,
+    documents: Mapping[str, Documents] | None = None,
 ) -> Scored:
-    """Scores of all documents of the job, with the time they took."""
-    documents, config = context.documents(job), context.config
+    """Scores of all documents of the job, or of some, with the time they took."""
+    config = context.config
+    documents = context.documents(job) if documents is None else documents
     options = {"window_tokens": config.window_tokens, "max_tokens_per_document": config.scored_tokens}
     started = time.perf_counter()
     if leaf_of is None:

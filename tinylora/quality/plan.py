@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from tinylora.quality.config import QualityConfig, Rate
-from tinylora.quality.jobs import ROUTED, Job
+from tinylora.quality.jobs import OTHER_ROUTERS, ROUTED, Job
 
 ORDER = (1, 2, 4, 3, 5, 9, 12, 6, 7, 16, 10, 13, 14, 8, 11, 15)
 """Rows by weight: where time runs out, the first ones are there. Row 17 is measured by `make bench`."""
@@ -46,11 +46,14 @@ def base(config: QualityConfig) -> Job:
 def tree(config: QualityConfig, seed: int) -> Job:
     """The federated tree: one worker and leaf for each domain."""
     rank = config.rank
+    more = (*(f"hard@sequence:{n}" for n in REGRET_PREFIXES if n != 32), *OTHER_ROUTERS)
+    is_first = seed == config.seeds[0]
     return Job(
         system=f"tree:{rank}",
         seed=seed,
         rate_key=f"tree:{rank}",
-        policies=(*ROUTED, *(f"hard@sequence:{n}" for n in REGRET_PREFIXES if n != 32)) if seed == 0 else ROUTED,
+        settings={"router_sync": "both"} if is_first else {},
+        policies=(*ROUTED, *more) if is_first else ROUTED,
         has_oracle=True,
         n_workers=config.n_workers,
     )

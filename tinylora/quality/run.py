@@ -89,6 +89,11 @@ def _key(job: Job) -> tuple[str, int, str, float, float]:
 def _work(config: QualityConfig, jobs: Sequence[Job], out: Path, n_processes: int) -> Iterator[Outcome]:
     if not jobs:
         return
+    if n_processes == 1:
+        torch.set_num_threads(1)
+        context = Context(config, out)
+        yield from (run_job(context, job) for job in jobs)
+        return
     spawn = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in whatever state they are
     with ProcessPoolExecutor(min(n_processes, len(jobs)), spawn, _begin, (config, out)) as pool:
         futures: list[Future[Outcome]] = [pool.submit(_do, job) for job in jobs]
