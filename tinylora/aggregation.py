@@ -137,6 +137,14 @@ def cut(whole: Tensors, part: Tensors) -> Tensors:
     return {name: _rows(name, whole[name], 0, _rank(name, tensor)) for name, tensor in part.items()}
 
 
+def shorten(named: Tensors, rank: int) -> Tensors:
+    """Every factor among these tensors cut to its first `rank` rows or columns, or as it is where it has no more."""
+    return {
+        name: _rows(name, tensor, 0, min(rank, _rank(name, tensor))) if name.endswith(tuple(_RANK_AXIS)) else tensor
+        for name, tensor in named.items()
+    }
+
+
 def _axis(name: str) -> int:
     return _RANK_AXIS.get(name.rpartition(".")[2], 0)
 

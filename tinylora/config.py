@@ -21,6 +21,8 @@ from tinylora.tree import MAX_DEPTH
 MAX_RANK = 1024
 RouterSync = Literal["statistics", "weights", "both"]
 Replicas = Literal["mean", "alternate", "product"]
+Where = Literal["leaves", "path"]
+PathTraining = Literal["cascade", "joint"]
 
 
 class _Frozen(BaseModel):
@@ -67,6 +69,13 @@ class RunSettings(_Frozen):
     """Rank by projection, at most `rank`; the others have `rank`."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
     """scale = alpha / rank."""
+
+    where: Where = "leaves"
+    """Which nodes carry an adapter: the leaves, or every node of a path, whose adapters add up."""
+    path_training: PathTraining = "cascade"
+    """How the adapters of a path are trained: from the root down, each beside its frozen ancestors; or all at once."""
+    path_steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Of a cascade: how `leaf_steps` is divided among the levels, the root's first; none given means equal shares."""
 
     # learning
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-3
@@ -139,6 +148,12 @@ class RunSettings(_Frozen):
         return AdapterSpec.parse(self.adapter, self.rank, self.ranks)
 
     @property
+    def level_steps(self) -> tuple[int, ...]:
+        """Optimiser steps of each level of a cascade, the root's first; what does not divide goes to the leaves."""
+        share = self.leaf_steps // (self.depth + 1)
+        return self.path_steps or (*[share] * self.depth, self.leaf_steps - share * self.depth)
+
+    @property
     def scale(self) -> float:
         """The quotient alpha / rank: the one scale of all adapters of the run."""
         return self.alpha / self.rank
@@ -161,6 +176,28 @@ def _contradictions(settings: RunSettings) -> Iterator[str]:
         yield (
             "replicas = product: expected outer_lr = 1 and outer_momentum = 0, because its factors turn between rounds "
             f"and a step from one to the next means nothing; got {settings.outer_lr} and {settings.outer_momentum}"
+        )
+    yield from _path_contradictions(settings)
+
+
+def _path_contradictions(settings: RunSettings) -> Iterator[str]:
+    is_cascade = settings.where == "path" and settings.path_training == "cascade"
+    if settings.path_steps and not is_cascade:
+        yield 'path_steps: expected none, they are for where = "path" and path_training = "cascade"'
+    if is_cascade and (len(settings.level_steps), sum(settings.level_steps)) != (
+        settings.depth + 1,
+        settings.leaf_steps,
+    ):
+        yield (
+            f"path_steps: expected {settings.depth + 1} numbers, one for each level of a tree of depth "
+            f"{settings.depth}, that add up to the {settings.leaf_steps} leaf_steps; got {settings.path_steps}"
+        )
+    if is_cascade and min(settings.level_steps) < 1:
+        yield f"leaf_steps {settings.leaf_steps}: expected at least {settings.depth + 1}, a step for each level"
+    if settings.where == "path" and settings.path_training == "joint" and settings.replicas == "alternate":
+        yield (
+            "replicas = alternate: expected path_training = cascade: nodes that are trained together move on at "
+            "different times, and cannot take turns"
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from tinylora import tensors
 from tinylora.adapters.lora import init_adapter
 from tinylora.adapters.spec import AdapterSpec
-from tinylora.aggregation import average_prefixes, average_products, cut, join, mismatch, outer_step
+from tinylora.aggregation import average_prefixes, average_products, cut, join, mismatch, outer_step, shorten
 from tinylora.config import BaseFacts
 from tinylora.errors import ProtocolError
 from tinylora.federation.ports import Averaged, PayloadFacts, Round
@@ -49,13 +49,13 @@ class TorchNumerics:
         """Byte-stable payload of arrays."""
         return tensors.to_bytes({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
 
-    def select(self, payloads: Sequence[bytes], prefixes: Sequence[str]) -> bytes:
-        """The tensors of several payloads whose names begin with one of `prefixes`."""
+    def select(self, payloads: Sequence[bytes], prefixes: Sequence[str], prefix_rank: int = 0) -> bytes:
+        """The tensors of several payloads whose names begin with one of `prefixes`, adapters cut to a rank."""
         kept: Tensors = {}
         for payload in payloads:
             found = tensors.from_bytes(payload)
             kept |= {name: tensor for name, tensor in found.items() if name.startswith(tuple(prefixes))}
-        return tensors.to_bytes(kept)
+        return tensors.to_bytes(shorten(kept, prefix_rank) if prefix_rank else kept)
 
     def initial(self, base: BaseFacts, spec: AdapterSpec, seed: int, paths: Sequence[NodePath]) -> bytes:
         """The adapters that nodes begin with, as every worker draws them."""
@@ -135,7 +135,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 def _moved_rms(tensor: torch.Tensor, name: str, start: Tensors) -> float:
     """Rms of the change. Without a start B began at zero; A was drawn by the worker, so only its excess is a change."""
     if name in start:
-        return _rms(tensor - start[name])
+        return _rms(tensor - start[name][tuple(slice(length) for length in tensor.shape)])
     return max(0.0, _rms(tensor) - LARGEST_DRAWN_RMS) if name.endswith(".lora_A") else _rms(tensor)
 
 

@@ -41,7 +41,7 @@ def make_bundle(
     report: dict[str, Any] | None = None,
     is_router_averaged: bool = False,
 ) -> Bundle:
-    """The run's tree as it stands: a leaf that nobody trained has no adapter, so every prefix of a run is usable.
+    """The run's tree as it stands: a node that nobody trained has no adapter, so every prefix of a run is usable.
 
     Args:
         campaign: State of the run.
@@ -82,8 +82,8 @@ def _adapters(campaign: Campaign, ledger: Ledger) -> dict[NodePath, Tensors]:
     adapters: dict[NodePath, Tensors] = {}
     for top, node in sorted(campaign.nodes.items()):
         found = tensors.from_bytes(ledger.get_blob(node.blob)) if node.blob else {}
-        for leaf in campaign.leaves_below(top) if node.blob else ():
-            adapters[leaf] = tensors.strip_prefix(found, f"node.{leaf}.")
+        for path in campaign.adapters_of(top) if node.blob else ():
+            adapters[path] = tensors.strip_prefix(found, f"node.{path}.")
     return adapters
 
 

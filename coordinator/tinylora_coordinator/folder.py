@@ -37,6 +37,9 @@ SECTIONS: dict[str, dict[str, str]] = {
         "rank": "of every adapter",
         "ranks": 'of single projections, such as { "mlp.up_proj" = 4 }; at most rank',
         "alpha": "scale = alpha / rank",
+        "where": '"leaves" carry adapters, or every node of a "path", whose adapters add up',
+        "path_training": '"cascade": from the root down, ancestors frozen; "joint": all adapters of a path at once',
+        "path_steps": "of a cascade: leaf_steps divided among the levels, the root's first; [] is equal shares",
     },
     "Learning": {
         "learning_rate": "peak, after the warm-up; falls to a tenth over leaf_steps",

@@ -240,7 +240,13 @@ def _without_worker(state: Campaign, worker: str) -> Campaign:
 
 def test_the_codes_that_are_not_reached_above_are_reached_elsewhere():
     reached = {code for _, code in FAULTS.values()}
-    assert set(Code) - reached == {Code.DUPLICATE, Code.LEASE_CLOSED, Code.SHARD_TOO_SMALL, Code.DECLINED}
+    assert set(Code) - reached == {
+        Code.DUPLICATE,
+        Code.LEASE_CLOSED,
+        Code.SHARD_TOO_SMALL,
+        Code.RANK_TOO_LOW,
+        Code.DECLINED,
+    }
     assert set(Code) >= BENIGN_CODES | FINAL_CODES
 
 

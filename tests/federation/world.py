@@ -14,6 +14,7 @@ import torch
 
 from tests.federation.facts import DIM, FACTS, RANK, SETTINGS
 from tinylora import tensors
+from tinylora.adapters.prefixes import prefix_spec
 from tinylora.adapters.shapes import adapter_manifest
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.config import RunSettings
@@ -56,6 +57,7 @@ class FakeRunner:
     spread: float = 1.0
     shard_tokens: int = 10_000
     spoil: Callable[[WorkUnit, Tensors], Tensors] | None = None
+    max_rank: int = 0
     has_histograms: bool = False
     """Off where temperatures do not matter: fitting them takes most of such a run's time."""
 
@@ -63,7 +65,8 @@ class FakeRunner:
         """Count steps, and tell where the text lies."""
         made = self._sketch() if unit.kind == "sketch" else self._train(unit, tensors.from_bytes(payload))
         made = self.spoil(unit, made) if self.spoil else made
-        return answer(unit, made, worker=self.worker, shard_tokens=self.shard_tokens)
+        update, data = answer(unit, made, worker=self.worker, shard_tokens=self.shard_tokens)
+        return update.model_copy(update={"max_rank": self.max_rank}), data
 
     def _sketch(self) -> Tensors:
         return statistics_tensors({"": self.sums})
@@ -75,8 +78,9 @@ class FakeRunner:
 
     def _train(self, unit: WorkUnit, given: Tensors) -> Tensors:
         made: Tensors = {}
-        for leaf in unit.leaves:
-            adapter = only_factors(adapter_manifest(FACTS, AdapterSpec("lora", RANK), path=leaf), unit.factors)
+        spec = prefix_spec(AdapterSpec("lora", RANK), FACTS, unit.prefix_rank)
+        for path in unit.trained:
+            adapter = only_factors(adapter_manifest(FACTS, spec, path=path), unit.factors)
             for name, (_, shape) in adapter.items():
                 start = given.get(name, torch.zeros(shape))
                 made[name] = start + unit.n_steps * STEP if name.endswith("B") else start
@@ -87,7 +91,7 @@ class FakeRunner:
             if unit.router_sync != "statistics":
                 made[f"weights_router.{gate}.w"] = torch.full((DIM,), float(len(unit.node)), dtype=torch.float64)
                 made[f"weights_router.{gate}.b"] = torch.ones(1, dtype=torch.float64)
-        if len(unit.leaves) > 1:
+        if len(unit.leaves) > 1 and set(unit.leaves) <= unit.trained.keys():
             parts = {leaf: cloud(_nudge(self.centre, leaf), seed=self.worker + leaf) for leaf in unit.leaves}
             made |= statistics_tensors(parts)
         return made
@@ -168,11 +172,11 @@ def with_spoil(worker: SimulatedWorker, spoil: Callable[[WorkUnit, Tensors], Ten
 
 
 def assert_counted_once(campaign: Campaign, ledger: Ledger) -> None:
-    """Every leaf of a finished run has had its steps exactly: none lost, none twice."""
+    """Every adapter of a finished run has had its steps exactly: none lost, none twice."""
     for top, node in campaign.nodes.items():
-        assert node.steps == campaign.settings.leaf_steps
+        assert node.steps == campaign.budget(top)
         found = tensors.from_bytes(ledger.get_blob(node.blob))
-        for leaf in campaign.leaves_below(top):
-            for part, expected in (("A", 0.0), ("B", campaign.settings.leaf_steps * STEP)):
-                tensor = found[f"node.{leaf}.proj.lora_{part}"]
+        for path in campaign.adapters_of(top):
+            for part, expected in (("A", 0.0), ("B", campaign.budget(top) * STEP)):
+                tensor = found[f"node.{path}.proj.lora_{part}"]
                 torch.testing.assert_close(tensor, torch.full_like(tensor, expected), rtol=0, atol=1e-6)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable
 from enum import StrEnum
 
+from tinylora.adapters.prefixes import highest_rank, prefix_spec
 from tinylora.adapters.shapes import adapter_manifest
 from tinylora.errors import ProtocolError
 from tinylora.federation.campaign import Campaign, Lease
@@ -50,6 +51,7 @@ class Code(StrEnum):
     BAD_STATISTICS = "bad_statistics"
     TOO_FAR = "too_far"
     SHARD_TOO_SMALL = "shard_too_small"
+    RANK_TOO_LOW = "rank_too_low"
     DECLINED = "declined"
 
 
@@ -148,25 +150,37 @@ def check_shard(state: Campaign, update: Update) -> None:
         raise Refusal(Code.SHARD_TOO_SMALL, reason)
 
 
+def check_rank(state: Campaign, update: Update) -> None:
+    """Refuse the sketch of a worker that cannot train the run's adapters; of a nested one a prefix is enough."""
+    spec, needed = state.settings.spec, highest_rank(state.settings.spec, state.base)
+    if update.kind == "sketch" and spec.kind != "nested" and 0 < update.max_rank < needed:
+        reason = (
+            f"the worker trains adapters up to rank {update.max_rank}, this run's have rank {needed} and no usable "
+            "prefix; allow it a higher rank, or join a run of nested adapters"
+        )
+        raise Refusal(Code.RANK_TOO_LOW, reason)
+
+
 # --- names, dtypes, shapes -------------------------------------------------------------------------------------------
 
 
 def expected_parts(state: Campaign, lease: Lease) -> dict[Part, Manifest]:
     """Every tensor that the update of a unit may hold, by what it is for.
 
-    A sketch holds statistics, named by the root's path. A train update holds the adapters of its leaves, or those of
-    their factors that it was to train. It may also hold histograms of its gates, any of them; if it is of a subtree,
-    statistics of all its leaves; where the run averages weights, weights of its gates, all of them.
+    A sketch holds statistics, named by the root's path. A train update holds the adapters that it was to train, of the
+    factors and with the rows that it was to train. It may also hold histograms of its gates, any of them; if it trains
+    a subtree, statistics of all its leaves; where the run averages weights, weights of its gates, all of them.
     """
     dim = state.base.feature_dim
     if lease.kind == "sketch":
         return {"statistics": _statistics_manifest(("",), dim)}
     leaves, gates = state.leaves_below(lease.node), state.gates_of(lease.node)
+    trained = state.trained_by(lease)
+    spec = prefix_spec(state.settings.spec, state.base, lease.prefix_rank)
     parts: dict[Part, Manifest] = {"adapters": {}, "histogram": _histogram_manifest(gates)}
-    for leaf in leaves:
-        adapter = adapter_manifest(state.base, state.settings.spec, path=leaf)
-        parts["adapters"] |= only_factors(adapter, lease.factors)
-    if len(leaves) > 1:
+    for node in trained:
+        parts["adapters"] |= only_factors(adapter_manifest(state.base, spec, path=node), lease.factors)
+    if len(leaves) > 1 and set(leaves) <= set(trained):
         parts["statistics"] = _statistics_manifest(leaves, dim)
     if state.settings.router_sync != "statistics":
         parts["weights_router"] = _weights_manifest(gates, dim)

@@ -74,9 +74,9 @@ def nearest_leaf(
     return min(candidates, key=lambda leaf: (apart.get(leaf, math.inf), len(leaves.get(leaf, {})), leaf))
 
 
-def nearest_worker(sketches: Mapping[str, RouterStatistics], leaf: Mapping[str, RouterStatistics]) -> str:
-    """The worker whose shard is nearest to the text of a leaf; the first by name when nothing is known of the leaf."""
-    if not leaf:
+def nearest_worker(sketches: Mapping[str, RouterStatistics], texts: Mapping[str, RouterStatistics]) -> str:
+    """The worker whose shard is nearest to the texts of a node; the first by name when nothing is known of them."""
+    if not texts:
         return min(sketches)
-    apart = distances(sketches, sum_statistics(leaf))
+    apart = distances(sketches, sum_statistics(texts))
     return min(sorted(sketches), key=lambda worker: (apart[worker], worker))

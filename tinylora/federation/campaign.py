@@ -6,14 +6,18 @@ Tensors are not here: events and state name blobs by their hash.
     Campaign
     ├── workers     who takes part: its node, its lease, the blobs that speak for its text, why it gets nothing more
     ├── leases      open units by id; `late` those that expired and may still be accepted
-    ├── nodes       the parts of the tree that are held as one, a leaf or a subtree: version, blob, steps
+    ├── nodes       the parts of the tree that move on as one: version, blob, steps
     └── router      the current version of the gates, and what came in since
 
-A leaf or subtree top moves on in rounds: the updates of one version wait in `contributions` until every leaf below is
-covered and no lease on that version is open; then they become the next version.
+The parts: a leaf or a subtree that workers hold, named by its top; and, where adapters stand on whole paths, every node
+above those tops, with an adapter of its own that all workers below it share (the trunk). A held subtree has adapters at
+its leaves alone.
+
+A part moves on in rounds: the updates of one version wait in `contributions` until each of its adapters was trained and
+no lease on that version is open; then they become the next version.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -36,7 +40,7 @@ from tinylora.federation.events import (
     WorkerReturned,
 )
 from tinylora.protocol.documents import Factor, UnitKind
-from tinylora.tree import NodePath, Topology, is_under
+from tinylora.tree import NodePath, Topology, ancestors, by_level, is_under
 
 MAX_STRIKES = 3
 """Rejections in a row after which a worker gets no more units."""
@@ -47,7 +51,7 @@ N_OBSERVATIONS = 64
 """Observed times kept for each kind of unit, the latest ones."""
 BENIGN_CODES = frozenset({"duplicate", "lease_closed"})
 """Rejections that a slow or stuttering network causes; they are no strikes."""
-FINAL_CODES = frozenset({"shard_too_small", "declined"})
+FINAL_CODES = frozenset({"shard_too_small", "rank_too_low", "declined"})
 """Rejections after which asking the same worker again is of no use."""
 
 Lease: TypeAlias = UnitLeased
@@ -85,6 +89,8 @@ class Worker:
     rests_until_s: float = 0.0
     refusal: str = ""
     """Why it gets no more units; empty for a worker in good standing."""
+    max_rank: int = 0
+    """Highest rank that it can train; 0 where it named none."""
 
     @property
     def needs_sketch(self) -> bool:
@@ -102,12 +108,12 @@ class Worker:
 
 @dataclass(frozen=True)
 class Node:
-    """One part of the tree's partition: a leaf, or the top of a subtree that one worker holds."""
+    """One part of the tree: a leaf, the top of a subtree that is held as one, or a node of the trunk above those."""
 
     version: int = 0
     """0: nothing was trained yet; holders start from the run's seed."""
     blob: str = ""
-    """Adapters of all leaves below."""
+    """Its adapters: those of all leaves below, or of the trunk's node alone."""
     steps: int = 0
     contributions: tuple[UpdateAccepted, ...] = ()
     """Accepted updates on the current version, by worker and node."""
@@ -172,24 +178,89 @@ class Campaign:
 
     def gates_of(self, node: NodePath) -> tuple[NodePath, ...]:
         """Inner nodes whose gates a unit on `node` needs: those above it, and those of its subtree."""
-        return tuple(inner for inner in self.topology.inner if _are_in_line(inner, node)) if self.topology else ()
+        return tuple(inner for inner in self.topology.inner if are_in_line(inner, node)) if self.topology else ()
 
     def top_of(self, node: NodePath) -> NodePath:
-        """The part of the partition that `node` belongs to."""
-        return next(top for top in self.nodes if is_under(node, top))
+        """The part that the adapter of `node` belongs to, and that its holder holds: the deepest one above it."""
+        return max((top for top in self.nodes if is_under(node, top)), key=len)
+
+    def is_trunk(self, top: NodePath) -> bool:
+        """Whether this part is a node of the trunk: there are parts below it."""
+        return any(other != top and is_under(other, top) for other in self.nodes)
+
+    def way_to(self, node: NodePath) -> tuple[NodePath, ...]:
+        """The parts whose adapters add up for a holder of `node`: the trunk from the root down, then its own part."""
+        return by_level(top for top in self.nodes if is_under(node, top))
+
+    def adapters_of(self, top: NodePath) -> tuple[NodePath, ...]:
+        """Nodes whose adapters this part consists of."""
+        return (top,) if self.is_trunk(top) else self.leaves_below(top)
+
+    def trained_by(self, event: "Lease | UpdateAccepted") -> tuple[NodePath, ...]:
+        """Nodes whose adapters a unit trains."""
+        return event.nodes or self.leaves_below(event.node)
+
+    def parts_of(self, event: "Lease | UpdateAccepted") -> tuple[NodePath, ...]:
+        """Parts that a train unit moves on, upper ones first."""
+        return by_level({self.top_of(node) for node in self.trained_by(event)})
+
+    def budget(self, top: NodePath) -> int:
+        """Steps that this part is to have: all `leaf_steps`, or in a cascade its level's share of them.
+
+        The parts on a holder's way have `leaf_steps` together, so a path costs as many tokens as a leaf alone. What the
+        levels inside a held subtree would have had goes to its leaves.
+        """
+        levels = self.settings.level_steps
+        if not self.is_cascade:
+            return self.settings.leaf_steps
+        if self.is_trunk(top):
+            return levels[len(top)]
+        return self.settings.leaf_steps - sum(levels[len(above)] for above in self.way_to(top)[:-1])
+
+    @property
+    def is_cascade(self) -> bool:
+        """Whether the trunk is trained level by level, each part beside its frozen ancestors."""
+        return self.settings.where == "path" and self.settings.path_training == "cascade"
 
     def is_done(self, top: NodePath) -> bool:
-        """Whether this part has had all its steps."""
-        return self.nodes[top].steps >= self.settings.leaf_steps
+        """Whether this part has had all its steps. A trunk that is trained jointly needs no more than all below it."""
+        node = self.nodes[top]
+        if node.steps >= self.budget(top):
+            return True
+        if self.is_cascade or not self.is_trunk(top) or node.contributions:
+            return False
+        below = (other for other in self.nodes if other != top and is_under(other, top) and not self.is_trunk(other))
+        return all(self.is_done(other) for other in below)
+
+    def stage(self, node: NodePath) -> tuple[NodePath, ...]:
+        """The parts that a holder of `node` trains now, upper ones first; none when it has nothing left to do.
+
+        One part: its own, or in a cascade the uppermost on its way that is not done. Or all of these, jointly: whoever
+        comes late does not train the trunk alone any more.
+        """
+        way = self.way_to(node)
+        left = () if self.is_done(way[-1]) else tuple(top for top in way if not self.is_done(top))
+        return left[:1] if self.is_cascade else left
+
+    def is_due(self, top: NodePath) -> bool:
+        """Whether this part can be trained by itself now, without what is above it."""
+        *above, _ = self.way_to(top)
+        if self.is_done(top) or (self.is_trunk(top) and not self.is_cascade):
+            return False
+        return not self.is_cascade or all(self.is_done(other) for other in above)
 
     def replicas(self, top: NodePath) -> int:
-        """Workers that hold this part of the tree or some of it, and can be reached."""
+        """Workers that train this part of the tree or some of it, and can be reached."""
         held = (worker.node for worker in self.workers.values() if worker.is_online and not worker.refusal)
-        return sum(node is not None and _are_in_line(node, top) for node in held)
+        return sum(node is not None and are_in_line(node, top) for node in held)
 
-    def open_leases(self, node: NodePath) -> tuple[Lease, ...]:
-        """Open leases on `node` or within its subtree, or above it, in the order they were given."""
-        found = (lease for lease in self.leases.values() if lease.kind == "train" and _are_in_line(lease.node, node))
+    def open_leases(self, nodes: Collection[NodePath]) -> tuple[Lease, ...]:
+        """Open leases that train the adapter of one of these nodes, in the order they were given."""
+        found = (
+            lease
+            for lease in self.leases.values()
+            if lease.kind == "train" and not set(nodes).isdisjoint(self.trained_by(lease))
+        )
         return tuple(sorted(found, key=lambda lease: lease.unit_id))
 
 
@@ -295,16 +366,19 @@ def _leased(state: Campaign, event: UnitLeased) -> Campaign:
 
 def _with_factors(state: Campaign, lease: Lease) -> Mapping[NodePath, Node]:
     """The first lease on a version settles what all others on it train too: only like updates can be averaged."""
-    top = state.top_of(lease.node)
-    node = state.nodes[top]
-    return state.nodes if node.factors is not None else {**state.nodes, top: replace(node, factors=lease.factors)}
+    settled = {
+        top: replace(state.nodes[top], factors=lease.factors)
+        for top in state.parts_of(lease)
+        if state.nodes[top].factors is None
+    }
+    return {**state.nodes, **settled}
 
 
 def _takes_place_of(new: Lease, old: Lease) -> bool:
     """Whether the work of an expired lease is given out again with `new`: to its worker, or on one of its leaves."""
     if new.kind != old.kind:
         return False
-    return new.worker == old.worker or (new.kind == "train" and _are_in_line(new.node, old.node))
+    return new.worker == old.worker or (new.kind == "train" and are_in_line(new.node, old.node))
 
 
 def _expired(state: Campaign, event: LeaseExpired) -> Campaign:
@@ -369,6 +443,7 @@ def _in_good_standing(state: Campaign, event: UpdateAccepted) -> Worker:
         misses=0,
         rests_until_s=0.0,
         shard_version=event.shard_version,
+        max_rank=event.max_rank,
         n_accepted=worker.n_accepted + 1,
         last_accepted=event.unit_id,
     )
@@ -390,11 +465,14 @@ def _trained(state: Campaign, event: UpdateAccepted) -> Campaign:
         leaf_statistics=event.blob if "statistics" in event.parts else worker.leaf_statistics,
         histogram=event.blob if "histogram" in event.parts else worker.histogram,
     )
-    top = state.top_of(event.node)
-    node = state.nodes[top]
-    waiting = sorted((*node.contributions, event), key=lambda update: (update.worker, update.node))
-    nodes = {**state.nodes, top: replace(node, contributions=tuple(waiting))}
+    waiting = {top: _with_contribution(state.nodes[top], event) for top in state.parts_of(event)}
+    nodes = {**state.nodes, **waiting}
     return replace(_put(state, worker), nodes=nodes, router=_router_after(state.router, event, is_news))
+
+
+def _with_contribution(node: Node, event: UpdateAccepted) -> Node:
+    waiting = sorted((*node.contributions, event), key=lambda update: (update.worker, update.node))
+    return replace(node, contributions=tuple(waiting))
 
 
 def _router_after(router: Router, event: UpdateAccepted, is_news: bool) -> Router:
@@ -413,8 +491,9 @@ def _router_after(router: Router, event: UpdateAccepted, is_news: bool) -> Route
 
 def _topology_set(state: Campaign, event: TopologySet) -> Campaign:
     workers = {name: replace(worker, node=event.assignment.get(name)) for name, worker in state.workers.items()}
-    tops = sorted(set(event.assignment.values()), key=lambda path: (len(path), path))
-    nodes = {top: Node() for top in tops}
+    tops = set(event.assignment.values())
+    trunk = {above for top in tops for above in ancestors(top)} if state.settings.where == "path" else set()
+    nodes = {top: Node() for top in by_level(tops | trunk)}
     return replace(state, workers=workers, topology=Topology(event.leaves), topology_version=event.version, nodes=nodes)
 
 
@@ -425,12 +504,12 @@ def _averaged(state: Campaign, event: NodeAveraged) -> Campaign:
     late = {
         unit: lease
         for unit, lease in state.late.items()
-        if lease.kind != "train" or not is_under(lease.node, event.node)
+        if lease.kind != "train" or event.node not in state.parts_of(lease)
     }
     return replace(state, nodes=nodes, late=late)
 
 
-def _are_in_line(one: NodePath, other: NodePath) -> bool:
+def are_in_line(one: NodePath, other: NodePath) -> bool:
     """Whether one of the two lies on the way from the root to the other; a node is in line with itself."""
     return is_under(one, other) or is_under(other, one)
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tinylora.federation.campaign import Campaign, Worker
+from tinylora.federation.campaign import Campaign, Worker, are_in_line
 from tinylora.federation.deadlines import SHORTEST_DEADLINE_S
 from tinylora.federation.ports import WorkerInfo
 from tinylora.protocol.documents import UnitKind
-from tinylora.tree import NodePath, is_under
+from tinylora.tree import NodePath
 
 PATIENCE_S = 3600.0
 """A run in which nothing went forward for so long, and nobody is at work, ends with what it has."""
@@ -92,9 +92,9 @@ class Give:
 
 @dataclass(frozen=True)
 class Adopt:
-    """Lease an orphaned leaf to the worker among these whose text is nearest to it."""
+    """Lease an orphaned node to the worker among these whose text is nearest to it."""
 
-    leaf: NodePath
+    node: NodePath
     candidates: tuple[str, ...]
 
 
@@ -178,7 +178,7 @@ def _missing(state: Campaign) -> str:
         n_sketched = sum(bool(worker.sketch) for worker in state.workers.values())
         return f"{n_sketched} of {state.settings.min_workers} workers were sketched, so the tree was never set"
     steps = [
-        f"node {top or 'root'} has had {node.steps} of {state.settings.leaf_steps} steps"
+        f"node {top or 'root'} has had {node.steps} of {state.budget(top)} steps"
         for top, node in sorted(state.nodes.items())
         if not state.is_done(top)
     ]
@@ -216,13 +216,13 @@ def _averages(state: Campaign) -> list[Command]:
 
 
 def _is_round_over(state: Campaign, top: NodePath) -> bool:
-    """All leases on the node's version are settled, and each of its leaves was trained by at least one worker."""
-    is_open = bool(state.open_leases(top))
-    return not is_open and all(_is_trained(state, top, leaf) for leaf in state.leaves_below(top))
+    """All leases on the part's version are settled, and each of its adapters was trained by at least one worker."""
+    paths = state.adapters_of(top)
+    return not state.open_leases(paths) and all(_is_trained(state, top, path) for path in paths)
 
 
-def _is_trained(state: Campaign, top: NodePath, leaf: NodePath) -> bool:
-    return any(is_under(leaf, update.node) for update in state.nodes[top].contributions)
+def _is_trained(state: Campaign, top: NodePath, path: NodePath) -> bool:
+    return any(path in state.trained_by(update) for update in state.nodes[top].contributions)
 
 
 def _gates(state: Campaign) -> list[Command]:
@@ -244,9 +244,8 @@ def _gates(state: Campaign) -> list[Command]:
 def _assignments(state: Campaign, now: float) -> list[Command]:
     """A leaf for the first worker without one: an orphan if there is any, else any that is not done."""
     homeless = [name for name, worker in sorted(state.workers.items()) if _is_homeless(worker, now)]
-    unfinished = tuple(
-        leaf for top in sorted(state.nodes) if not state.is_done(top) for leaf in state.leaves_below(top)
-    )
+    held = [top for top in sorted(state.nodes) if not state.is_trunk(top) and not state.is_done(top)]
+    unfinished = tuple(leaf for top in held for leaf in state.leaves_below(top))
     if not homeless or not unfinished:
         return []
     orphans = tuple(leaf for leaf in unfinished if not _has_holder(state, leaf, now))
@@ -257,13 +256,14 @@ def _is_homeless(worker: Worker, now: float) -> bool:
     return worker.node is None and bool(worker.sketch) and worker.is_fit(now)
 
 
-def _has_holder(state: Campaign, leaf: NodePath, now: float) -> bool:
-    """Whether somebody who can be counted on holds this leaf, though perhaps busy elsewhere for a while."""
-    return any(_holds(worker, leaf) and worker.is_fit(now) for worker in state.workers.values())
+def _has_holder(state: Campaign, node: NodePath, now: float) -> bool:
+    """Whether somebody who can be counted on trains this node, though perhaps busy elsewhere for a while."""
+    return any(_holds(worker, node) and worker.is_fit(now) for worker in state.workers.values())
 
 
-def _holds(worker: Worker, leaf: NodePath) -> bool:
-    return worker.node is not None and is_under(leaf, worker.node)
+def _holds(worker: Worker, node: NodePath) -> bool:
+    """A leaf is held with the subtree that it is in; a node of the trunk by all who hold something below it."""
+    return worker.node is not None and are_in_line(worker.node, node)
 
 
 def _work(state: Campaign, now: float) -> list[Command]:
@@ -279,16 +279,14 @@ def _work(state: Campaign, now: float) -> list[Command]:
 
 
 def _has_own_work(state: Campaign, worker: Worker, node: NodePath) -> bool:
-    """Its node is not done, and it did not contribute to the present round yet."""
-    top = state.top_of(node)
-    mine = (update for update in state.nodes[top].contributions if update.worker == worker.worker)
-    return not state.is_done(top) and not any(
-        is_under(node, update.node) or is_under(update.node, node) for update in mine
-    )
+    """There is something left to train, and it did not contribute to the present round of any of it yet."""
+    parts = state.stage(node)
+    mine = (update for top in parts for update in state.nodes[top].contributions if update.worker == worker.worker)
+    return bool(parts) and not any(are_in_line(node, update.node) for update in mine)
 
 
 def _adoption(state: Campaign, now: float) -> list[Command]:
-    """The first orphaned leaf goes to somebody idle."""
+    """The first orphaned node goes to somebody idle."""
     idle = tuple(
         name for name, worker in sorted(state.workers.items()) if worker.is_free(now) and not worker.needs_sketch
     )
@@ -299,11 +297,11 @@ def _adoption(state: Campaign, now: float) -> list[Command]:
 
 
 def _orphans(state: Campaign, now: float) -> list[NodePath]:
-    """Leaves that wait for their next steps, and nobody who can be counted on holds them or is at work on them."""
+    """Nodes that wait for their next steps, and nobody who can be counted on holds them or is at work on them."""
     return [
-        leaf
+        path
         for top in sorted(state.nodes)
-        if not state.is_done(top)
-        for leaf in state.leaves_below(top)
-        if not _is_trained(state, top, leaf) and not state.open_leases(leaf) and not _has_holder(state, leaf, now)
+        if state.is_due(top)
+        for path in state.adapters_of(top)
+        if not _is_trained(state, top, path) and not state.open_leases([path]) and not _has_holder(state, path, now)
     ]

@@ -69,8 +69,14 @@ class UnitLeased(_Event):
     node_version: Count
     first_step: Count = 0
     n_steps: Count = 0
+    nodes: tuple[PathText, ...] = ()
+    """Nodes whose adapters are trained, upper ones first; none named means the leaves below `node`."""
+    frozen: tuple[PathText, ...] = ()
+    """Nodes above them whose adapters are applied as they are."""
     factors: tuple[Factor, ...] = ()
     """Factors of the adapters that are trained; none named means all."""
+    prefix_rank: Count = 0
+    """How many rows of every adapter are trained: what the worker's memory allows; 0 means all."""
     is_adopted: bool = False
     at_s: Finite
     deadline_s: Finite
@@ -103,6 +109,10 @@ class UpdateAccepted(_Event):
     n_steps: Count
     seconds: Finite
     base_loads: Count
+    nodes: tuple[PathText, ...] = ()
+    """Nodes whose adapters it brings; none named means the leaves below `node`."""
+    max_rank: Count = 0
+    """Highest rank that the worker can train; 0 where it named none."""
     heldout_nll_before: Finite | None = None
     heldout_nll_after: Finite | None = None
     losses: tuple[Finite, ...] = ()
@@ -162,7 +172,7 @@ class NodeAveraged(_Event):
     version: Count
     contributors: tuple[Name, ...]
     blob: Sha256
-    """Adapters of all leaves below `node`."""
+    """Adapters of all leaves below `node`; of `node` alone where it is inside a path."""
     n_steps: Count
     """Steps that the node has had in all: those of a round count once, however many replicas trained it."""
     mismatch: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None

@@ -5,6 +5,7 @@ of these events. So the process may die anywhere: `run_campaign` on the same led
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tinylora.config import BaseFacts, RunSettings, settings_hash
 from tinylora.errors import ProtocolError, SettingError
@@ -49,12 +50,14 @@ from tinylora.federation.events import (
 )
 from tinylora.federation.ports import Clock, Ledger, Numerics, Reply, Round, Transport, WorkerInfo
 from tinylora.federation.routers import Blobs, leaf_statistics, next_gates
-from tinylora.federation.units import contents, factors_of, make_unit, simple_nonce, unit_id
+from tinylora.federation.units import contents, factors_of, make_unit, prefix_rank_of, simple_nonce, task, unit_id
 from tinylora.protocol.documents import Update
-from tinylora.tree import NodePath, Topology, is_under
+from tinylora.tree import NodePath, Topology
 
 POLL_S = 0.25
 MAX_REASON = 500
+
+_NO_TRAINING = {"topology_version": 0, "router_version": 0, "node_version": 0, "n_steps": 0}
 
 NonceSource = Callable[[str, int, str], str]
 """(run, seed, unit id) to the lease's nonce; a real coordinator gives one that cannot be guessed."""
@@ -208,6 +211,8 @@ class Rounds:
                 shard_tokens=update.shard_tokens,
                 tokens=update.tokens,
                 n_steps=lease.n_steps,
+                nodes=lease.nodes,
+                max_rank=update.max_rank,
                 seconds=update.seconds,
                 base_loads=update.base_loads,
                 heldout_nll_before=update.heldout_nll_before,
@@ -230,6 +235,7 @@ class Rounds:
         acceptance.check_signature(update, state.workers[lease.worker].public_key)
         acceptance.check_hash(update, reply.payload)
         acceptance.check_shard(state, update)
+        acceptance.check_rank(state, update)
         try:
             got = self._numerics.read_manifest(reply.payload)
             parts = acceptance.check_manifest(state, lease, update.manifest, got)
@@ -241,8 +247,9 @@ class Rounds:
 
     def _start_of(self, lease: Lease) -> bytes | None:
         """Adapters that a unit began with."""
-        blob = self.state.nodes[self.state.top_of(lease.node)].blob if lease.kind == "train" else ""
-        return self._ledger.get_blob(blob) if blob else None
+        parts = self.state.parts_of(lease) if lease.kind == "train" else ()
+        found = [self._ledger.get_blob(blob) for blob in (self.state.nodes[top].blob for top in parts) if blob]
+        return self._numerics.select(found, ("node.",)) if len(found) > 1 else next(iter(found), None)
 
     def _reject(self, reply: Reply, refusal: Refusal) -> None:
         self._emit(
@@ -302,20 +309,24 @@ class Rounds:
         self._emit(WorkerAssigned(worker=command.worker, node=leaf))
 
     def _average(self, top: NodePath) -> None:
-        node = self.state.nodes[top]
+        state, node = self.state, self.state.nodes[top]
         payloads = {update.blob: self._ledger.get_blob(update.blob) for update in node.contributions}
-        by_leaf = {
-            leaf: {update.worker: payloads[update.blob] for update in node.contributions if is_under(leaf, update.node)}
-            for leaf in self.state.leaves_below(top)
+        by_adapter = {
+            path: {
+                update.worker: payloads[update.blob]
+                for update in node.contributions
+                if path in state.trained_by(update)
+            }
+            for path in state.adapters_of(top)
         }
-        averaged = self._numerics.average(by_leaf, self._round_of(top))
+        averaged = self._numerics.average(by_adapter, self._round_of(top))
         self._emit(
             NodeAveraged(
                 node=top,
                 version=node.version + 1,
                 contributors=tuple(sorted({update.worker for update in node.contributions})),
                 blob=self._ledger.put_blob(averaged.payload),
-                n_steps=node.steps + node.contributions[0].n_steps,
+                n_steps=node.steps + max(update.n_steps for update in node.contributions),
                 mismatch=averaged.mismatch,
                 momentum=self._ledger.put_blob(averaged.momentum) if averaged.momentum else "",
             )
@@ -328,7 +339,7 @@ class Rounds:
         if node.blob:
             start = self._ledger.get_blob(node.blob)
         else:
-            start = self._numerics.initial(state.base, settings.spec, settings.seed, state.leaves_below(top))
+            start = self._numerics.initial(state.base, settings.spec, settings.seed, state.adapters_of(top))
         momentum = self._ledger.get_blob(node.momentum) if node.momentum else b""
         return Round(start, settings.replicas, settings.outer_lr, settings.outer_momentum, momentum)
 
@@ -348,41 +359,57 @@ class Rounds:
 
     def _adopt(self, command: Adopt, now: float) -> None:
         sketches = {name: self._blobs.statistics(self.state.workers[name].sketch)[""] for name in command.candidates}
-        worker = nearest_worker(sketches, leaf_statistics(self.state, self._blobs)[command.leaf])
-        self._give(Give(worker, "train", command.leaf, is_adopted=True), now)
+        known = leaf_statistics(self.state, self._blobs)
+        below = {
+            f"{leaf}/{who}": sums for leaf in self.state.leaves_below(command.node) for who, sums in known[leaf].items()
+        }
+        self._give(Give(nearest_worker(sketches, below), "train", command.node, is_adopted=True), now)
 
     def _give(self, command: Give, now: float) -> None:
         """Write the lease down, then send the unit: a unit that was never sent simply expires."""
         state = self.state
-        what = contents(state, command.kind, command.node)
-        payload = self._numerics.select([self._ledger.get_blob(blob) for blob in what.blobs], what.prefixes)
         lease = self._lease(command, now)
+        what = contents(state, lease)
+        blobs = [self._ledger.get_blob(blob) for blob in what.blobs]
+        payload = self._numerics.select(blobs, what.prefixes, lease.prefix_rank)
         unit = make_unit(state, lease, payload, self._numerics.read_manifest(payload))
         n_bytes = len(payload) + len(unit.to_json())
         self._emit(lease.model_copy(update={"bytes_sent": n_bytes}))
         self._transport.send(command.worker, unit, payload)
 
     def _lease(self, command: Give, now: float) -> Lease:
-        state = self.state
-        name = unit_id(state.n_units)
-        node = state.nodes[state.top_of(command.node)] if command.kind == "train" else None
-        n_steps = min(state.settings.unit_steps, state.settings.leaf_steps - node.steps) if node else 0
+        name = unit_id(self.state.n_units)
+        fields: dict[str, Any] = self._training(command) if command.kind == "train" else _NO_TRAINING
+        worker = self.state.workers[command.worker]
         return UnitLeased(
             unit_id=name,
             worker=command.worker,
             kind=command.kind,
             node=command.node,
-            nonce=self._nonce_source(state.run, state.settings.seed, name),
-            topology_version=state.topology_version if node else 0,
-            router_version=state.router.version if node else 0,
-            node_version=node.version if node else 0,
-            first_step=node.steps if node else 0,
-            n_steps=n_steps,
-            factors=factors_of(state, state.top_of(command.node)) if node else (),
+            nonce=self._nonce_source(self.state.run, self.state.settings.seed, name),
             is_adopted=command.is_adopted,
             at_s=now,
-            deadline_s=now + deadline_s(state, state.workers[command.worker], command.kind, n_steps),
+            deadline_s=now + deadline_s(self.state, worker, command.kind, fields["n_steps"]),
+            **fields,
         )
+
+    def _training(self, command: Give) -> dict[str, Any]:
+        """What the lease of a train unit says of the work."""
+        state = self.state
+        work = task(state, command.node, is_adopted=command.is_adopted)
+        node = state.nodes[work.parts[-1]]
+        left = min(state.budget(top) - state.nodes[top].steps for top in work.parts)
+        return {
+            "topology_version": state.topology_version,
+            "router_version": state.router.version,
+            "node_version": node.version,
+            "first_step": node.steps,
+            "n_steps": min(state.settings.unit_steps, left),
+            "nodes": work.nodes,
+            "frozen": work.frozen,
+            "factors": factors_of(state, work.parts[-1]),
+            "prefix_rank": prefix_rank_of(state, command.worker),
+        }
 
 
 def _joined(info: WorkerInfo, now: float) -> WorkerJoined:

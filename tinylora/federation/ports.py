@@ -167,8 +167,11 @@ class Numerics(Protocol):
         """Byte-stable payload of these arrays."""
         ...
 
-    def select(self, payloads: Sequence[bytes], prefixes: Sequence[str]) -> bytes:
-        """One payload with the tensors of several whose names begin with one of `prefixes`."""
+    def select(self, payloads: Sequence[bytes], prefixes: Sequence[str], prefix_rank: int = 0) -> bytes:
+        """One payload with the tensors of several whose names begin with one of `prefixes`.
+
+        With a `prefix_rank`, of adapters the first so many rows.
+        """
         ...
 
     def initial(self, base: BaseFacts, spec: AdapterSpec, seed: int, paths: Sequence[NodePath]) -> bytes:

@@ -83,6 +83,9 @@ def _units(events: Sequence[Event]) -> list[dict[str, Any]]:
                 **{field: getattr(event, field) for field in _FROM_UPDATE},
                 "name": names.get(event.worker, ""),
                 "leaves": list(leaves),
+                "nodes": list(event.nodes or leaves),
+                "factors": list(lease.factors),
+                "prefix_rank": lease.prefix_rank,
                 "losses": list(event.losses),
                 "first_step": lease.first_step,
                 "is_adopted": lease.is_adopted,
@@ -163,15 +166,16 @@ def _topology(events: Sequence[Event]) -> dict[str, Any]:
     if last is None:
         return {"version": 0, "leaves": [], "assignment": {}, "later": {}, "nodes": {}}
     latest = {event.node: event for event in events if isinstance(event, NodeAveraged)}
+    held = set(last.assignment.values())
     nodes = {
         node: {
             "version": latest[node].version if node in latest else 0,
             "n_steps": latest[node].n_steps if node in latest else 0,
-            "leaves": [leaf for leaf in last.leaves if is_under(leaf, node)],
+            "leaves": [leaf for leaf in last.leaves if is_under(leaf, node)] if node in held else [],
             "contributors": sorted(_contributors(events, node)),
             "mismatch": latest[node].mismatch if node in latest else None,
         }
-        for node in sorted(set(last.assignment.values()))
+        for node in sorted(held | latest.keys())
     }
     later = {event.worker: event.node for event in events if isinstance(event, WorkerAssigned)}
     return {

@@ -3,9 +3,10 @@
 import hashlib
 from dataclasses import dataclass
 
+from tinylora.adapters.prefixes import highest_rank
 from tinylora.federation.campaign import Campaign, Lease
-from tinylora.protocol.documents import Factor, Manifest, UnitKind, WorkUnit, sha256
-from tinylora.tree import NodePath
+from tinylora.protocol.documents import Factor, Manifest, WorkUnit, sha256
+from tinylora.tree import NodePath, by_level, is_under
 
 
 @dataclass(frozen=True)
@@ -16,17 +17,43 @@ class Contents:
     prefixes: tuple[str, ...] = ()
 
 
-def contents(state: Campaign, kind: UnitKind, node: NodePath) -> Contents:
-    """The current adapters of the leaves below `node` and the gates on the way to them; nothing for a sketch.
+def contents(state: Campaign, lease: Lease) -> Contents:
+    """The current adapters that a unit trains or applies, and the gates on the way to them; nothing for a sketch.
 
-    Its size grows with the subtree, never with the tree.
+    Its size grows with the subtree and the depth, never with the tree.
     """
-    if kind != "train":
+    if lease.kind != "train":
         return Contents()
-    blobs = (state.nodes[state.top_of(node)].blob, state.router.blob)
-    adapters = [f"node.{leaf}." for leaf in state.leaves_below(node)]
-    gates = [f"{name}.{inner}." for inner in state.gates_of(node) for name in ("router", "weights_router")]
+    nodes = (*lease.frozen, *state.trained_by(lease))
+    parts = by_level({state.top_of(node) for node in nodes})
+    blobs = (*(state.nodes[top].blob for top in parts), state.router.blob)
+    adapters = [f"node.{node}." for node in nodes]
+    gates = [f"{name}.{inner}." for inner in state.gates_of(lease.node) for name in ("router", "weights_router")]
     return Contents(tuple(blob for blob in blobs if blob), (*adapters, *gates))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a unit trains."""
+
+    nodes: tuple[NodePath, ...] = ()
+    """Nodes whose adapters are trained, upper ones first."""
+    frozen: tuple[NodePath, ...] = ()
+    """Nodes above them whose adapters are applied as they are."""
+    parts: tuple[NodePath, ...] = ()
+    """What moves on by it, upper ones first; the schedule is that of the last one."""
+
+
+def task(state: Campaign, node: NodePath, *, is_adopted: bool) -> Task:
+    """What a holder of `node` trains next; of an adopted node its own adapter, or those of all leaves below it.
+
+    A node of the trunk that has no version yet is not among the frozen ones: it adds nothing.
+    """
+    parts = (state.top_of(node),) if is_adopted else state.stage(node)
+    trained = [path for top in parts for path in ((top,) if state.is_trunk(top) else state.leaves_below(node))]
+    above = [top for top in state.way_to(node) if state.is_trunk(top) and any(is_under(path, top) for path in trained)]
+    frozen = tuple(top for top in above if top not in trained and state.nodes[top].version)
+    return Task(tuple(trained), frozen, parts)
 
 
 def factors_of(state: Campaign, top: NodePath) -> tuple[Factor, ...]:
@@ -44,6 +71,12 @@ def factors_of(state: Campaign, top: NodePath) -> tuple[Factor, ...]:
         return node.factors
     is_alternating = state.settings.replicas == "alternate" and state.replicas(top) > 1
     return (("lora_A",) if node.version % 2 else ("lora_B",)) if is_alternating else ()
+
+
+def prefix_rank_of(state: Campaign, worker: str) -> int:
+    """How many rows of every adapter a worker can train; 0 for all of them."""
+    spec, most = state.settings.spec, state.workers[worker].max_rank
+    return most if spec.kind == "nested" and 0 < most < highest_rank(spec, state.base) else 0
 
 
 def unit_id(number: int) -> str:
@@ -90,6 +123,10 @@ def _with_training(state: Campaign, lease: Lease, document: WorkUnit) -> WorkUni
     return document.model_copy(
         update={
             "leaves": state.leaves_below(lease.node),
+            "nodes": lease.nodes,
+            "node_versions": tuple(state.nodes[state.top_of(node)].version for node in lease.nodes),
+            "frozen": lease.frozen,
+            "prefix_rank": lease.prefix_rank,
             "topology_leaves": state.leaves,
             "topology_version": lease.topology_version,
             "router_version": lease.router_version,
@@ -99,10 +136,10 @@ def _with_training(state: Campaign, lease: Lease, document: WorkUnit) -> WorkUni
             "ranks": settings.ranks,
             "scale": settings.scale,
             "factors": lease.factors,
-            "has_new_axes": state.nodes[state.top_of(lease.node)].has_new_axes,
+            "has_new_axes": any(state.nodes[top].has_new_axes for top in state.parts_of(lease)),
             "first_step": lease.first_step,
             "n_steps": lease.n_steps,
-            "total_steps": settings.leaf_steps,
+            "total_steps": state.budget(state.parts_of(lease)[-1]),
             "batch_windows": settings.batch_windows,
             "learning_rate": settings.learning_rate,
             "warmup_steps": settings.warmup_steps,

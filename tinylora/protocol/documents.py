@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.errors import ProtocolError
+from tinylora.tree import by_level
 
 PROTOCOL_VERSION = 1
 MAX_DOCUMENT_BYTES = 1_000_000
@@ -95,6 +96,14 @@ class WorkUnit(_Document):
     ranks: dict[str, int] = {}
     """Rank by projection; the others have `rank`."""
     scale: Finite = 0.0
+    nodes: tuple[PathText, ...] = ()
+    """Nodes whose adapters are trained and come back, upper ones first; none named means `leaves`."""
+    node_versions: tuple[Count, ...] = ()
+    """Version of each of `nodes`; none named means that all have `node_version`."""
+    frozen: tuple[PathText, ...] = ()
+    """Nodes above them, whose adapters are in the payload and applied as they are."""
+    prefix_rank: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Train and send the first so many rows of every adapter alone; 0 means all."""
     factors: tuple[Factor, ...] = ()
     """Which factors of the adapters to train and to send, the others staying as they came; none named means all."""
     has_new_axes: bool = False
@@ -114,6 +123,23 @@ class WorkUnit(_Document):
     seed: Count = 0
     manifest: Manifest = {}
     payload_sha256: Sha256
+
+    @property
+    def trained(self) -> dict[str, int]:
+        """Nodes whose adapters are trained, upper ones first, with the version that each begins from."""
+        nodes = self.nodes or self.leaves
+        versions = self.node_versions or (self.node_version,) * len(nodes)
+        return dict(zip(nodes, versions, strict=False))
+
+    @property
+    def applied(self) -> tuple[str, ...]:
+        """All nodes whose adapters are at work, trained or not, upper ones first."""
+        return by_level({*self.frozen, *self.trained})
+
+    @property
+    def is_subtree(self) -> bool:
+        """Whether the leaves of a subtree are trained, and with them the gates between them."""
+        return len(self.leaves) > 1 and set(self.leaves) <= self.trained.keys()
 
     @property
     def spec(self) -> AdapterSpec:
@@ -148,6 +174,8 @@ class Update(_Document):
     """Busy time of the worker, for credit and deadlines; never a weight."""
     base_loads: Count = 0
     """How often this worker process has loaded the base so far: one, for its whole life."""
+    max_rank: Count = 0
+    """Highest rank that this worker can train; 0: any."""
     heldout_nll_before: Finite | None = None
     heldout_nll_after: Finite | None = None
     losses: tuple[Finite, ...] = ()
