@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinylora.adapters.lora import AdapterLinear, LoraPair, SharedRouting
+from tinylora.adapters.rank_plan import RankPlan, apply_plan, check_plan
 from tinylora.adapters.shapes import adapter_shapes
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.base_model import LoadedBase
@@ -86,7 +87,9 @@ class TreeModel(nn.Module):
         self.base, self.nodes, self.spec, self.scale = base, nodes, spec, scale
         self.router, self.policy = router, policy
         self._fixed: Routing | None = None
-        self._shared = SharedRouting(Routing(None), impl)
+        self._rank: int | None = None
+        self._plan: RankPlan = {}
+        self._shared = SharedRouting(Routing(None), impl, is_lower_frozen=spec.is_lower_frozen)
         self._has_plain_head = base.is_head_plain
         self._accepts_positions = "position_ids" in inspect.signature(base.model.forward).parameters
         self.model: Any = base.model
@@ -195,7 +198,7 @@ class TreeModel(nn.Module):
 
     @torch.no_grad()
     def node_state(self, path: str) -> Tensors:
-        """A copy of a node's adapter: fp32, in main memory, stacked over layers.
+        """A copy of a node's adapter: fp32, in main memory, stacked over layers; zero beyond `limit_ranks`.
 
         Raises:
             SettingError: No adapter of this model belongs to `path`.
@@ -205,12 +208,42 @@ class TreeModel(nn.Module):
             layers = [adapter.pairs[index].factors() for adapter in adapters]
             for factor in layers[0]:
                 state[f"{projection}.{factor}"] = torch.stack([layer[factor] for layer in layers]).float().cpu()
-        return state
+        return apply_plan(state, self._plan)
 
     def _index(self, path: str) -> int:
         if path not in self.nodes:
             raise SettingError(f"node {path!r}: expected one of {self.nodes}")
         return self.nodes.index(path)
+
+    # --- ranks -------------------------------------------------------------------------------------------------------
+
+    def use_rank(self, rank: int | None) -> None:
+        """Use the first `rank` rows of every adapter alone, from the next pass on; None is all of them.
+
+        The scale stays: it belongs to the whole rank. An adapter of lower rank is used whole. Where the spec says that
+        lower rows are frozen, row number `rank` alone gets a gradient.
+
+        Raises:
+            SettingError: Out of range.
+        """
+        if rank is not None and not 1 <= rank <= self.spec.rank:
+            raise SettingError(f"rank {rank}: expected 1 to {self.spec.rank}, the rank of the adapters")
+        self._rank = rank
+
+    def limit_ranks(self, plan: RankPlan | None) -> None:
+        """Neither use nor train rows beyond a plan, layer by layer, from the next pass on; None lifts all limits.
+
+        What lies beyond is kept while the plan may change, as in a search; `node_state` gives zeros there.
+
+        Raises:
+            SettingError: The plan does not fit the base or the adapters, or they are tied.
+        """
+        check_plan(plan or {}, self.base.facts, self.spec)
+        self._plan = dict(plan or {})
+        for projection, adapters in self.adapters.items():
+            ranks = self._plan.get(projection, [None] * len(adapters))
+            for adapter, limit in zip(adapters, ranks, strict=True):
+                adapter.limit = limit
 
     # --- routing -----------------------------------------------------------------------------------------------------
 
@@ -231,9 +264,10 @@ class TreeModel(nn.Module):
     def _route(
         self, input_ids: Tensor, documents: Tensor | None, mask: Tensor | None, state: RouterState | None
     ) -> RouterState | None:
-        """Set the routing of the pass that begins; returns the router's state after it."""
+        """Set rank and routing of the pass that begins; returns the router's state after it."""
         if not self._is_attached:
             raise BaseModelError(f"{self.base.facts.base_id}: the adapters are detached; attach_adapters() comes first")
+        self._shared.rank = self._rank
         if self._fixed is not None or self.router is None:
             self._shared.routing = self._fixed or Routing(None)
             return state

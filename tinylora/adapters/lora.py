@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tinylora.adapters.nested import prefix
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.config import BaseFacts
 from tinylora.mixture import Impl, Routing, leaf_lora
@@ -69,6 +70,10 @@ class SharedRouting:
 
     routing: Routing
     impl: Impl = "auto"
+    rank: int | None = None
+    """Only the first so many rows of every adapter are used; None is all."""
+    is_lower_frozen: bool = False
+    """Whether only the last of those rows gets a gradient."""
 
 
 class AdapterLinear(nn.Module):
@@ -85,6 +90,8 @@ class AdapterLinear(nn.Module):
         self.in_features, self.out_features = pairs[0].lora_a.shape[-1], pairs[0].lora_b.shape[-2]
         self.scale = scale
         self.shared = shared
+        self.limit: int | None = None
+        """Rows beyond this are neither used nor trained in this layer; None is no limit."""
 
     @property
     def weight(self) -> Tensor:
@@ -98,6 +105,10 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         """What the linear makes of `x`, plus what the current routing's nodes add."""
-        shared = self.shared
-        lora_a, lora_b = zip(*[pair.product() for pair in self.pairs], strict=True)
+        shared, pairs = self.shared, [pair.product() for pair in self.pairs]
+        if self.limit is not None:
+            pairs = [prefix(*pair, self.limit) for pair in pairs]
+        if shared.rank is not None:
+            pairs = [prefix(*pair, shared.rank, is_lower_frozen=shared.is_lower_frozen) for pair in pairs]
+        lora_a, lora_b = zip(*pairs, strict=True)
         return leaf_lora(x, self.base(x), lora_a, lora_b, shared.routing, self.scale, shared.impl)

@@ -16,7 +16,7 @@ from tinylora.errors import SettingError
 
 Kind: TypeAlias = Literal["lora", "nested", "tied"]
 TIED = (("A",), ("A", "uv"), ("B",), ("uv",), ("A", "B"), ("A", "B", "uv"))
-"""What may be trained in a tied adapter: the six configurations of Tied-LoRA (arXiv:2311.09578, table 1)."""
+"""What may be trained in a tied adapter: the six configurations of Tied-LoRA (arXiv:2311.09578)."""
 TEXTS = ("lora", "nested", "nested:frozen", *(f"tied:{','.join(trained)}" for trained in TIED))
 
 
