@@ -6,6 +6,8 @@ import numpy as np
 import torch
 
 from tinylora.adapters.lora import init_adapter
+from tinylora.adapters.nested import cut
+from tinylora.adapters.prefixes import highest_rank, prefix_spec
 from tinylora.adapters.shapes import adapter_manifest, check_projections
 from tinylora.config import BaseFacts
 from tinylora.errors import BaseModelError, ProtocolError, SettingError
@@ -20,14 +22,14 @@ from tinylora.tensors import (
     manifest_of,
     strip_prefix,
 )
-from tinylora.tree import NodePath, Topology
+from tinylora.tree import NodePath, Topology, ancestors, is_under
 
 _FLOATS = ("F32", "BF16", "F16")
 
 
 @dataclass(frozen=True)
 class Received:
-    """A unit's payload, opened: adapters of its leaves, and gates of the inner nodes above and below its node."""
+    """A unit's payload, opened: its adapters, and gates of the inner nodes above and below its node."""
 
     adapters: dict[NodePath, Tensors]
     gates: Gates
@@ -41,8 +43,13 @@ class Received:
         return self.gates if self.gates.nodes else self.averaged
 
 
-def check_unit(unit: WorkUnit, facts: BaseFacts) -> None:
+def check_unit(unit: WorkUnit, facts: BaseFacts, *, max_rank: int = 0) -> None:
     """Check that this worker can do what the unit asks for.
+
+    Args:
+        unit: The unit.
+        facts: Of this worker's base.
+        max_rank: Highest rank that this worker can train; 0 is any.
 
     Raises:
         BaseModelError: The unit is for another base or tokenizer.
@@ -65,6 +72,8 @@ def check_unit(unit: WorkUnit, facts: BaseFacts) -> None:
         raise ProtocolError(f"{where}: {reason}; lower window_tokens in the run's settings")
     if unit.kind == "train":
         _check_training(unit, facts, where)
+        _check_nodes(unit, where)
+        _check_rank(unit, facts, max_rank, where)
 
 
 def _check_training(unit: WorkUnit, facts: BaseFacts, where: str) -> None:
@@ -86,8 +95,32 @@ def _check_training(unit: WorkUnit, facts: BaseFacts, where: str) -> None:
         raise ProtocolError(f"{where}: leaves: {reason}")
 
 
+def _check_nodes(unit: WorkUnit, where: str) -> None:
+    """The adapters of a unit lie on the way to its node and at its leaves, each once and with a version."""
+    known = {*unit.leaves, *ancestors(unit.node), unit.node}
+    named = (*unit.nodes, *unit.frozen)
+    strange = sorted(set(named) - known)
+    if strange:
+        raise ProtocolError(f"{where}: node {strange[0]!r} is neither on the way to {unit.node!r} nor a leaf below it")
+    if len(set(named)) < len(named) or (unit.node_versions and len(unit.node_versions) != len(unit.nodes)):
+        reason = f"trained {unit.nodes} of versions {unit.node_versions}, frozen {unit.frozen}"
+        raise ProtocolError(f"{where}: expected each node once and a version of each that is trained, got {reason}")
+    if not unit.is_subtree and not all(is_under(unit.node, node) for node in unit.applied):
+        reason = "expected all leaves of the subtree, or nodes of one path"
+        raise ProtocolError(f"{where}: {reason} to {unit.node!r}; got {unit.applied}")
+
+
+def _check_rank(unit: WorkUnit, facts: BaseFacts, max_rank: int, where: str) -> None:
+    if unit.prefix_rank and unit.spec.kind != "nested":
+        reason = f"a prefix of {unit.prefix_rank} rows of an adapter of kind {unit.spec}"
+        raise ProtocolError(f"{where}: {reason}; only prefixes of nested ones can be trained")
+    rank = highest_rank(prefix_spec(unit.spec, facts, unit.prefix_rank), facts)
+    if 0 < max_rank < rank:
+        raise ProtocolError(f"{where}: adapters of rank {rank}, this worker trains rank {max_rank} at most")
+
+
 def open_payload(unit: WorkUnit, payload: bytes, facts: BaseFacts) -> Received:
-    """Read a unit's payload; leaves without a version yet begin from the run's seed, alike on every machine.
+    """Read a unit's payload; nodes without a version yet begin from the run's seed, alike on every machine.
 
     Raises:
         ProtocolError: The payload is not the one the unit speaks of, cannot be read, or holds NaN or infinity.
@@ -101,7 +134,7 @@ def open_payload(unit: WorkUnit, payload: bytes, facts: BaseFacts) -> Received:
     check_manifest(tensors, unit.manifest, where=where)
     check_finite(tensors, where=where)
     return Received(
-        adapters={leaf: _adapter(unit, leaf, tensors, facts) for leaf in unit.leaves},
+        adapters={node: _adapter(unit, node, tensors, facts) for node in unit.applied},
         gates=Gates.from_arrays(_gates(tensors, "router."), "router.", dim=facts.feature_dim),
         averaged=Gates.from_arrays(
             _gates(tensors, "weights_router."), "weights_router.", dim=facts.feature_dim, with_tau=False
@@ -113,13 +146,14 @@ def _gates(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _adapter(unit: WorkUnit, leaf: NodePath, tensors: Tensors, facts: BaseFacts) -> Tensors:
-    prefix = f"node.{leaf}."
-    if unit.node_version == 0:
-        return init_adapter(facts, unit.spec, seed=unit.seed, path=leaf)
+def _adapter(unit: WorkUnit, node: NodePath, tensors: Tensors, facts: BaseFacts) -> Tensors:
+    prefix, spec = f"node.{node}.", prefix_spec(unit.spec, facts, unit.prefix_rank)
+    if unit.trained.get(node) == 0:
+        drawn = init_adapter(facts, unit.spec, seed=unit.seed, path=node)
+        return cut(drawn, unit.spec, spec.ranks) if unit.prefix_rank else drawn
     state = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     got = manifest_of(state)
-    expected = adapter_manifest(facts, unit.spec, path=leaf, dtype=_float_of(got))
+    expected = adapter_manifest(facts, spec, path=node, dtype=_float_of(got))
     compare_manifests(got, expected, where=f"unit {unit.unit_id}")
     return {name: tensor.to(torch.float32) for name, tensor in strip_prefix(state, prefix).items()}
 

@@ -2,9 +2,12 @@
 
 The base is loaded once and stays; adapters are put in front of its linears for a unit and taken away after it, so that
 several runners of one process (a simulation) can share a base. A unit's result depends on the unit, its payload, the
-shard, the worker's name, and on AdamW's moments if this runner trained the same node up to the unit's first step. The
-moments before and after a node's last unit are kept: a unit that has to be repeated gives the same bytes again. A
-restarted worker begins with fresh moments, as does whoever takes over a node.
+shard, the worker's name, and on AdamW's moments if this runner trained the same adapters before. The moments before and
+after a node's last unit are kept: a unit that has to be repeated gives the same bytes again. A restarted worker begins
+with fresh moments, as does whoever takes over a node.
+
+A unit trains the adapters of `unit.trained` and applies those of `unit.frozen`: a leaf; the leaves of a subtree through
+their soft mixture; a node of the trunk, or a leaf beside its frozen ancestors; or all nodes of a path.
 """
 
 import hashlib
@@ -17,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinylora.adapters.nested import nested_loss
+from tinylora.adapters.prefixes import prefix_spec
 from tinylora.base_model import LoadedBase, loads
 from tinylora.errors import ProtocolError
 from tinylora.model import TreeModel
-from tinylora.protocol.documents import Update, WorkUnit, sha256
+from tinylora.protocol.documents import Update, WorkUnit, only_factors, sha256
 from tinylora.protocol.envelope import sign as sign_update
 from tinylora.routing.gates import Gate, Gates, local_gate_steps, solve_gates
 from tinylora.routing.policy import Router
@@ -38,7 +43,9 @@ HARDENING = 0.1
 N_HELDOUT_WINDOWS = 8
 N_LOSSES = 10
 """Points of the loss curve that an update carries."""
-MAX_REMEMBERED_NODES = 4
+MAX_REMEMBERED = 4
+CERTAIN = 1e4
+"""Score of a gate that leaves nothing to chance."""
 LOCAL_GATE_STEPS = 10
 """Between two averages: with one label at hand, more steps pull a gate away from those who are absent."""
 
@@ -79,6 +86,7 @@ class UnitRunner:
         clock: Seconds, for the busy time that an update reports.
         on_step: Called after every optimiser step.
         threads: CPU threads of torch in this process; None leaves them as they are.
+        max_rank: Highest rank that this machine can train; 0 is any. Of nested adapters it gets a prefix then.
     """
 
     def __init__(
@@ -91,11 +99,12 @@ class UnitRunner:
         clock: Callable[[], float] = time.monotonic,
         on_step: OnStep | None = None,
         threads: int | None = None,
+        max_rank: int = 0,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.base, self.shard, self.worker = base, shard, worker
-        self._sign, self._clock, self._on_step = sign, clock, on_step
+        self._sign, self._clock, self._on_step, self._max_rank = sign, clock, on_step, max_rank
         self._feature = base.routing_feature
         self._device = self._feature.table.device
         self._memory = Memory()
@@ -109,7 +118,7 @@ class UnitRunner:
             DataError: The shard is too small for the unit.
         """
         started = self._clock()
-        check_unit(unit, self.base.facts)
+        check_unit(unit, self.base.facts, max_rank=self._max_rank)
         received = open_payload(unit, payload, self.base.facts)
         if unit.kind == "sketch":
             work = self._sketch(unit)
@@ -138,6 +147,7 @@ class UnitRunner:
             n_steps=n_steps,
             seconds=max(0.0, seconds),
             base_loads=loads(),
+            max_rank=self._max_rank,
             heldout_nll_before=work.nll_before,
             heldout_nll_after=work.nll_after,
             losses=work.losses,
@@ -177,40 +187,41 @@ class UnitRunner:
         return replace(self.shard, train=chosen)
 
     def _train_on(self, unit: WorkUnit, received: Received, shard: Shard) -> tuple[Work, Dealt, Gates]:
-        """Train the unit's leaf, or its leaves and the gates between them; also whose text is whose afterwards."""
+        """Train what the unit says, the gates between its leaves included; also whose text is whose afterwards."""
         check_size(shard, window_tokens=unit.window_tokens)
-        if len(unit.leaves) == 1:
-            with self._tree(unit, received, None) as model:
-                work = self._fit(unit, model, shard, model.adapter_parameters(), leaf_loss(model))
-            return work, Dealt(list(shard.train), [unit.node] * len(shard.train)), Gates({}, self._feature.dim)
-        return self._train_subtree(unit, received, shard)
+        if unit.is_subtree:
+            return self._train_subtree(unit, received, shard)
+        with self._tree(unit, received, None) as model:
+            work = self._fit(unit, model, shard)
+        return work, Dealt(list(shard.train), [unit.node] * len(shard.train)), Gates({}, self._feature.dim)
 
     @contextmanager
     def _tree(self, unit: WorkUnit, received: Received, router: Router | None) -> Iterator[TreeModel]:
-        """The base with the unit's leaves on it, named from the unit's node on; bare again afterwards."""
-        nodes = tuple(_inside(leaf, unit.node) for leaf in unit.leaves)
-        model = TreeModel(self.base, nodes=nodes, spec=unit.spec, scale=unit.scale, router=router)
+        """The base with the unit's adapters on it; bare again afterwards."""
+        spec = prefix_spec(unit.spec, self.base.facts, unit.prefix_rank)
+        model = TreeModel(self.base, nodes=unit.applied, spec=spec, scale=unit.scale, router=router)
         try:
-            for leaf, state in received.adapters.items():
-                model.load_node(_inside(leaf, unit.node), state)
+            for node, state in received.adapters.items():
+                model.load_node(node, state)
             yield model
         finally:
             model.detach_adapters()
 
-    def _fit(
-        self, unit: WorkUnit, model: TreeModel, shard: Shard, parameters: Sequence[Tensor], loss_of: LossOf
-    ) -> Work:
-        """Take the unit's steps; held-out loss before and after, and the adapters of its leaves."""
+    def _fit(self, unit: WorkUnit, model: TreeModel, shard: Shard, router: Router | None = None) -> Work:
+        """Take the unit's steps; held-out loss before and after, and what was trained of its adapters."""
         heldout = heldout_rows(self.shard.heldout, unit.window_tokens)
         nll_before = self._heldout_nll(model, heldout)
         moments = self._memory.recall(unit)
+        parameters = model.adapter_parameters(tuple(unit.trained), unit.factors or None)
         optimiser = Optimiser(
-            parameters, Schedule(unit.learning_rate, unit.warmup_steps, unit.total_steps), moments=moments
+            [*parameters, *(router.parameters() if router else ())],
+            Schedule(unit.learning_rate, unit.warmup_steps, unit.total_steps),
+            moments=moments,
         )
         losses = take_steps(
             optimiser,
             self._batches(unit, shard),
-            loss_of,
+            loss_for(unit, model, router),
             node=unit.node,
             first_step=unit.first_step,
             n_steps=unit.n_steps,
@@ -218,8 +229,8 @@ class UnitRunner:
         )
         self._memory.keep(unit, moments, optimiser.moments())
         tensors: Tensors = {}
-        for leaf in unit.leaves:
-            tensors |= with_prefix(model.node_state(_inside(leaf, unit.node)), f"node.{leaf}.")
+        for node in unit.trained:
+            tensors |= with_prefix(only_factors(model.node_state(node), unit.factors), f"node.{node}.")
         return Work(tensors, thin(losses, N_LOSSES), nll_before, self._heldout_nll(model, heldout))
 
     def _batches(self, unit: WorkUnit, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
@@ -248,11 +259,10 @@ class UnitRunner:
         documents = split.pieces(shard.train, len(unit.leaves))
         features = self._features(documents)
         leaf_of, gates = self._begin(unit, received, inside, documents, features)
-        router = Router(self._feature, gates, inside, inside.leaves, trainable=True)
+        router = Router(self._feature, pointing_to(unit.node, gates), around(unit), nodes=unit.applied, trainable=True)
         with self._tree(unit, received, router) as model:
-            parameters = [*model.adapter_parameters(), *router.parameters()]
-            work = self._fit(unit, model, shard, parameters, hardening_loss(model, router, unit.n_steps))
-        trained = router.gates()
+            work = self._fit(unit, model, shard, router)
+        trained = _moved(router.gates(), "", above=unit.node)
         hardened = split.by_gates(features, trained, inside)
         if set(hardened) == set(inside.leaves):  # otherwise a leaf would be left without text, and later without sums
             leaf_of = hardened
@@ -286,12 +296,12 @@ class UnitRunner:
         """Router scores of held-out text; sums of each leaf of a subtree; gates, where the run averages weights."""
         heldout = self.shard.heldout
         leaf_of = [unit.node] * len(heldout)
-        if len(unit.leaves) > 1 and heldout:
+        if unit.is_subtree and heldout:
             inside = Topology(tuple(_inside(leaf, unit.node) for leaf in unit.leaves))
             below = split.by_gates(self._features(heldout), _moved(trained, "", above=unit.node), inside)
             leaf_of = [unit.node + leaf for leaf in below]
         tensors = sending.histogram_tensors(received.present, self._feature, heldout, leaf_of)
-        if len(unit.leaves) > 1:
+        if unit.is_subtree:
             sums = {leaf: self._sums(members) for leaf, members in dealt.by_leaf().items()}
             tensors |= sending.statistics_tensors(sums)
         if unit.router_sync != "statistics":
@@ -314,8 +324,15 @@ class UnitRunner:
 # --- losses ----------------------------------------------------------------------------------------------------------
 
 
-def leaf_loss(model: TreeModel) -> LossOf:
-    """Next-token loss through the one leaf of the model."""
+def loss_for(unit: WorkUnit, model: TreeModel, router: Router | None) -> LossOf:
+    """What the steps of a unit minimise: nats per token, through prefixes of nested adapters, and hardening gates."""
+    nested = model.spec.kind == "nested"
+    loss_of = nested_loss(model, model.spec, unit.seed, unit.first_step) if nested else plain_loss(model)
+    return loss_of if router is None else hardening(loss_of, router, unit.n_steps)
+
+
+def plain_loss(model: TreeModel) -> LossOf:
+    """Next-token loss through the model as it stands."""
 
     def loss_of(ids: Tensor, documents: Tensor, index: int) -> tuple[Tensor, Tensor]:
         nll = model.loss(ids, documents=documents)
@@ -324,19 +341,39 @@ def leaf_loss(model: TreeModel) -> LossOf:
     return loss_of
 
 
-def hardening_loss(model: TreeModel, router: Router, n_steps: int) -> LossOf:
-    """Next-token loss through the soft mixture, plus the gates' entropy with a weight that grows over the unit.
+def hardening(loss_of: LossOf, router: Router, n_steps: int) -> LossOf:
+    """A loss through the soft mixture, plus the gates' entropy with a weight that grows over the unit.
 
     Source:
         Belcak and Wattenhofer 2023, Fast Feedforward Networks, arXiv:2308.14711, section "Hardening".
     """
 
-    def loss_of(ids: Tensor, documents: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        nll = model.loss(ids, documents=documents)
+    def hardening_of(ids: Tensor, documents: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        loss, nll = loss_of(ids, documents, index)
         weight = HARDENING * (index + 1) / n_steps
-        return nll + weight * router.entropy(ids, documents=documents), nll.detach()
+        return loss + weight * router.entropy(ids, documents=documents), nll
 
-    return loss_of
+    return hardening_of
+
+
+# --- a subtree in its tree -------------------------------------------------------------------------------------------
+
+
+def around(unit: WorkUnit) -> Topology:
+    """The smallest tree with the unit's leaves at their places: they, and a sibling at every turn on the way."""
+    siblings = [unit.node[:level] + ("1" if turn == "0" else "0") for level, turn in enumerate(unit.node)]
+    return Topology((*unit.leaves, *siblings))
+
+
+def pointing_to(node: NodePath, gates: Gates) -> Gates:
+    """A subtree's gates, named from its top on, at their place in the tree, and gates above that all point to it.
+
+    With a score of 10,000 either way a sigmoid is exactly 0 or 1, and passes no gradient: whatever is above the subtree
+    takes every token.
+    """
+    zero = np.zeros(gates.dim)
+    above = {node[:level]: Gate(zero, CERTAIN if turn == "1" else -CERTAIN, 1.0) for level, turn in enumerate(node)}
+    return Gates(above | _moved(gates, node).nodes, gates.dim)
 
 
 def heldout_rows(documents: Sequence[Document], window_tokens: int) -> tuple[Tensor, Tensor] | None:
@@ -361,25 +398,29 @@ def order_seed(seed: int, worker: str) -> int:
 
 
 class Memory:
-    """AdamW's moments of the nodes that were trained last, before and after each one's last unit, by step."""
+    """AdamW's moments of the adapters that were trained last, before and after each one's last unit, by step."""
 
     def __init__(self) -> None:
         self._moments: dict[tuple[object, ...], dict[int, Moments | None]] = {}
 
     def recall(self, unit: WorkUnit) -> Moments | None:
-        """The moments that belong to the unit's first step; None where this process has not come that way."""
-        return self._moments.get(_key(unit), {}).get(unit.first_step)
+        """The latest moments from before the unit's first step; None where this process has not come that way.
+
+        They may be older than the step: others trained the node meanwhile, or its other factor had its turn.
+        """
+        kept = {} if unit.has_new_axes else self._moments.get(_key(unit), {})
+        return kept[max(steps)] if (steps := [step for step in kept if step <= unit.first_step]) else None
 
     def keep(self, unit: WorkUnit, before: Moments | None, after: Moments) -> None:
-        """Remember a unit's two ends, and forget the node that was not trained for the longest time."""
+        """Remember a unit's two ends, and forget what was not trained for the longest time."""
         self._moments.pop(_key(unit), None)
         self._moments[_key(unit)] = {unit.first_step: before, unit.first_step + unit.n_steps: after}
-        while len(self._moments) > MAX_REMEMBERED_NODES:
+        while len(self._moments) > MAX_REMEMBERED:
             del self._moments[next(iter(self._moments))]
 
 
 def _key(unit: WorkUnit) -> tuple[object, ...]:
-    return unit.run, unit.node, unit.leaves, unit.spec
+    return unit.run, unit.node, tuple(unit.trained), unit.factors, unit.spec, unit.prefix_rank
 
 
 def _inside(path: NodePath, top: NodePath) -> NodePath:
