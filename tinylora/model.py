@@ -19,10 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tinylora.adapters.lora import AdapterLinear, LoraPair, SharedRouting
+from tinylora.adapters.lora import AdapterLinear, SharedRouting, lora_pairs
 from tinylora.adapters.rank_plan import RankPlan, apply_plan, check_plan
-from tinylora.adapters.shapes import adapter_shapes
+from tinylora.adapters.shapes import adapter_shapes, shared_shapes
 from tinylora.adapters.spec import AdapterSpec
+from tinylora.adapters.tied import tied_pairs
 from tinylora.base_model import LoadedBase
 from tinylora.errors import BaseModelError, SettingError, ShapeMismatch
 from tinylora.mixture import Impl, Routing
@@ -59,9 +60,11 @@ class TreeModel(nn.Module):
         router: Gates over `nodes`, in the same order.
         policy: How the router's posterior becomes weights; may be set anew between calls.
         impl: How many adapters are added up; "reference" is for tests.
+        shared: The frozen factors of tied adapters, as of `adapters.tied.shared_factors`.
 
     Raises:
         SettingError: No router, and several nodes that do not lie on one path, or a router over other nodes.
+        ShapeMismatch: A frozen factor is missing, unexpected, or of another shape.
         BaseModelError: The base carries another model's adapters.
     """
 
@@ -75,6 +78,7 @@ class TreeModel(nn.Module):
         router: Router | None = None,
         policy: Policy = SOFT,
         impl: Impl = "auto",
+        shared: Tensors | None = None,
     ) -> None:
         super().__init__()
         if router is None and not _is_path(nodes):
@@ -93,30 +97,30 @@ class TreeModel(nn.Module):
         self._has_plain_head = base.is_head_plain
         self._accepts_positions = "position_ids" in inspect.signature(base.model.forward).parameters
         self.model: Any = base.model
-        self.adapters = self._make_adapters()
+        self.adapters = self._make_adapters(shared or {})
         self.route_to(None)
         self.attach_adapters()
 
     # --- adapters ----------------------------------------------------------------------------------------------------
 
-    def _make_adapters(self) -> dict[str, list[AdapterLinear]]:
+    def _make_adapters(self, shared: Tensors) -> dict[str, list[AdapterLinear]]:
         if not self.nodes:
             return {}
-        return {
-            projection: [self._make_adapter(projection, name) for name in names]
-            for projection, names in self.base.linears.items()
-        }
+        _check_shapes("frozen factors", shared, shared_shapes(self.base.facts, self.spec))
+        return {projection: self._make_layers(projection, shared) for projection in self.base.linears}
 
-    def _make_adapter(self, projection: str, module_name: str) -> AdapterLinear:
-        shape, rank = self.base.facts.projections[projection], self.spec.rank_of(projection)
-        pairs = [
-            LoraPair(
-                torch.zeros(rank, shape.in_features, device=self.model.device),
-                torch.zeros(shape.out_features, rank, device=self.model.device),
-            )
+    def _make_layers(self, projection: str, shared: Tensors) -> list[AdapterLinear]:
+        shape, device = self.base.facts.projections[projection], self.model.device
+        of_nodes = [
+            tied_pairs(self.spec, projection, shape, shared, device)
+            if self.spec.kind == "tied"
+            else lora_pairs(shape, self.spec.rank_of(projection), device)
             for _ in self.nodes
         ]
-        return AdapterLinear(self.model.get_submodule(module_name), pairs, scale=self.scale, shared=self._shared)
+        return [
+            AdapterLinear(self.model.get_submodule(name), pairs, scale=self.scale, shared=self._shared)
+            for name, pairs in zip(self.base.linears[projection], zip(*of_nodes, strict=True), strict=True)
+        ]
 
     def attach_adapters(self) -> None:
         """Put the adapters in front of the base's linears; done once at construction, and again after a detachment.
@@ -152,7 +156,7 @@ class TreeModel(nn.Module):
 
         Args:
             nodes: Paths of the nodes to train; None is all.
-            factors: Of "lora_A" and "lora_B" those to train; None is both.
+            factors: Names in states, such as "lora_A", of those to train; None is all.
 
         Raises:
             SettingError: No adapter of this model belongs to a node, or has such a factor.
@@ -165,14 +169,15 @@ class TreeModel(nn.Module):
         return [parameter for _, _, parameter in named if parameter.requires_grad]
 
     def _named_parameters(self) -> list[tuple[str, str, nn.Parameter]]:
-        """Every parameter of every adapter with its node and factor, such as ("01", "lora_A", ...)."""
-        return [
-            (node, factor, parameter)
+        """Every parameter of every adapter once, with its node and factor, such as ("01", "lora_A", ...)."""
+        found = {
+            id(parameter): (node, factor, parameter)
             for adapters in self.adapters.values()
             for adapter in adapters
             for node, pair in zip(self.nodes, adapter.pairs, strict=True)
             for factor, parameter in pair.factors().items()
-        ]
+        }
+        return list(found.values())
 
     def _check_chosen(self, nodes: Collection[str] | None, factors: Collection[str] | None, known: set[str]) -> None:
         for node in nodes or ():
@@ -183,31 +188,33 @@ class TreeModel(nn.Module):
 
     @torch.no_grad()
     def load_node(self, path: str, state: Tensors) -> None:
-        """Copy a node's adapter in; `state` is stacked over layers, in whatever float dtype.
+        """Copy a node's adapter in; `state` is as `adapter_shapes` says, in whatever float dtype.
 
         Raises:
             SettingError: No adapter of this model belongs to `path`.
             ShapeMismatch: A tensor is missing, unexpected, or of another shape.
         """
         index = self._index(path)
-        _check_shapes(path, state, adapter_shapes(self.base.facts, self.spec))
+        _check_shapes(f"node {path!r}", state, adapter_shapes(self.base.facts, self.spec))
         for projection, adapters in self.adapters.items():
             for layer, adapter in enumerate(adapters):
                 for factor, parameter in adapter.pairs[index].factors().items():
-                    parameter.copy_(state[f"{projection}.{factor}"][layer])
+                    tensor = state[f"{projection}.{factor}"]
+                    parameter.copy_(tensor[layer] if tensor.ndim > parameter.ndim else tensor)
 
     @torch.no_grad()
     def node_state(self, path: str) -> Tensors:
-        """A copy of a node's adapter: fp32, in main memory, stacked over layers; zero beyond `limit_ranks`.
+        """A copy of what is trained of a node: fp32, in main memory; zero beyond `limit_ranks`.
 
         Raises:
             SettingError: No adapter of this model belongs to `path`.
         """
         index, state = self._index(path), {}
-        for projection, adapters in self.adapters.items():
-            layers = [adapter.pairs[index].factors() for adapter in adapters]
-            for factor in layers[0]:
-                state[f"{projection}.{factor}"] = torch.stack([layer[factor] for layer in layers]).float().cpu()
+        for name, shape in adapter_shapes(self.base.facts, self.spec).items():
+            projection, _, factor = name.rpartition(".")
+            layers: list[Tensor] = [adapter.pairs[index].factors()[factor] for adapter in self.adapters[projection]]
+            is_stacked = len(shape) > layers[0].ndim
+            state[name] = (torch.stack(layers) if is_stacked else layers[0].clone()).float().cpu()
         return apply_plan(state, self._plan)
 
     def _index(self, path: str) -> int:
@@ -497,12 +504,12 @@ def _but_last(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor[:, :-1]
 
 
-def _check_shapes(path: str, state: Tensors, expected: dict[str, tuple[int, ...]]) -> None:
+def _check_shapes(what: str, state: Tensors, expected: dict[str, tuple[int, ...]]) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for name in sorted(shapes.keys() | expected.keys()):
         wanted, got = (str(known.get(name, "no such tensor")) for known in (expected, shapes))
         if wanted != got:
-            raise ShapeMismatch(f"node {path!r}, tensor {name}: expected {wanted}, got {got}")
+            raise ShapeMismatch(f"{what}, tensor {name}: expected {wanted}, got {got}")
 
 
 def _targets(labels: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,21 +1,24 @@
 """LoRA pairs: how a node's begin, and the module that adds those of many nodes to one frozen linear.
 
 The state of one node is a dict of tensors, stacked over the layers that have the projection:
-`<projection>.lora_A` (n_layers, rank, in) and `<projection>.lora_B` (n_layers, out, rank).
+`<projection>.lora_A` (n_layers, rank, in) and `<projection>.lora_B` (n_layers, out, rank). Tied ones have their own
+names and shapes.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tinylora.adapters.drawing import draw
 from tinylora.adapters.nested import prefix
+from tinylora.adapters.shapes import check_projections
 from tinylora.adapters.spec import AdapterSpec
-from tinylora.config import BaseFacts
+from tinylora.adapters.tied import TiedPair, init_tied
+from tinylora.config import BaseFacts, ProjectionShape
 from tinylora.mixture import Impl, Routing, leaf_lora
 from tinylora.tensors import Tensors
 
@@ -23,22 +26,22 @@ from tinylora.tensors import Tensors
 def init_adapter(facts: BaseFacts, spec: AdapterSpec, *, seed: int, path: str) -> Tensors:
     """The adapter that a new node begins with: A Gaussian with variance 1 / in, B zero, so that it changes nothing yet.
 
-    The numbers depend on `seed`, `path` and the projection's name, on nothing else: every machine begins alike. They
-    come from NumPy's counter-based Philox, because torch draws other last digits with other vector instructions.
+    The numbers depend on `seed`, `path` and the projection's name, on nothing else: every machine begins alike. Tied
+    adapters begin as the table in `adapters.tied` says.
+
+    Raises:
+        SettingError: The spec does not fit the base.
     """
+    check_projections(facts, spec)
+    if spec.kind == "tied":
+        return init_tied(facts, spec, seed=seed, path=path)
     state: Tensors = {}
     for projection, shape in facts.projections.items():
-        rank = spec.rank_of(projection)
-        size = (shape.n_layers, rank, shape.in_features)
-        normal = _generator(seed, path, projection).standard_normal(size) / np.sqrt(shape.in_features)
-        state[f"{projection}.lora_A"] = torch.from_numpy(normal.astype(np.float32))
+        rank, n_in = spec.rank_of(projection), shape.in_features
+        size = (shape.n_layers, rank, n_in)
+        state[f"{projection}.lora_A"] = draw(size, fan_in=n_in, seed=seed, path=path, label=projection)
         state[f"{projection}.lora_B"] = torch.zeros(shape.n_layers, shape.out_features, rank)
     return state
-
-
-def _generator(seed: int, path: str, projection: str) -> np.random.Generator:
-    digest = hashlib.sha256(f"{seed}/{path}/{projection}".encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
 class LoraPair(nn.Module):
@@ -59,6 +62,19 @@ class LoraPair(nn.Module):
     def factors(self) -> dict[str, nn.Parameter]:
         """What is trained, by its name in states."""
         return {"lora_A": self.lora_a, "lora_B": self.lora_b}
+
+
+def lora_pairs(shape: ProjectionShape, rank: int, device: torch.device) -> list[LoraPair]:
+    """One node's pairs on all layers of a projection, all zero."""
+    return [
+        LoraPair(
+            torch.zeros(rank, shape.in_features, device=device), torch.zeros(shape.out_features, rank, device=device)
+        )
+        for _ in range(shape.n_layers)
+    ]
+
+
+Pair: TypeAlias = LoraPair | TiedPair
 
 
 @dataclass
@@ -82,11 +98,11 @@ class AdapterLinear(nn.Module):
     The linear is opaque: it is called, and nothing of it is read. It may be an `nn.Linear`, a `Conv1D`, or quantised.
     """
 
-    def __init__(self, base: nn.Module, pairs: Sequence[LoraPair], *, scale: float, shared: SharedRouting) -> None:
+    def __init__(self, base: nn.Module, pairs: Sequence[Pair], *, scale: float, shared: SharedRouting) -> None:
         """Wrap `base`; there is one pair per node, and the routing is read from `shared` at every call."""
         super().__init__()
         self.base = base
-        self.pairs: Sequence[LoraPair] = nn.ModuleList(pairs)  # pyright: ignore[reportAttributeAccessIssue]
+        self.pairs: Sequence[Pair] = nn.ModuleList(pairs)  # pyright: ignore[reportAttributeAccessIssue]
         self.in_features, self.out_features = pairs[0].lora_a.shape[-1], pairs[0].lora_b.shape[-2]
         self.scale = scale
         self.shared = shared
