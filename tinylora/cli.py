@@ -71,6 +71,7 @@ def simulate(
     delay: Annotated[
         list[str] | None, typer.Option(metavar="W@U:S", help="Worker W answers unit U S seconds late.")
     ] = None,
+    drop: Annotated[float, typer.Option(metavar="SHARE", help="Share of updates that are lost by chance.")] = 0.0,
     threads: Threads = 2,
     quantise: Quantise = None,
     as_json: AsJson = False,
@@ -81,7 +82,7 @@ def simulate(
     report = run_simulated(
         n_workers=workers, depth=depth, out=out, seed=seed, base_where=base, data=data or [], rank=rank,
         leaf_steps=leaf_steps, router_sync=router_sync, text_column=text_column,
-        kill=kill or [], silent=silent or [], delay=delay or [], threads=threads, quantise=quantise,
+        kill=kill or [], silent=silent or [], delay=delay or [], drop=drop, threads=threads, quantise=quantise,
         is_quiet=as_json,
     )  # fmt: skip
     if as_json:

@@ -29,6 +29,8 @@ from tinylora.training import UnitRunner
 
 SECONDS_PER_STEP = 1.0
 SKETCH_S = 2.0
+PATIENCE_WITH_LOSSES_S = 1e9
+"""Where updates are lost by chance, a worker may be unlucky many times in a row, and virtual seconds cost nothing."""
 
 
 @runtime_checkable
@@ -55,6 +57,8 @@ class SimulatedWorker:
     """When it appears, in virtual seconds."""
     seconds_per_step: float = 0.0
     """Its speed; 0 draws one from the run's seed, between one half and twice the usual."""
+    max_rank: int = 0
+    """Highest rank that its machine can train; 0 is any. Used for `shard`: a runner knows its own."""
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------
@@ -72,16 +76,35 @@ class Fault:
 
 @dataclass(frozen=True)
 class FaultPlan:
-    """Faults by (worker's name or number from 0, number of the unit among those it was sent; its sketch is unit 0)."""
+    """Faults by (worker's name or number from 0, number of the unit among those it was sent; its sketch is unit 0).
+
+    Besides those that were planned one by one, each train update may be lost by chance: `drop` is the share of them.
+
+    Raises:
+        SettingError: `drop` is none of [0, 1).
+    """
 
     faults: Mapping[tuple[str, int], Fault] = field(default_factory=dict)
+    drop: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check that some updates come through."""
+        if not 0.0 <= self.drop < 1.0:
+            raise SettingError(f"--drop {self.drop}: expected a share of updates from 0 to less than 1")
 
     @classmethod
-    def parse(cls, *, kill: Sequence[str] = (), silent: Sequence[str] = (), delay: Sequence[str] = ()) -> "FaultPlan":
+    def parse(
+        cls,
+        *,
+        kill: Sequence[str] = (),
+        silent: Sequence[str] = (),
+        delay: Sequence[str] = (),
+        drop: float = 0.0,
+    ) -> "FaultPlan":
         """Read `W@U` for `kill` and `silent` (`kill` also `W@U:S`, back after S seconds), and `W@U:S` for `delay`.
 
         Raises:
-            SettingError: A text is not of this form, or two faults hit one unit.
+            SettingError: A text is not of this form, two faults hit one unit, or `drop` is no share.
         """
         faults: dict[tuple[str, int], Fault] = {}
         for kind, texts in (("kill", kill), ("silent", silent), ("delay", delay)):
@@ -90,11 +113,15 @@ class FaultPlan:
                 if place in faults:
                     raise SettingError(f"--{kind} {text}: unit {place[1]} of worker {place[0]} has a fault already")
                 faults[place] = fault
-        return cls(faults)
+        return cls(faults, drop)
 
     def of(self, worker: str, number: int, unit: int) -> Fault | None:
         """The fault of a worker's `unit`-th unit, if there is one."""
         return self.faults.get((worker, unit)) or self.faults.get((str(number), unit))
+
+    def loses(self, seed: int, worker: str, unit: int) -> bool:
+        """Whether the update of a worker's `unit`-th unit is lost by chance, the same way for the same seed."""
+        return _drawn(f"drop/{seed}/{worker}/{unit}") < self.drop
 
     def check(self, workers: Sequence[SimulatedWorker]) -> None:
         """Check that every fault is of a worker that takes part.
@@ -185,7 +212,7 @@ class SimulatedTransport:
     ) -> None:
         self._faults = faults or FaultPlan()
         self._faults.check(workers)
-        self._clock = clock
+        self._clock, self._seed = clock, seed
         self._seats = {
             worker.name: _Seat(number, worker, runner, worker.seconds_per_step or _drawn_speed(seed, worker.name))
             for number, (worker, runner) in enumerate(zip(workers, runners, strict=True))
@@ -203,7 +230,7 @@ class SimulatedTransport:
         seat, now = self._seats[worker], self._clock.now()
         if not seat.is_online(now):
             return
-        fault = self._faults.of(worker, seat.number, seat.n_units)
+        fault = self._fault_of(seat, unit)
         seat.n_units += 1
         seconds = _seconds_of(unit, seat.seconds_per_step)
         if fault and fault.kind == "kill":
@@ -212,6 +239,14 @@ class SimulatedTransport:
         elif fault is None or fault.kind == "delay":
             late_s = fault.seconds if fault else 0.0
             self._due.append((now + seconds + late_s, _work(seat, unit, payload, seconds)))
+
+    def _fault_of(self, seat: _Seat, unit: WorkUnit) -> Fault | None:
+        """What was planned for the unit, or else its loss by chance: the worker falls silent for its deadline."""
+        name = seat.worker.name
+        planned = self._faults.of(name, seat.number, seat.n_units)
+        if planned or unit.kind != "train" or not self._faults.loses(self._seed, name, seat.n_units):
+            return planned
+        return Fault("silent")
 
     def poll(self) -> Sequence[Reply]:
         """Replies that are due, by time and worker."""
@@ -243,8 +278,12 @@ def _seconds_of(unit: WorkUnit, seconds_per_step: float) -> float:
 
 def _drawn_speed(seed: int, worker: str) -> float:
     """Seconds per step between one half and twice the usual, evenly on the scale of ratios."""
-    digest = hashlib.sha256(f"speed/{seed}/{worker}".encode()).digest()
-    return SECONDS_PER_STEP * 4.0 ** (int.from_bytes(digest[:8], "big") / 2**64 - 0.5)
+    return SECONDS_PER_STEP * 4.0 ** (_drawn(f"speed/{seed}/{worker}") - 0.5)
+
+
+def _drawn(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 # --- the simulation --------------------------------------------------------------------------------------------------
@@ -282,7 +321,7 @@ def simulate(
         SettingError: No workers, two of one name, a worker with neither shard nor runner, or a fault of a stranger.
         TinyLoraError: The run ended before the tree was set, so that there is nothing to release.
     """
-    ledger = MemoryLedger()
+    ledger, base = MemoryLedger(), base.for_run(settings)
     campaign = run_simulated(
         ledger, settings, workers, base.facts, runners(workers, base), faults, on_event, patience_s=patience_s
     )
@@ -301,7 +340,7 @@ def runners(workers: Sequence[SimulatedWorker], base: LoadedBase) -> list[Runner
         if worker.runner is not None:
             found.append(worker.runner)
         elif worker.shard is not None:
-            found.append(UnitRunner(base, worker.shard, worker=worker.name))
+            found.append(UnitRunner(base, worker.shard, worker=worker.name, max_rank=worker.max_rank))
         else:
             raise SettingError(f"simulated worker {worker.name}: expected a shard or a runner, got neither")
     return found
@@ -326,6 +365,8 @@ def run_simulated(
     names = [worker.name for worker in workers]
     if not names or len(set(names)) != len(names):
         raise SettingError(f"simulation: expected workers of different names, got {', '.join(names) or 'none'}")
+    if faults and faults.drop:
+        patience_s = max(patience_s, PATIENCE_WITH_LOSSES_S)
     past = fold(ledger.events())
     clock = VirtualClock(past.latest_at_s if past else 0.0)
     transport = SimulatedTransport(workers, runners, clock, faults=faults, seed=settings.seed)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tests.federation.facts import FACTS, SETTINGS
-from tests.federation.world import FakeRunner, crowd, run_world
+from tests.federation.world import FakeRunner, assert_counted_once, crowd, run_world
 from tinylora.errors import SettingError
 from tinylora.federation.ledger_memory import MemoryLedger
 from tinylora.protocol.documents import Update, WorkUnit
@@ -128,3 +128,44 @@ def test_workers_need_names_of_their_own():
     for workers in ([], twins):
         with pytest.raises(SettingError, match="different names"):
             run_simulated(MemoryLedger(), SETTINGS, workers, FACTS, [])
+
+
+# --- losses by chance ------------------------------------------------------------------------------------------------
+
+
+def test_losses_are_drawn_from_seed_worker_and_unit():
+    plan = FaultPlan(drop=0.5)
+    drawn = [plan.loses(seed, worker, unit) for seed in range(4) for worker in ("a", "b") for unit in range(100)]
+    assert 0.45 < sum(drawn) / len(drawn) < 0.55
+    assert drawn == [
+        plan.loses(seed, worker, unit) for seed in range(4) for worker in ("a", "b") for unit in range(100)
+    ]
+    assert not any(FaultPlan().loses(0, "a", unit) for unit in range(100))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, math.nan])
+def test_a_share_that_is_none(share):
+    with pytest.raises(SettingError, match=r"--drop .*: expected a share of updates from 0 to less than 1"):
+        FaultPlan(drop=share)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_run_that_loses_updates_does_not_end_early(share):
+    """Its patience of an hour is long over when some worker was unlucky many times in a row."""
+    campaign, events, ledger = run_world(crowd(2), faults=FaultPlan(drop=share))
+    assert campaign.finished == "every leaf has had its steps"
+    assert_counted_once(campaign, ledger)
+    lost = sum(event.type == "lease_expired" for event in events)
+    n_leased = sum(event.type == "unit_leased" and event.kind == "train" for event in events)
+    assert n_leased == lost + 8
+    again, more, _ = run_world(crowd(2), faults=FaultPlan(drop=share))
+    assert (again, more) == (campaign, events)
+
+
+def test_planned_faults_go_before_chance_and_sketches_are_never_lost():
+    plan = FaultPlan.parse(kill=["0@1:5"], drop=0.99)
+    _, events, _ = run_world(crowd(1), depth=0, min_workers=1, leaf_steps=5, faults=plan)
+    assert next(event for event in events if event.type == "lease_expired").reason == "the worker went offline"
+    assert all(
+        event.kind == "train" for event in events if event.type == "unit_leased" and event.unit_id != "u00000000"
+    )

@@ -39,6 +39,7 @@ def run_simulated(
     kill: Sequence[str] = (),
     silent: Sequence[str] = (),
     delay: Sequence[str] = (),
+    drop: float = 0.0,
     threads: int = 2,
     quantise: str | None = None,
     is_quiet: bool = False,
@@ -60,7 +61,7 @@ def run_simulated(
         raise SettingError(f"workers {n_workers}: expected at least 1")
     choices = {"rank": rank, "leaf_steps": leaf_steps, "name": "simulation"}
     settings = demo_settings(n_workers, depth, seed=seed, router_sync=router_sync, **choices)
-    faults = FaultPlan.parse(kill=kill, silent=silent, delay=delay)
+    faults = FaultPlan.parse(kill=kill, silent=silent, delay=delay, drop=drop)
     prepare_folder(out, FILES)
     torch.set_num_threads(threads)
     experiment = None if data else gather(n_workers, depth)
