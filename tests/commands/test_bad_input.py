@@ -127,6 +127,8 @@ def test_a_fault_of_nobody(place, text, capsys):
     says(capsys, 2, "7")
     assert run("simulate", "--data", text, "--delay", "1@1", "--out", place / "f") == 2
     says(capsys, 2, "--delay", "W@U:S")
+    assert run("simulate", "--data", text, "--drop", "1.0", "--out", place / "f") == 2
+    says(capsys, 2, "--drop 1.0", "less than 1")
 
 
 def test_an_unknown_policy(bundle, text, capsys):
