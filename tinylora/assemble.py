@@ -26,7 +26,15 @@ def tree_model(bundle: Bundle, base: LoadedBase, policy: Policy | str | None = N
     wanted = policy if isinstance(policy, Policy) else Policy.parse(policy or bundle.policy)
     nodes = by_level({*bundle.topology.leaves, *bundle.nodes})
     router = Router(base.routing_feature, bundle.gates, bundle.topology, nodes)
-    model = TreeModel(base, nodes=nodes, spec=bundle.spec, scale=bundle.scale, router=router, policy=wanted)
+    model = TreeModel(
+        base,
+        nodes=nodes,
+        spec=bundle.spec,
+        scale=bundle.scale,
+        router=router,
+        policy=wanted,
+        shared=bundle.shared,
+    )
     for path, state in bundle.nodes.items():
         model.load_node(path, state)
     return model

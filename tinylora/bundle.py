@@ -3,7 +3,10 @@
 Tensors, all of them little-endian:
 
 * `node.<path>.<projection>.lora_A` (n_layers, rank, in) and `.lora_B` (n_layers, out, rank): one adapter, stacked over
-  layers; BF16 unless asked otherwise. A leaf that nobody has trained has none, and adds nothing;
+  layers; BF16 unless asked otherwise. A leaf that nobody has trained has none, and adds nothing. Tied
+  adapters have one A (rank, in) and B (out, rank) for all layers, and `.lora_u` (n_layers, rank) and `.lora_v`
+  (n_layers, out); a node holds those of them that were trained;
+* `shared.<projection>.lora_A` and `.lora_B`: the others, once for all nodes, in the same dtype;
 * `router.<path>.w` (feature,), `.b` (1,), `.tau` (1,): one gate per inner node. F64, as they were solved: a few
   kilobytes, and a reader routes exactly as the run did;
 * `router.projection` (feature, embedding) F32: only where the routing feature is projected;
@@ -34,7 +37,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinylora import tensors
-from tinylora.adapters.shapes import adapter_manifest
+from tinylora.adapters.shapes import adapter_manifest, shared_shapes
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.config import MAX_RANK, BaseFacts
 from tinylora.errors import BaseModelError, BundleError, ProtocolError, SettingError, ShapeMismatch, StorageError
@@ -81,6 +84,8 @@ class Bundle:
     versions: dict[str, int] = field(default_factory=dict)
     """What the run calls this state: "topology", "router", "node.<path>"."""
     report: dict[str, Any] = field(default_factory=dict)
+    shared: Tensors = field(default_factory=dict)
+    """Frozen factors that all nodes have in common, by name such as `<projection>.lora_B`: in tied adapters alone."""
 
 
 class Description(BaseModel):
@@ -184,6 +189,8 @@ def _named_tensors(bundle: Bundle, dtype: AdapterDtype) -> Tensors:
     for path, state in bundle.nodes.items():
         cast = {name: tensor.detach().to(tensors.DTYPES[dtype]) for name, tensor in state.items()}
         named |= tensors.with_prefix(cast, f"node.{path}.")
+    frozen = {name: tensor.detach().to(tensors.DTYPES[dtype]) for name, tensor in bundle.shared.items()}
+    named |= tensors.with_prefix(frozen, "shared.")
     named |= {name: _double(array) for name, array in bundle.gates.to_arrays(prefix="router.").items()}
     if bundle.projection is not None:
         named["router.projection"] = bundle.projection.detach().float()
@@ -238,6 +245,8 @@ def _expected_manifest(description: Description) -> Manifest:
     manifest: Manifest = {}
     for node in description.nodes:
         manifest |= adapter_manifest(base, description.spec, path=node, dtype=description.dtype)
+    shared = shared_shapes(base, description.spec)
+    manifest |= {f"shared.{name}": (description.dtype, shape) for name, shape in shared.items()}
     for node in topology.inner:
         manifest |= {f"router.{node}.w": ("F64", (base.feature_dim,))}
         manifest |= {f"router.{node}.{name}": ("F64", (1,)) for name in ("b", "tau")}
@@ -491,6 +500,7 @@ def _assemble(description: Description, named: Tensors) -> Bundle:
         contributors=description.contributors,
         versions=description.versions,
         report=description.report,
+        shared=tensors.strip_prefix(named, "shared."),
     )
 
 

@@ -133,10 +133,10 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _moved_rms(tensor: torch.Tensor, name: str, start: Tensors) -> float:
-    """Rms of the change. Without a start B began at zero; A was drawn by the worker, so only its excess is a change."""
+    """Rms of the change. Without a start B began at zero, others were drawn or one: only their excess is a change."""
     if name in start:
         return _rms(tensor - start[name][tuple(slice(length) for length in tensor.shape)])
-    return max(0.0, _rms(tensor) - LARGEST_DRAWN_RMS) if name.endswith(".lora_A") else _rms(tensor)
+    return _rms(tensor) if name.endswith(".lora_B") else max(0.0, _rms(tensor) - LARGEST_DRAWN_RMS)
 
 
 def _rms(numbers: torch.Tensor) -> float:

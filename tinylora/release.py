@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from tinylora import tensors
+from tinylora.adapters.tied import shared_factors
 from tinylora.bundle import Bundle, summarise
 from tinylora.errors import DataError
 from tinylora.federation.campaign import Campaign, fold
@@ -66,6 +67,7 @@ def make_bundle(
         topology=campaign.topology,
         base=campaign.base,
         spec=campaign.settings.spec,
+        shared=shared_factors(campaign.base, campaign.settings.spec, seed=campaign.settings.seed),
         scale=campaign.settings.scale,
         nodes=_adapters(campaign, ledger),
         gates=_gates(campaign, blobs, is_averaged=is_router_averaged),

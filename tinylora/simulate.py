@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from tinylora.adapters.shapes import check_projections
 from tinylora.base_model import LoadedBase
 from tinylora.bundle import Bundle
 from tinylora.config import BaseFacts, RunSettings
@@ -318,9 +319,11 @@ def simulate(
         patience_s: Virtual seconds without progress after which the run ends with what it has.
 
     Raises:
-        SettingError: No workers, two of one name, a worker with neither shard nor runner, or a fault of a stranger.
+        SettingError: No workers, two of one name, a worker with neither shard nor runner, or a fault of a stranger; or
+            the adapters do not fit the base.
         TinyLoraError: The run ended before the tree was set, so that there is nothing to release.
     """
+    check_projections(base.facts, settings.spec)
     ledger, base = MemoryLedger(), base.for_run(settings)
     campaign = run_simulated(
         ledger, settings, workers, base.facts, runners(workers, base), faults, on_event, patience_s=patience_s

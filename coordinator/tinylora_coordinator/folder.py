@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from tinylora.adapters.shapes import check_projections
 from tinylora.config import BaseFacts, RunSettings, make_settings, read_settings
 from tinylora.errors import SettingError, StorageError
 
@@ -157,8 +158,9 @@ def check_settings(settings: RunSettings, base: BaseFacts) -> None:
     """Check settings against the base that they are for.
 
     Raises:
-        SettingError: The window is longer than the base can attend to.
+        SettingError: The window is longer than the base can attend to, or the adapters do not fit its projections.
     """
+    check_projections(base, settings.spec)
     if settings.window_tokens > base.max_window_tokens:
         raise SettingError(
             f"window_tokens: {base.base_id} attends to at most {base.max_window_tokens} tokens, got "

@@ -81,6 +81,7 @@ def test_a_folder_with_a_run_is_not_overwritten(folder: RunFolder) -> None:
         ("run.toml", "depth = 99", "depth: .*got 99"),
         ("run.toml", "speed = 1", "speed"),
         ("run.toml", "depth = = 1", "not readable as TOML"),
+        ("run.toml", "ranks = {head = 1}", "ranks: head: no such projection; fake has proj"),
         ("run.toml", "window_tokens = 65", "attends to at most 64 tokens"),
         ("base.json", "{", "base.json: document"),
         ("base.json", "{}", "base.json: base_id"),

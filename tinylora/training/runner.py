@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tinylora.adapters.nested import nested_loss
 from tinylora.adapters.prefixes import prefix_spec
+from tinylora.adapters.tied import shared_factors
 from tinylora.base_model import LoadedBase, loads
 from tinylora.errors import ProtocolError
 from tinylora.model import TreeModel
@@ -199,7 +200,8 @@ class UnitRunner:
     def _tree(self, unit: WorkUnit, received: Received, router: Router | None) -> Iterator[TreeModel]:
         """The base with the unit's adapters on it; bare again afterwards."""
         spec = prefix_spec(unit.spec, self.base.facts, unit.prefix_rank)
-        model = TreeModel(self.base, nodes=unit.applied, spec=spec, scale=unit.scale, router=router)
+        shared = shared_factors(self.base.facts, spec, seed=unit.seed)
+        model = TreeModel(self.base, nodes=unit.applied, spec=spec, scale=unit.scale, router=router, shared=shared)
         try:
             for node, state in received.adapters.items():
                 model.load_node(node, state)

@@ -1,0 +1,39 @@
+"""Every kind of adapter through a whole run: units, averages, bundle, model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.simulate.test_simulate import _base, _run, _shard
+from tinylora.adapters.shapes import n_adapter_parameters
+from tinylora.assemble import tree_model
+from tinylora.bundle import inspect, read_bundle, write_bundle
+from tinylora.errors import SettingError
+from tinylora.evaluation import score_base, score_domains
+
+
+@pytest.mark.parametrize("kind", ["nested:frozen", "tied:uv", "tied:A,B,uv"])
+def test_a_run_ends_in_a_bundle_that_is_whole_and_has_learned(tmp_path: Path, kind: str) -> None:
+    result = _run(2, adapter=kind, ranks={"mlp.up_proj": 1}, learning_rate=0.02, leaf_steps=8, unit_steps=4)
+    file = tmp_path / "bundle.safetensors"
+    write_bundle(result.bundle, file, dtype="F32")
+    told = inspect(file)
+    assert (told["kind"], told["ranks"]) == (kind, {"mlp.up_proj": 1})
+    read = read_bundle(file)
+    assert read.spec == result.bundle.spec
+    assert all(torch.equal(tensor, result.bundle.shared[name]) for name, tensor in read.shared.items())
+    assert bool(read.shared) == (kind == "tied:uv")
+    n_numbers = sum(tensor.numel() for tensor in read.nodes["0"].values())
+    assert n_numbers == n_adapter_parameters(_base().facts, read.spec)
+
+    model, heldout = tree_model(read, _base()), {"all": _shard(0).train[:4]}
+    routed = score_domains(model, heldout, window_tokens=32)
+    base = score_base(model, heldout, window_tokens=32)
+    model.detach_adapters()
+    assert sum(score.nll_sum for score in routed) < sum(score.nll_sum for score in base)
+
+
+def test_adapters_that_do_not_fit_the_base_are_refused_at_once() -> None:
+    with pytest.raises(SettingError, match="ranks: head: no such projection"):
+        _run(2, ranks={"head": 1})
