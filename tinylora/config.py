@@ -20,6 +20,7 @@ from tinylora.tree import MAX_DEPTH
 
 MAX_RANK = 1024
 RouterSync = Literal["statistics", "weights", "both"]
+RouterFeature = Literal["embedding", "embedding+table"]
 Replicas = Literal["mean", "alternate", "product"]
 Where = Literal["leaves", "path"]
 PathTraining = Literal["cascade", "joint"]
@@ -45,9 +46,9 @@ class BaseFacts(_Frozen):
     """sha256 over weights, config and tokenizer."""
     tokenizer_fingerprint: str
     feature_dim: Annotated[int, Field(ge=1)]
-    """Numbers in the routing feature, at most 256."""
+    """Numbers in the routing feature."""
     feature_hash: str
-    """sha256 of what turns tokens into features besides the base: the projection P."""
+    """sha256 of what turns tokens into features besides the base: the widths, and the projection P."""
     max_window_tokens: Annotated[int, Field(ge=1)]
     """Longest window the base can attend to."""
     projections: dict[str, ProjectionShape]
@@ -61,7 +62,9 @@ class RunSettings(_Frozen):
 
     # the tree
     depth: Annotated[int, Field(ge=0, le=MAX_DEPTH)] = 2
-    """Levels of the perfect tree that the topology starts as."""
+    """Levels of the perfect tree that the topology starts as; a tree that grows has 2**depth leaves at most."""
+    grow: bool = False
+    """Whether the run starts as one leaf, and leaves that stopped improving split (see `federation.growth`)."""
     adapter: str = "lora"
     """Kind of every adapter, as `AdapterSpec.parse` reads it."""
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
@@ -101,6 +104,11 @@ class RunSettings(_Frozen):
     """How routers are kept in step: summed statistics, averaged weights, or both (statistics decide)."""
     router_period: Annotated[int, Field(ge=1)] = 4
     """Accepted updates between two router versions."""
+    router_feature: RouterFeature = "embedding+table"
+    """What routers read: means of the base's input embeddings, or these filled up with random signs of every token,
+    which make each gate a token table, too."""
+    router_dim: Annotated[int, Field(ge=8, le=1024)] = 256
+    """Numbers in the routing feature at most; a worker's sums grow with the square: 0.26 MB at 256, 1 MB at 512."""
 
     # the start of a run, and who may take part
     min_workers: Annotated[int, Field(ge=1)] = 1
@@ -194,6 +202,8 @@ def _path_contradictions(settings: RunSettings) -> Iterator[str]:
         )
     if is_cascade and min(settings.level_steps) < 1:
         yield f"leaf_steps {settings.leaf_steps}: expected at least {settings.depth + 1}, a step for each level"
+    if settings.where == "path" and settings.grow:
+        yield 'grow: expected where = "leaves"; a tree whose inner nodes have adapters keeps its shape'
     if settings.where == "path" and settings.path_training == "joint" and settings.replicas == "alternate":
         yield (
             "replicas = alternate: expected path_training = cascade: nodes that are trained together move on at "

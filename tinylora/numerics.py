@@ -64,6 +64,17 @@ class TorchNumerics:
             drawn |= tensors.with_prefix(init_adapter(base, spec, seed=seed, path=path), f"node.{path}.")
         return tensors.to_bytes(drawn)
 
+    def rename(self, payload: bytes, names: Mapping[NodePath, Sequence[NodePath]]) -> bytes:
+        """The adapters of some nodes under other names."""
+        found, renamed = tensors.from_bytes(payload), {}
+        for node, others in names.items():
+            state = tensors.strip_prefix(
+                {name: tensor for name, tensor in found.items() if name.startswith(f"node.{node}.")}, f"node.{node}."
+            )
+            for other in others:
+                renamed |= tensors.with_prefix(state, f"node.{other}.")
+        return tensors.to_bytes(renamed)
+
     def average(self, updates: Mapping[NodePath, Mapping[str, bytes]], begun: Round) -> Averaged:
         """For each node what the rule makes of its adapters over the workers' updates."""
         start, velocity = tensors.from_bytes(begun.start), _unpacked(begun.momentum)

@@ -3,10 +3,14 @@
 from tinylora.federation.events import (
     Event,
     GatesSolved,
+    LeafSplit,
     LeaseExpired,
+    LeavesMerged,
     NodeAveraged,
     RunFinished,
     RunStarted,
+    SplitKept,
+    SubtreeDivided,
     TopologySet,
     UnitLeased,
     UpdateAccepted,
@@ -41,6 +45,14 @@ def tell(event: Event) -> str:
         case TopologySet():
             held = ", ".join(f"{worker} {node or 'root'}" for worker, node in sorted(event.assignment.items()))
             return f"tree of {len(event.leaves)} leaves: {held}"
+        case LeafSplit():
+            return f"leaf {event.node or 'root'} stopped at {event.heldout_nll:.4f} and splits in two"
+        case SplitKept():
+            return f"the split of node {event.node or 'root'} paid and stays"
+        case SubtreeDivided():
+            return f"the leaves below node {event.node or 'root'} go to workers of their own"
+        case LeavesMerged():
+            return f"the leaves below {event.node or 'root'} are one again: {event.reason}"
         case WorkerAssigned():
             return f"{event.worker} holds {event.node or 'root'}"
         case GatesSolved():

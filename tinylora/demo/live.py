@@ -15,10 +15,14 @@ from rich.tree import Tree
 from tinylora.federation.events import (
     Event,
     GatesSolved,
+    LeafSplit,
     LeaseExpired,
+    LeavesMerged,
     NodeAveraged,
     RunFinished,
     RunStarted,
+    SplitKept,
+    SubtreeDivided,
     TopologySet,
     UnitLeased,
     UpdateAccepted,
@@ -28,7 +32,7 @@ from tinylora.federation.events import (
     WorkerLost,
     WorkerReturned,
 )
-from tinylora.tree import Topology, children
+from tinylora.tree import Topology, children, is_under
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -83,6 +87,8 @@ class Progress:
                     self.nodes[node].workers.append(worker)
             case WorkerAssigned():
                 self.nodes.setdefault(event.node, NodeProgress()).workers.append(event.worker)
+            case LeafSplit() | LeavesMerged() | SubtreeDivided():
+                self._reshape(event)
             case UnitLeased():
                 self._open[event.unit_id] = event.worker
                 verb = (
@@ -109,6 +115,14 @@ class Progress:
                 self.router_version, self.router_drift = event.version, event.drift
             case RunFinished():
                 self.is_finished = True
+
+    def _reshape(self, event: LeafSplit | LeavesMerged | SubtreeDivided) -> None:
+        """New parts below a node; they begin with the steps that were done there."""
+        self.topology = Topology(event.leaves)
+        old = [self.nodes.pop(node) for node in sorted(self.nodes) if is_under(node, event.node)]
+        steps = max((node.steps for node in old), default=0)
+        for worker, node in sorted(event.assignment.items()):
+            self.nodes.setdefault(node, NodeProgress(steps=steps)).workers.append(worker)
 
     @property
     def share_done(self) -> float:
@@ -184,6 +198,14 @@ def describe(event: Event, progress: Progress) -> list[str]:
         case TopologySet():
             held = (f"{progress.names.get(w, w)} {node or 'root'}" for w, node in sorted(event.assignment.items()))
             return [f"tree: leaves {', '.join(leaf or 'root' for leaf in event.leaves)}; {', '.join(held)}"]
+        case LeafSplit():
+            return [f"leaf {event.node or 'root'} stopped at {event.heldout_nll:.3f} and splits in two"]
+        case SplitKept():
+            return [f"the split of {event.node or 'root'} paid and stays"]
+        case SubtreeDivided():
+            return [f"the leaves below {event.node or 'root'} go to workers of their own"]
+        case LeavesMerged():
+            return [f"the leaves below {event.node or 'root'} are one again: {event.reason}"]
         case UpdateAccepted() if event.kind == "train":
             node = progress.nodes[event.node] if event.node in progress.nodes else NodeProgress()
             name = progress.names.get(event.worker, event.worker)

@@ -19,17 +19,21 @@ no lease on that version is open; then they become the next version.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from tinylora.config import BaseFacts, RunSettings
 from tinylora.errors import StorageError
 from tinylora.federation.events import (
     Event,
     GatesSolved,
+    LeafSplit,
     LeaseExpired,
+    LeavesMerged,
     NodeAveraged,
     RunFinished,
     RunStarted,
+    SplitKept,
+    SubtreeDivided,
     TopologySet,
     UnitLeased,
     UpdateAccepted,
@@ -39,6 +43,7 @@ from tinylora.federation.events import (
     WorkerLost,
     WorkerReturned,
 )
+from tinylora.federation.growth import mean_loss
 from tinylora.protocol.documents import Factor, UnitKind
 from tinylora.tree import NodePath, Topology, ancestors, by_level, is_under
 
@@ -54,6 +59,7 @@ BENIGN_CODES = frozenset({"duplicate", "lease_closed"})
 FINAL_CODES = frozenset({"shard_too_small", "rank_too_low", "declined"})
 """Rejections after which asking the same worker again is of no use."""
 
+AnyItem = TypeVar("AnyItem")
 Lease: TypeAlias = UnitLeased
 """An open lease is the event that gave it."""
 
@@ -79,6 +85,7 @@ class Worker:
     histogram: str = ""
     """Blob with its latest router scores."""
     shard_version: str = ""
+    shard_tokens: int = 0
     n_accepted: int = 0
     last_accepted: str = ""
     """Unit of its latest accepted update, so that a repetition can be told from a stranger's."""
@@ -89,6 +96,8 @@ class Worker:
     rests_until_s: float = 0.0
     refusal: str = ""
     """Why it gets no more units; empty for a worker in good standing."""
+    is_mixed: bool = False
+    """Whether its text belongs to several leaves, of which it trains one on the documents that are nearest to it."""
     max_rank: int = 0
     """Highest rank that it can train; 0 where it named none."""
 
@@ -123,6 +132,19 @@ class Node:
     """Blob with the velocity of its outer steps."""
     has_new_axes: bool = False
     """Whether its directions are others than in the version before."""
+    history: tuple[float, ...] = ()
+    """Held-out loss after each round since the part came to be, the mean over those who told it."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A split that has yet to show that it pays."""
+
+    before: Node
+    """The leaf as it was; it comes back if the split does not pay."""
+    heldout_nll: float
+    since: int
+    """Version that the children began with."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +161,8 @@ class Router:
     """Workers with updates accepted since, sorted."""
     weights: Mapping[tuple[str, NodePath], str] = field(default_factory=dict)
     """(worker, node) to the blob with its locally trained gates, the latest since."""
+    accuracy: Mapping[NodePath, float] = field(default_factory=dict)
+    """How often each gate was right on held-out text, both sides weighing the same."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +178,10 @@ class Campaign:
     topology: Topology | None = None
     topology_version: int = 0
     nodes: Mapping[NodePath, Node] = field(default_factory=dict)
+    trials: Mapping[NodePath, Trial] = field(default_factory=dict)
+    """Splits under trial, by the node that was split."""
+    barren: frozenset[NodePath] = frozenset()
+    """Nodes that were split in vain, or whose children became one again: they are not split any more."""
     router: Router = field(default_factory=Router)
     observed_s: Mapping[UnitKind, tuple[float, ...]] = field(default_factory=dict)
     """Seconds per step (per unit for sketches) between lease and update, by the coordinator's clock."""
@@ -249,6 +277,18 @@ class Campaign:
             return False
         return not self.is_cascade or all(self.is_done(other) for other in above)
 
+    def parts_below(self, node: NodePath) -> tuple[NodePath, ...]:
+        """The parts in the subtree of `node`, itself included."""
+        return tuple(top for top in self.nodes if is_under(top, node))
+
+    def holders(self, top: NodePath) -> tuple[str, ...]:
+        """Workers that hold this part and no other, wherever they are now."""
+        return tuple(name for name, worker in sorted(self.workers.items()) if worker.node == top)
+
+    def is_resting(self, top: NodePath) -> bool:
+        """Whether nothing is under way on this part: no open lease, no update that waits for others."""
+        return not self.open_leases(self.adapters_of(top)) and not self.nodes[top].contributions
+
     def replicas(self, top: NodePath) -> int:
         """Workers that train this part of the tree or some of it, and can be reached."""
         held = (worker.node for worker in self.workers.values() if worker.is_online and not worker.refusal)
@@ -317,9 +357,17 @@ def _follow(state: Campaign, event: Event) -> Campaign:
         case WorkerAssigned():
             return _assigned(state, event)
         case GatesSolved():
-            return replace(state, router=Router(event.version, event.blob))
+            return replace(state, router=Router(event.version, event.blob, accuracy=event.accuracy))
         case NodeAveraged():
             return _averaged(state, event)
+        case LeafSplit():
+            return _split(state, event)
+        case SplitKept():
+            return replace(state, trials=_without(state.trials, event.node))
+        case LeavesMerged():
+            return _merged(state, event)
+        case SubtreeDivided():
+            return _divided(state, event)
         case RunFinished():
             return replace(state, finished=event.reason or "finished")
         case RunStarted():
@@ -443,6 +491,7 @@ def _in_good_standing(state: Campaign, event: UpdateAccepted) -> Worker:
         misses=0,
         rests_until_s=0.0,
         shard_version=event.shard_version,
+        shard_tokens=event.shard_tokens,
         max_rank=event.max_rank,
         n_accepted=worker.n_accepted + 1,
         last_accepted=event.unit_id,
@@ -499,7 +548,16 @@ def _topology_set(state: Campaign, event: TopologySet) -> Campaign:
 
 def _averaged(state: Campaign, event: NodeAveraged) -> Campaign:
     is_mixed = event.mismatch is not None and state.settings.replicas == "product"
-    node = Node(event.version, event.blob, event.n_steps, momentum=event.momentum, has_new_axes=is_mixed)
+    before = state.nodes[event.node]
+    loss = mean_loss([update.heldout_nll_after for update in before.contributions])
+    node = Node(
+        event.version,
+        event.blob,
+        event.n_steps,
+        momentum=event.momentum,
+        has_new_axes=is_mixed,
+        history=before.history if loss is None else (*before.history, loss),
+    )
     nodes = {**state.nodes, event.node: node}
     late = {
         unit: lease
@@ -509,10 +567,66 @@ def _averaged(state: Campaign, event: NodeAveraged) -> Campaign:
     return replace(state, nodes=nodes, late=late)
 
 
+def _split(state: Campaign, event: LeafSplit) -> Campaign:
+    before = state.nodes[event.node]
+    child = Node(before.version + 1, event.blob, before.steps)
+    tops = sorted(set(event.assignment.values()))
+    trial = Trial(before, event.heldout_nll, child.version)
+    return replace(
+        _moved(state, event, dict.fromkeys(tops, child)),
+        trials={**state.trials, event.node: trial},
+    )
+
+
+def _merged(state: Campaign, event: LeavesMerged) -> Campaign:
+    parent = Node(event.node_version, event.blob, event.n_steps)
+    return replace(
+        _moved(state, event, {event.node: parent}),
+        trials=_without(state.trials, event.node),
+        barren=state.barren | {event.node},
+    )
+
+
+def _divided(state: Campaign, event: SubtreeDivided) -> Campaign:
+    before = state.nodes[event.node]
+    leaf = Node(before.version + 1, before.blob, before.steps)
+    told = {name: state.workers[name].leaf_statistics for name in event.assignment}
+    state = _moved(state, event, dict.fromkeys(state.leaves_below(event.node), leaf))
+    mixed = {
+        name: replace(state.workers[name], is_mixed=True, leaf_statistics=blob) for name, blob in sorted(told.items())
+    }
+    return replace(state, workers={**state.workers, **mixed})
+
+
+def _moved(
+    state: Campaign, event: LeafSplit | LeavesMerged | SubtreeDivided, parts: Mapping[NodePath, Node]
+) -> Campaign:
+    """The parts below a node are others, and so are its workers' nodes; what was sent out for the old ones is void."""
+    workers = {
+        name: replace(worker, node=event.assignment[name], leaf_statistics="") if name in event.assignment else worker
+        for name, worker in state.workers.items()
+    }
+    kept = {top: node for top, node in state.nodes.items() if not is_under(top, event.node)}
+    late = {
+        unit: lease
+        for unit, lease in state.late.items()
+        if lease.kind != "train" or not are_in_line(lease.node, event.node)
+    }
+    return replace(
+        state,
+        workers=workers,
+        nodes=dict(sorted({**kept, **parts}.items(), key=lambda item: (len(item[0]), item[0]))),
+        late=late,
+        topology=Topology(event.leaves),
+        topology_version=event.version,
+        router=replace(state.router, has_news=True),
+    )
+
+
 def are_in_line(one: NodePath, other: NodePath) -> bool:
     """Whether one of the two lies on the way from the root to the other; a node is in line with itself."""
     return is_under(one, other) or is_under(other, one)
 
 
-def _without(items: Mapping[str, Lease], unit_id: str) -> Mapping[str, Lease]:
-    return {name: lease for name, lease in items.items() if name != unit_id}
+def _without(items: Mapping[str, AnyItem], left_out: str) -> Mapping[str, AnyItem]:
+    return {name: item for name, item in items.items() if name != left_out}

@@ -4,7 +4,7 @@ The questions are asked in a fixed order, and the first that has an answer gives
 and asks again. So each question may rely on all before it being settled:
 
     who came, went, returned → which leases are overdue → is the run over → can the tree be set → which nodes can move
-    on → are new gates due → who needs a leaf → who gets which unit
+    on → does the tree change its shape → are new gates due → who needs a leaf → who gets which unit
 """
 
 import math
@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from tinylora.federation.campaign import Campaign, Worker, are_in_line
 from tinylora.federation.deadlines import SHORTEST_DEADLINE_S
+from tinylora.federation.growing import Growth, growing, is_held_back
 from tinylora.federation.ports import WorkerInfo
 from tinylora.protocol.documents import UnitKind
 from tinylora.tree import NodePath
@@ -105,7 +106,9 @@ class Finish:
     reason: str
 
 
-Command: TypeAlias = Welcome | Return | Lose | Expire | SetTopology | Average | Solve | Assign | Give | Adopt | Finish
+Command: TypeAlias = (
+    Welcome | Return | Lose | Expire | SetTopology | Average | Growth | Solve | Assign | Give | Adopt | Finish
+)
 
 
 def decide(
@@ -128,6 +131,7 @@ def decide(
         or _end(state, now, max(since_s, state.progress_at_s) + patience_s)
         or _topology(state, now)
         or _averages(state)
+        or _growth(state)
         or _gates(state)
         or _assignments(state, now)
         or _work(state, now)
@@ -167,7 +171,7 @@ def _overdue(state: Campaign, now: float) -> list[Command]:
 def _end(state: Campaign, now: float, patient_until_s: float) -> list[Command]:
     if state.topology and all(state.is_done(top) for top in state.nodes):
         is_settled = not state.router.n_updates and not state.router.has_news
-        return [Finish("every leaf has had its steps")] if is_settled else [Solve("the end")]
+        return _growth(state) or [Finish("every leaf has had its steps") if is_settled else Solve("the end")]
     if state.workers and now >= patient_until_s and not state.leases:
         return [Finish(f"nobody could go on; {_missing(state)}")]
     return []
@@ -206,6 +210,10 @@ def _sketching_until_s(state: Campaign) -> float:
     """After twice the slowest sketch so far, an open one is not waited for."""
     slowest_s = max(state.observed_s.get("sketch", (0.0,)))
     return (state.first_sketch_at_s or 0.0) + max(SHORTEST_DEADLINE_S, 2 * slowest_s)
+
+
+def _growth(state: Campaign) -> list[Command]:
+    return list(growing(state))
 
 
 # --- nodes and gates -------------------------------------------------------------------------------------------------
@@ -271,7 +279,7 @@ def _work(state: Campaign, now: float) -> list[Command]:
     free = [worker for _, worker in sorted(state.workers.items()) if worker.is_free(now)]
     sketches = [Give(worker.worker, "sketch") for worker in free if worker.needs_sketch]
     own = [
-        Give(worker.worker, "train", worker.node)
+        Give(worker.worker, "train", worker.node, is_adopted=worker.is_mixed)
         for worker in free
         if worker.node is not None and not worker.needs_sketch and _has_own_work(state, worker, worker.node)
     ]
@@ -280,7 +288,7 @@ def _work(state: Campaign, now: float) -> list[Command]:
 
 def _has_own_work(state: Campaign, worker: Worker, node: NodePath) -> bool:
     """There is something left to train, and it did not contribute to the present round of any of it yet."""
-    parts = state.stage(node)
+    parts = tuple(top for top in state.stage(node) if not is_held_back(state, top))
     mine = (update for top in parts for update in state.nodes[top].contributions if update.worker == worker.worker)
     return bool(parts) and not any(are_in_line(node, update.node) for update in mine)
 
@@ -301,7 +309,7 @@ def _orphans(state: Campaign, now: float) -> list[NodePath]:
     return [
         path
         for top in sorted(state.nodes)
-        if state.is_due(top)
+        if state.is_due(top) and not is_held_back(state, top)
         for path in state.adapters_of(top)
         if not _is_trained(state, top, path) and not state.open_leases([path]) and not _has_holder(state, path, now)
     ]

@@ -162,6 +162,8 @@ class GatesSolved(_Event):
     blob: Sha256
     """Named tensors `router.*`, and `weights_router.*` where the run keeps averaged weights."""
     reason: str = ""
+    accuracy: dict[PathText, Annotated[float, Field(ge=0, le=1)]] = {}
+    """By inner node: how often its gate was right on held-out text, both sides weighing the same."""
 
 
 class NodeAveraged(_Event):
@@ -179,6 +181,58 @@ class NodeAveraged(_Event):
     """|mean(B A) - mean(B) mean(A)| / |mean(B A)| over the replicas' pairs; None where nothing was averaged."""
     momentum: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     """Blob with the velocity of the outer steps, tensors named as those of the adapters; empty where there is none."""
+
+
+class LeafSplit(_Event):
+    """A leaf that had stopped improving became an inner node; its children begin as what it was."""
+
+    type: Literal["leaf_split"] = "leaf_split"
+    node: PathText
+    version: Count
+    """Of the topology."""
+    leaves: tuple[PathText, ...]
+    assignment: dict[str, PathText]
+    """Its workers to a child each; a lone worker keeps `node`, and holds both children."""
+    blob: Sha256
+    """Adapters of both children."""
+    heldout_nll: Finite
+    """The leaf's last held-out loss, which its children must better."""
+
+
+class SplitKept(_Event):
+    """A split paid, and stays."""
+
+    type: Literal["split_kept"] = "split_kept"
+    node: PathText
+    heldout_nll: Finite | None = None
+
+
+class LeavesMerged(_Event):
+    """Two sibling leaves became one: a split that did not pay is undone, or their gate cannot tell them apart."""
+
+    type: Literal["leaves_merged"] = "leaves_merged"
+    node: PathText
+    version: Count
+    """Of the topology."""
+    leaves: tuple[PathText, ...]
+    assignment: dict[str, PathText]
+    blob: Sha256
+    """The parent's adapter as it was before the split, or both children's in one."""
+    node_version: Count
+    n_steps: Count
+    reason: str
+
+
+class SubtreeDivided(_Event):
+    """A subtree that one worker held falls apart into its leaves, because others hold some of them."""
+
+    type: Literal["subtree_divided"] = "subtree_divided"
+    node: PathText
+    version: Count
+    """Of the topology."""
+    leaves: tuple[PathText, ...]
+    assignment: dict[str, PathText]
+    """Those who held it all, to a leaf each; they train on those own documents that are nearest to it."""
 
 
 class RunFinished(_Event):
@@ -202,6 +256,10 @@ Event = Annotated[
     | WorkerAssigned
     | GatesSolved
     | NodeAveraged
+    | LeafSplit
+    | SplitKept
+    | LeavesMerged
+    | SubtreeDivided
     | RunFinished,
     Field(discriminator="type"),
 ]

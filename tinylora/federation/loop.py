@@ -34,11 +34,15 @@ from tinylora.federation.decisions import (
 from tinylora.federation.events import (
     Event,
     GatesSolved,
+    LeafSplit,
     LeaseExpired,
+    LeavesMerged,
     NodeAveraged,
     Part,
     RunFinished,
     RunStarted,
+    SplitKept,
+    SubtreeDivided,
     TopologySet,
     UnitLeased,
     UpdateAccepted,
@@ -48,11 +52,13 @@ from tinylora.federation.events import (
     WorkerLost,
     WorkerReturned,
 )
+from tinylora.federation.growing import Divide, FoldBack, Keep, Merge, Split
+from tinylora.federation.growth import sides
 from tinylora.federation.ports import Clock, Ledger, Numerics, Reply, Round, Transport, WorkerInfo
 from tinylora.federation.routers import Blobs, leaf_statistics, next_gates
 from tinylora.federation.units import contents, factors_of, make_unit, prefix_rank_of, simple_nonce, task, unit_id
 from tinylora.protocol.documents import Update
-from tinylora.tree import NodePath, Topology
+from tinylora.tree import NodePath, Topology, children, is_under
 
 POLL_S = 0.25
 MAX_REASON = 500
@@ -280,6 +286,16 @@ class Rounds:
                 self._set_topology(command)
             case Average():
                 self._average(command.top)
+            case Split():
+                self._split(command.leaf)
+            case Keep():
+                self._emit(SplitKept(node=command.node, heldout_nll=command.heldout_nll))
+            case FoldBack():
+                self._fold_back(command)
+            case Merge():
+                self._merge(command)
+            case Divide():
+                self._divide(command.node)
             case Solve():
                 self._solve(command.reason)
             case Assign():
@@ -297,7 +313,8 @@ class Rounds:
         self._emit(*expired, WorkerLost(worker=worker, at_s=now))
 
     def _set_topology(self, command: SetTopology) -> None:
-        depth = self.state.settings.depth
+        settings = self.state.settings
+        depth = 0 if settings.grow else settings.depth
         sketches = {worker: self._blobs.statistics(self.state.workers[worker].sketch)[""] for worker in command.workers}
         leaves = Topology.perfect(depth).leaves
         assignment = dict(sorted(assign(sketches, depth).items()))
@@ -332,6 +349,74 @@ class Rounds:
             )
         )
 
+    # --- a tree that grows -------------------------------------------------------------------------------------------
+
+    def _split(self, leaf: NodePath) -> None:
+        """Two children with the leaf's own adapter; its workers part by their texts, a lone one holds both."""
+        state, node = self.state, self.state.nodes[leaf]
+        left, right = children(leaf)
+        holders = state.holders(leaf)
+        sketches = {name: self._blobs.statistics(state.workers[name].sketch)[""] for name in holders}
+        is_right = sides(sketches) if len(holders) > 1 else {}
+        assignment = {name: (right if is_right[name] else left) if is_right else leaf for name in holders}
+        blob = self._numerics.rename(self._ledger.get_blob(node.blob), {leaf: (left, right)})
+        topology = Topology(state.leaves).split(leaf)
+        self._emit(
+            LeafSplit(
+                node=leaf,
+                version=state.topology_version + 1,
+                leaves=topology.leaves,
+                assignment=assignment,
+                blob=self._ledger.put_blob(blob),
+                heldout_nll=node.history[-1],
+            )
+        )
+
+    def _fold_back(self, command: FoldBack) -> None:
+        before = self.state.trials[command.node].before
+        self._unite(command.node, before.blob, command.reason)
+
+    def _merge(self, command: Merge) -> None:
+        """Both children's adapters become one: the mean of their products, where they are pairs A, B."""
+        state, spec = self.state, self.state.settings.spec
+        halves = {
+            child: self._numerics.rename(self._ledger.get_blob(state.nodes[child].blob), {child: (command.node,)})
+            for child in children(command.node)
+        }
+        how = Round(halves[children(command.node)[0]], "mean" if spec.kind == "tied" else "product", 1.0, 0.0, b"")
+        averaged = self._numerics.average({command.node: halves}, how)
+        self._unite(command.node, self._ledger.put_blob(averaged.payload), command.reason)
+
+    def _divide(self, node: NodePath) -> None:
+        """Those who held all of it get the leaves that nobody holds, then any others."""
+        state = self.state
+        leaves = state.leaves_below(node)
+        held = {worker.node for worker in state.workers.values()}
+        free = [leaf for leaf in leaves if leaf not in held] or list(leaves)
+        assignment = {name: free[number % len(free)] for number, name in enumerate(state.holders(node))}
+        version = state.topology_version + 1
+        self._emit(SubtreeDivided(node=node, version=version, leaves=state.leaves, assignment=assignment))
+
+    def _unite(self, node: NodePath, blob: str, reason: str) -> None:
+        """The children of a node become one leaf again."""
+        state = self.state
+        parts = [state.nodes[top] for top in state.parts_below(node)]
+        below = sorted(name for name, worker in state.workers.items() if worker.node and is_under(worker.node, node))
+        self._emit(
+            LeavesMerged(
+                node=node,
+                version=state.topology_version + 1,
+                leaves=Topology(state.leaves).merge(node).leaves,
+                assignment=dict.fromkeys(below, node),
+                blob=blob,
+                node_version=max(part.version for part in parts) + 1,
+                n_steps=max(part.steps for part in parts),
+                reason=reason,
+            )
+        )
+
+    # --- gates and units ---------------------------------------------------------------------------------------------
+
     def _round_of(self, top: NodePath) -> Round:
         """What the workers of a node began its present version with, and how their updates become one."""
         state, node = self.state, self.state.nodes[top]
@@ -345,7 +430,7 @@ class Rounds:
 
     def _solve(self, reason: str) -> None:
         state = self.state
-        arrays, drift = next_gates(state, self._blobs)
+        arrays, drift, accuracy = next_gates(state, self._blobs)
         contributors = state.router.contributors or _speakers(state)
         self._emit(
             GatesSolved(
@@ -354,6 +439,7 @@ class Rounds:
                 drift=drift,
                 blob=self._ledger.put_blob(self._numerics.pack(arrays)),
                 reason=reason,
+                accuracy=accuracy,
             )
         )
 

@@ -178,6 +178,10 @@ class Numerics(Protocol):
         """The adapters that nodes begin with, as every worker draws them."""
         ...
 
+    def rename(self, payload: bytes, names: Mapping[NodePath, Sequence[NodePath]]) -> bytes:
+        """The adapters of some nodes under other names, each under as many as are given, and nothing else."""
+        ...
+
     def average(self, updates: Mapping[NodePath, Mapping[str, bytes]], begun: Round) -> Averaged:
         """Next version of some nodes: for each, what the rule makes of the workers' updates that hold its adapter.
 

@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from tinylora.federation.campaign import Campaign, Worker
+from tinylora.federation.growth import balanced_accuracy
 from tinylora.federation.ports import Ledger, Numerics
 from tinylora.routing.gates import Gates, average_gates, calibrate, drift, read_histograms, solve_gates
 from tinylora.routing.statistics import RouterStatistics, sum_statistics
@@ -77,23 +78,27 @@ def leaf_statistics(state: Campaign, blobs: Blobs) -> LeafStatistics:
 
 
 def _sums_for(worker: Worker, leaf: NodePath, blobs: Blobs) -> RouterStatistics:
-    if worker.leaf_statistics and worker.node != leaf:
-        return blobs.statistics(worker.leaf_statistics)[leaf]
+    told = blobs.statistics(worker.leaf_statistics) if worker.leaf_statistics else {}
+    if leaf in told and (worker.node != leaf or worker.is_mixed):
+        return told[leaf]
     return blobs.statistics(worker.sketch)[""]
 
 
-def next_gates(state: Campaign, blobs: Blobs) -> tuple[dict[str, np.ndarray], float]:
-    """Tensors of the next router version, and how far its gates moved from the present one."""
+def next_gates(state: Campaign, blobs: Blobs) -> tuple[dict[str, np.ndarray], float, dict[NodePath, float]]:
+    """Tensors of the next router version, how far its gates moved, and how often each was right on held-out text."""
     topology = state.topology or Topology(("",))
     sync = state.settings.router_sync
     old = blobs.gates(state.router.blob) if state.router.blob else None
     weights = _averaged_weights(state, blobs, topology) if sync != "statistics" else None
     gates = weights if weights and sync == "weights" else _solved(state, blobs, topology)
-    gates = calibrate(gates, _histograms(state, blobs))
+    histograms = _histograms(state, blobs)
+    gates = calibrate(gates, histograms)
     arrays = gates.to_arrays()
     if weights:
         arrays |= weights.to_arrays("weights_router.", with_tau=False)
-    return arrays, drift(gates, old)
+    accuracy = {node: balanced_accuracy(histograms[node]) for node in topology.inner if node in histograms}
+    known = {node: value for node, value in accuracy.items() if value is not None}
+    return arrays, drift(gates, old), known
 
 
 def _solved(state: Campaign, blobs: Blobs, topology: Topology) -> Gates:

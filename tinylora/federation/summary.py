@@ -7,9 +7,13 @@ from typing import Any
 from tinylora.federation.events import (
     Event,
     GatesSolved,
+    LeafSplit,
     LeaseExpired,
+    LeavesMerged,
     NodeAveraged,
     RunFinished,
+    SplitKept,
+    SubtreeDivided,
     TopologySet,
     UnitLeased,
     UpdateAccepted,
@@ -37,6 +41,10 @@ _FROM_UPDATE = (
     "bytes_received",
     "at_s",
 )
+
+
+_GROWN = (LeafSplit, LeavesMerged, SubtreeDivided)
+_SHAPES = (TopologySet, *_GROWN)
 
 
 def summarise(events: Iterable[Event]) -> dict[str, Any]:
@@ -128,6 +136,8 @@ def _node_of(events: Sequence[Event], worker: str) -> str | None:
     for event in events:
         if isinstance(event, TopologySet):
             node = event.assignment.get(worker)
+        elif isinstance(event, _GROWN):
+            node = event.assignment.get(worker, node)
         elif isinstance(event, WorkerAssigned) and event.worker == worker:
             node = event.node
     return node
@@ -162,11 +172,15 @@ def _averages(events: Sequence[Event]) -> list[dict[str, Any]]:
 
 def _topology(events: Sequence[Event]) -> dict[str, Any]:
     """The tree, who got what at first and later, and the state of each node."""
-    last = next((event for event in reversed(events) if isinstance(event, TopologySet)), None)
-    if last is None:
-        return {"version": 0, "leaves": [], "assignment": {}, "later": {}, "nodes": {}}
+    first = next((event for event in events if isinstance(event, TopologySet)), None)
+    if first is None:
+        return {"version": 0, "leaves": [], "assignment": {}, "later": {}, "nodes": {}, "changes": []}
+    last = next(event for event in reversed(events) if isinstance(event, _SHAPES))
     latest = {event.node: event for event in events if isinstance(event, NodeAveraged)}
-    held = set(last.assignment.values())
+    later = {event.worker: event.node for event in events if isinstance(event, WorkerAssigned)}
+    for event in events:
+        later |= dict(event.assignment) if isinstance(event, _GROWN) else {}
+    held = set(({**first.assignment, **later}).values())
     nodes = {
         node: {
             "version": latest[node].version if node in latest else 0,
@@ -177,14 +191,23 @@ def _topology(events: Sequence[Event]) -> dict[str, Any]:
         }
         for node in sorted(held | latest.keys())
     }
-    later = {event.worker: event.node for event in events if isinstance(event, WorkerAssigned)}
     return {
         "version": last.version,
         "leaves": list(last.leaves),
-        "assignment": dict(last.assignment),
+        "assignment": dict(first.assignment),
         "later": later,
         "nodes": nodes,
+        "changes": _changes(events),
     }
+
+
+def _changes(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """How the tree grew: leaves that split, splits that stayed, leaves that became one."""
+    return [
+        event.model_dump(mode="json", include={"type", "node", "leaves", "heldout_nll", "reason"})
+        for event in events
+        if isinstance(event, (SplitKept, *_GROWN))
+    ]
 
 
 def _contributors(events: Sequence[Event], node: str) -> set[str]:
@@ -197,7 +220,7 @@ def _contributors(events: Sequence[Event], node: str) -> set[str]:
 
 
 def _tree(events: Sequence[Event]) -> Topology | None:
-    last = next((event for event in reversed(events) if isinstance(event, TopologySet)), None)
+    last = next((event for event in reversed(events) if isinstance(event, _SHAPES)), None)
     return Topology(last.leaves) if last else None
 
 
