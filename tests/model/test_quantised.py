@@ -48,21 +48,31 @@ def linears_of(base: LoadedBase) -> dict[str, Any]:
 
 
 def bits_of(base: LoadedBase) -> dict[str, torch.Tensor]:
-    """Every number of the base, scales of quantised weights included."""
-    return {name: tensor.clone() for name, tensor in base.model.state_dict().items() if "lora_" not in name}
+    """Every number of the base, and the weights that its bits stand for."""
+    numbers = {name: tensor.clone() for name, tensor in base.model.state_dict().items() if "lora_" not in name}
+    return numbers | {f"{name} in full": numbers_of(linear) for name, linear in linears_of(base).items()}
+
+
+def numbers_of(linear: Any) -> torch.Tensor:
+    """The weights that a quantised linear stands for, by the book and slowly."""
+    weight = linear.weight
+    if weight.dtype == torch.int8:
+        scales = linear.state.SCB if linear.state.SCB is not None else weight.SCB
+        return weight.data.float() * scales[:, None] / 127
+    state = weight.quant_state
+    digits = torch.stack([weight.data.flatten() >> 4, weight.data.flatten() & 15], dim=1).flatten()
+    first = state.state2.code[state.absmax.long()].view(-1)
+    blocks = torch.arange(len(first)) // state.state2.blocksize
+    scales = first * state.state2.absmax[blocks] + state.offset
+    numbers = state.code[digits.long()] * scales.repeat_interleave(state.blocksize)[: len(digits)]
+    return numbers.view(linear.out_features, linear.in_features)
 
 
 def dequantised(base: LoadedBase) -> LoadedBase:
     """The plain tiny base with the weights that the quantised one stands for."""
     plain = load_base(tiny_base_dir())
     for name, linear in linears_of(base).items():
-        weight = linear.weight
-        if weight.dtype == torch.int8:
-            scales = linear.state.SCB if linear.state.SCB is not None else weight.SCB
-            numbers = weight.data.float() * scales[:, None] / 127
-        else:
-            numbers = functional.dequantize_4bit(weight.data, weight.quant_state)
-        plain.model.get_submodule(name).weight.data.copy_(numbers)
+        plain.model.get_submodule(name).weight.data.copy_(numbers_of(linear))
     return plain
 
 
@@ -99,6 +109,19 @@ def test_what_lies_between_embeddings_and_blocks_is_not_quantised(tmp_path: Path
         assert type(base.model.get_submodule(name)) is torch.nn.Linear
 
 
+@both
+@pytest.mark.parametrize("width", [24, 64, 96])
+def test_weights_are_off_by_no_more_than_their_bits_cost(quantise: str, width: int, tmp_path: Path) -> None:
+    where = saved(tmp_path, "llama", **SIZES | {"hidden_size": width, "intermediate_size": width})
+    plain, base = load_base(where), load_base(where, quantise=quantise)
+    for name, linear in linears_of(base).items():
+        weight = plain.model.get_submodule(name).weight
+        with torch.no_grad():
+            seen = linear(torch.eye(width)).T  # what the products see
+        for numbers in (numbers_of(linear), seen):
+            assert (numbers - weight).norm() < {"int8": 0.015, "nf4": 0.12}[quantise] * weight.norm()
+
+
 # --- what it computes -------------------------------------------------------------------------------------------------
 
 
@@ -128,7 +151,7 @@ def test_gradients_are_those_of_the_weights_it_stands_for(quantise: str) -> None
     ids, gradients = some_ids(base), []
     for one in (base, dequantised(base)):
         model = one_node(one)
-        fill_randomly(model)
+        fill_randomly(model, size=0.1)
         with torch.no_grad():
             model(ids)  # an evaluation before the training must not cost gradients
         model.loss(ids).backward()
