@@ -2,8 +2,10 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
+from tests.federation.world import crowd, run_world
 from tinylora.demo.live import Progress, describe, render
 from tinylora.federation.events import (
     GatesSolved,
@@ -101,3 +103,17 @@ def test_events_worth_a_line_get_one():
         lines += describe(event, progress)
     assert lines[0] == "tree: leaves 0, 10, 11; ada 0, bob 1"
     assert "ada trained 0: +5 steps on 0, loss 2.500" in lines and "lease u2 expired: the deadline passed" in lines
+
+
+@pytest.mark.parametrize("path_training", ["cascade", "joint"])
+def test_a_path_is_drawn_as_its_leaves_and_ends_full(path_training):
+    _, events, _ = run_world(crowd(2), depth=1, where="path", path_training=path_training)
+    progress = Progress()
+    shares = []
+    for event in events:
+        progress.apply([event])
+        shares.append(progress.share_done)
+    assert shares == sorted(shares) and shares[-1] == 1.0
+    assert set(progress.nodes) == {"0", "1"}
+    text = shown(progress)
+    assert "leaf 0" in text and "leaf 1" in text and "20/20 steps" in text

@@ -42,6 +42,8 @@ class NodeProgress:
     """A leaf or subtree that workers hold."""
 
     steps: int = 0
+    shared_steps: int = 0
+    """Of these, those of the nodes above that it shares."""
     losses: list[float] = field(default_factory=list)
     workers: list[str] = field(default_factory=list)
 
@@ -63,6 +65,9 @@ class Progress:
     n_expired: int = 0
     tokens: int = 0
     is_finished: bool = False
+    is_cascade: bool = False
+    trunk: dict[str, int] = field(default_factory=dict)
+    """Steps of nodes above those that are held."""
     _open: dict[str, str] = field(default_factory=dict)
 
     def apply(self, events: Iterable[Event]) -> None:
@@ -74,6 +79,7 @@ class Progress:
         match event:
             case RunStarted():
                 self.title, self.leaf_steps = event.settings.name, event.settings.leaf_steps
+                self.is_cascade = event.settings.path_training == "cascade"
             case WorkerJoined():
                 self.names[event.worker], self.doing[event.worker] = event.name, "waiting"
             case WorkerLost():
@@ -107,10 +113,10 @@ class Progress:
                 self.n_accepted += 1
                 self.tokens += event.tokens
                 self.doing[event.worker] = "waiting"
-                if event.kind == "train" and event.losses:
+                if event.kind == "train" and not self._held_below(event.node):
                     self.nodes.setdefault(event.node, NodeProgress()).losses.extend(event.losses)
             case NodeAveraged():
-                self.nodes.setdefault(event.node, NodeProgress()).steps = event.n_steps
+                self._averaged(event)
             case GatesSolved():
                 self.router_version, self.router_drift = event.version, event.drift
             case RunFinished():
@@ -123,6 +129,21 @@ class Progress:
         steps = max((node.steps for node in old), default=0)
         for worker, node in sorted(event.assignment.items()):
             self.nodes.setdefault(node, NodeProgress(steps=steps)).workers.append(worker)
+
+    def _averaged(self, event: NodeAveraged) -> None:
+        """Steps of a node above others count for all of these in a cascade; jointly trained, they count as theirs."""
+        below = self._held_below(event.node)
+        if not below:
+            state = self.nodes.setdefault(event.node, NodeProgress())
+            state.steps = state.shared_steps + event.n_steps
+            return
+        added = event.n_steps - self.trunk.get(event.node, 0) if self.is_cascade else 0
+        for state in below:
+            state.steps, state.shared_steps = state.steps + added, state.shared_steps + added
+        self.trunk[event.node] = event.n_steps
+
+    def _held_below(self, top: str) -> list[NodeProgress]:
+        return [state for node, state in self.nodes.items() if node != top and is_under(node, top)]
 
     @property
     def share_done(self) -> float:
