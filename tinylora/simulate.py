@@ -306,6 +306,7 @@ def simulate(
     faults: FaultPlan | None = None,
     on_event: Callable[[Event], None] | None = None,
     *,
+    finish: Callable[[], bool] = lambda: False,
     patience_s: float = PATIENCE_S,
 ) -> SimulationResult:
     """Run a federation to its end in this process.
@@ -316,6 +317,7 @@ def simulate(
         base: Shared by all workers that bring a shard.
         faults: What goes wrong.
         on_event: Told each event.
+        finish: Asked between steps; true ends the run with what it has.
         patience_s: Virtual seconds without progress after which the run ends with what it has.
 
     Raises:
@@ -326,7 +328,15 @@ def simulate(
     check_projections(base.facts, settings.spec)
     ledger, base = MemoryLedger(), base.for_run(settings)
     campaign = run_simulated(
-        ledger, settings, workers, base.facts, runners(workers, base), faults, on_event, patience_s=patience_s
+        ledger,
+        settings,
+        workers,
+        base.facts,
+        runners(workers, base),
+        faults,
+        on_event,
+        finish=finish,
+        patience_s=patience_s,
     )
     bundle = make_bundle(campaign, ledger, projection=base.routing_feature.projection)
     return SimulationResult(campaign, ledger, bundle)
@@ -358,6 +368,7 @@ def run_simulated(
     faults: FaultPlan | None = None,
     on_event: Callable[[Event], None] | None = None,
     *,
+    finish: Callable[[], bool] = lambda: False,
     patience_s: float = PATIENCE_S,
 ) -> Campaign:
     """The loop on a virtual clock, without a base model of its own; see `simulate`.
@@ -382,6 +393,7 @@ def run_simulated(
         base=facts,
         numerics=TorchNumerics(),
         on_event=on_event,
+        finish=finish,
         patience_s=patience_s,
         poll_s=math.inf,
     )

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +23,8 @@ from tinylora.demo.experiment import BASE_DIR
 from tinylora.errors import SettingError
 from tinylora.evaluation import DocumentScore, best_leaves, score_domains, score_leaves
 from tinylora.federation.campaign import Campaign, fold
-from tinylora.federation.events import Event, NodeAveraged, UnitLeased, UpdateAccepted
+from tinylora.federation.events import Event, LeaseExpired, NodeAveraged, UnitLeased, UpdateAccepted
+from tinylora.federation.summary import summarise
 from tinylora.model import TreeModel
 from tinylora.quality.config import QualityConfig, Rate
 from tinylora.quality.corpus import Corpus, Documents, deal, read_corpus
@@ -71,6 +72,8 @@ class Job(_Frozen):
     """Points of the curve of loss against tokens, the end not counted."""
     drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the updates that are lost on their way."""
+    joins_every_s: float = 0.0
+    """Virtual seconds between the workers' arrivals; a step takes one."""
     on: Literal["validation", "heldout"] = "heldout"
 
 
@@ -241,7 +244,7 @@ def _federate(context: Context, job: Job) -> Outcome:
     config, base = context.config, context.base(job.base)
     settings = run_settings(config, job)
     shards = deal(context.corpus, job.split, n_workers=job.n_workers, seed=job.seed)
-    settings = settings.model_copy(update={"min_workers": len(shards)})
+    settings = settings.model_copy(update={"min_workers": 1 if job.joins_every_s else len(shards)})
     started = time.perf_counter()
     result = _simulate(settings, shards, base, job)
     seconds = time.perf_counter() - started
@@ -267,17 +270,47 @@ def _federate(context: Context, job: Job) -> Outcome:
         n_updates=sum(isinstance(event, UpdateAccepted) and event.kind == "train" for event in events),
         mismatch=_mismatches(events),
         curve=_curve(context, job, result, base, leaf_of),
-        facts={"leaf_of": leaf_of, "leaves": list(bundle.topology.leaves), "finished": result.campaign.finished},
+        facts={
+            "leaf_of": leaf_of,
+            "leaves": list(bundle.topology.leaves),
+            "finished": result.campaign.finished,
+            "changes": [change["type"] for change in summarise(events)["topology"]["changes"]],
+        },
     )
 
 
 def _simulate(settings: RunSettings, shards: Mapping[str, Shard], base: LoadedBase, job: Job) -> SimulationResult:
-    workers = [SimulatedWorker(name, shard, seconds_per_step=1.0) for name, shard in shards.items()]
+    workers = [
+        SimulatedWorker(name, shard, joins_at_s=number * job.joins_every_s, seconds_per_step=1.0)
+        for number, (name, shard) in enumerate(shards.items())
+    ]
     if not job.drop:
         return simulate(settings, workers, base)
-    # As in DiLoCo's table: nobody gets more time because updates were lost, so about half of the steps are missing.
-    last_s = settings.leaf_steps + settings.leaf_steps / settings.unit_steps + 10
-    return simulate(settings, workers, base, FaultPlan(drop=job.drop), finish_at_s=last_s)
+    # As in DiLoCo's table: nobody works more because updates were lost, so about that share of the steps is missing.
+    settings = settings.model_copy(update={"first_deadline_s": 4.0 * settings.unit_steps})
+    effort = _Effort(n_units=len(workers) * -(-settings.leaf_steps // settings.unit_steps))
+    return simulate(settings, workers, base, FaultPlan(drop=job.drop), effort.count, finish=effort.is_spent)
+
+
+@dataclass
+class _Effort:
+    """Train units that were worked on, whether their updates arrived or not."""
+
+    n_units: int
+    _open: set[str] = field(default_factory=set)
+    _n_given: int = 0
+
+    def count(self, event: Event) -> None:
+        """Take in an event of the run."""
+        if isinstance(event, UnitLeased) and event.kind == "train":
+            self._n_given += 1
+            self._open.add(event.unit_id)
+        elif isinstance(event, UpdateAccepted | LeaseExpired):
+            self._open.discard(event.unit_id)
+
+    def is_spent(self) -> bool:
+        """Whether all of it is over. A little more may be under way when the last one is counted."""
+        return self._n_given - len(self._open) >= self.n_units
 
 
 def _tokens(events: Sequence[Event]) -> int:
@@ -420,11 +453,10 @@ def _score_cuts(
 ) -> dict[str, Scored]:
     if not job.cuts:
         return {}
-    from tinylora.cut import cut_bundle
-
     scored = {}
     for rank in job.cuts:
-        model = tree_model(cut_bundle(bundle, rank=rank), base)
+        model = tree_model(bundle, base)
+        model.use_rank(rank)
         try:
             scored[f"cut:{rank}"] = timed_scores(context, job, model, active_rank=rank, leaf_of=leaf_of)
         finally:

@@ -284,6 +284,17 @@ def _dropped(config: QualityConfig) -> list[Job]:
     return [whole, whole.model_copy(update={"system": f"dropped-tree:{config.rank}", "drop": 0.5, "policies": ROUTED})]
 
 
+def _grown(config: QualityConfig) -> list[Job]:
+    fixed = tree(config, config.seeds[0])
+    changes = {
+        "system": f"grown-tree:{config.rank}",
+        "settings": {"grow": True, "unit_steps": max(1, config.round_steps // 4)},
+        "policies": ("soft", "hard"),
+        "joins_every_s": config.leaf_steps / (4 * config.n_workers),
+    }
+    return [fixed, fixed.model_copy(update=changes)]
+
+
 def _quantised(config: QualityConfig) -> list[Job]:
     rank = config.rank
     side = {"leaf_steps": config.side_steps}
@@ -346,6 +357,7 @@ ROWS: dict[int, Callable[[QualityConfig], list[Job]]] = {
     8: _gain,
     9: _iid,
     10: _replicas,
+    11: _grown,
     12: _dropped,
     13: _quantised,
     14: _machines,

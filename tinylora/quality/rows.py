@@ -254,7 +254,7 @@ def _row_7(results: Results) -> Row:
 
 def paper_tied_count(*, n_layers: int, width: int, rank: int) -> tuple[int, int]:
     """Trained numbers of `tied:A,B,uv` and of LoRA on a fused query, key and value projection, by our own shapes."""
-    from tinylora.adapters.shapes import n_trained
+    from tinylora.adapters.shapes import n_adapter_parameters
     from tinylora.adapters.spec import AdapterSpec
     from tinylora.config import BaseFacts, ProjectionShape
 
@@ -267,7 +267,7 @@ def paper_tied_count(*, n_layers: int, width: int, rank: int) -> tuple[int, int]
         max_window_tokens=8,
         projections={"qkv": ProjectionShape(n_layers=n_layers, in_features=width, out_features=3 * width)},
     )
-    tied, plain = (n_trained(facts, AdapterSpec.parse(kind, rank)) for kind in ("tied:A,B,uv", "lora"))
+    tied, plain = (n_adapter_parameters(facts, AdapterSpec.parse(kind, rank)) for kind in ("tied:A,B,uv", "lora"))
     return tied, plain
 
 
@@ -348,6 +348,22 @@ def _row_10(results: Results) -> Row:
         "met": worst.value <= 0,
         **results.row(f"replicas:{ALPHAS[0]:g}:{default}", "one", worst),
         "parts": parts,
+    }
+
+
+def _row_11(results: Results) -> Row:
+    grown = f"grown-tree:{results.config.rank}"
+    parts = {policy: results.against((grown, policy), (results.tree, policy)) for policy in ("soft", "hard", "oracle")}
+    outcome = results.one(grown)
+    return {
+        "what": "a tree that grew from one leaf while workers came, against the tree that was there from the start",
+        "unit": "relative change of perplexity, soft",
+        "goal": "reported either way",
+        "met": None,
+        **results.row(grown, "soft", parts["soft"]),
+        "parts": {name: _shown(part) for name, part in parts.items()}
+        | {"leaves at the end": len(outcome.facts["leaves"]), "changes": outcome.facts["changes"]}
+        | {"tokens": outcome.tokens},
     }
 
 
@@ -456,6 +472,7 @@ MAKERS: Mapping[int, tuple[Callable[[QualityConfig], tuple[str, ...]], Callable[
     8: (_peers("long-tree:{r}", "long-fedavg:{r}", "base-validation"), _row_8),
     9: (_peers("iid-tree:{r}", "iid-fedavg:{r}", "tree:{r}", "fedavg:{r}"), _row_9),
     10: (lambda config: tuple(f"replicas:{a:g}:{rule}" for a in ALPHAS for rule in RULES), _row_10),
+    11: (_peers("tree:{r}", "grown-tree:{r}"), _row_11),
     12: (_peers("tree:{r}", "dropped-tree:{r}"), _row_12),
     13: (_peers("base", "nf4-base", "nf4-tree:{r}", "side-tree:{r}"), _row_13),
     14: (lambda config: tuple(f"machines:{n}:{steps}" for n in REPLICAS for steps in LOCAL_STEPS), _row_14),
