@@ -62,7 +62,7 @@ def numbers_of(linear: Any) -> torch.Tensor:
     state = weight.quant_state
     digits = torch.stack([weight.data.flatten() >> 4, weight.data.flatten() & 15], dim=1).flatten()
     first = state.state2.code[state.absmax.long()].view(-1)
-    blocks = torch.arange(len(first)) // state.state2.blocksize
+    blocks = torch.arange(len(first), device=first.device) // state.state2.blocksize
     scales = first * state.state2.absmax[blocks] + state.offset
     numbers = state.code[digits.long()] * scales.repeat_interleave(state.blocksize)[: len(digits)]
     return numbers.view(linear.out_features, linear.in_features)
@@ -163,9 +163,10 @@ def test_gradients_are_those_of_the_weights_it_stands_for(quantise: str) -> None
 
 @both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_adapters_learn_and_the_base_keeps_every_bit(quantise: str, dtype: torch.dtype) -> None:
-    base = load_base(tiny_base_dir(), dtype=dtype, quantise=quantise)
-    before, ids = bits_of(base), some_ids(base)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_adapters_learn_and_the_base_keeps_every_bit(quantise: str, dtype: torch.dtype, device: str) -> None:
+    base = load_base(tiny_base_dir(), dtype=dtype, quantise=quantise, device=device)
+    before, ids = bits_of(base), some_ids(base).to(base.model.device)
     model = one_node(base)
     model.load_node("", {name: torch.randn(t.shape) / 8 for name, t in model.node_state("").items()})
     optimizer = torch.optim.AdamW(model.adapter_parameters(), lr=1e-2)
