@@ -22,6 +22,7 @@ def tree_model(bundle: Bundle, base: LoadedBase, policy: Policy | str | None = N
         BaseModelError: The bundle was made for another base, or the base carries adapters already.
         SettingError: The policy is none.
     """
+    base = base.with_feature(bundle.base.feature_dim)
     check_base(bundle, base.facts)
     wanted = policy if isinstance(policy, Policy) else Policy.parse(policy or bundle.policy)
     nodes = by_level({*bundle.topology.leaves, *bundle.nodes})

@@ -37,13 +37,14 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinylora import tensors
+from tinylora.adapters.prefixes import highest_rank
 from tinylora.adapters.shapes import adapter_manifest, shared_shapes
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.config import MAX_RANK, BaseFacts
 from tinylora.errors import BaseModelError, BundleError, ProtocolError, SettingError, ShapeMismatch, StorageError
 from tinylora.protocol.documents import Count, Finite, Manifest, PathText, Sha256
 from tinylora.routing.decision import Policy
-from tinylora.routing.features import feature_hash
+from tinylora.routing.features import possible_hashes
 from tinylora.routing.gates import Gates
 from tinylora.routing.statistics import RouterStatistics
 from tinylora.tensors import Tensors
@@ -269,7 +270,7 @@ def _check_meaning(description: Description, named: Tensors, *, where: str) -> N
     _gates_of(description, named)
     Policy.parse(description.policy)
     base, projection = description.base, named.get("router.projection")
-    if feature_hash(projection, description.embed_dim or base.feature_dim, base.feature_dim) != base.feature_hash:
+    if base.feature_hash not in possible_hashes(projection, base.feature_dim):
         raise ShapeMismatch(
             f"{where}: tensor router.projection is {'missing' if projection is None else 'not the one'} that the base "
             f"{base.base_id} needs: the hash of the routing feature differs"
@@ -381,9 +382,10 @@ def verify(file: Path) -> list[str]:
         BundleError: Missing, truncated, altered, no bundle, or of a format that this version does not read.
     """
     bundle, facts = read_bundle(file), inspect(file)
+    rank = highest_rank(bundle.spec, bundle.base)
     findings = [
         f"{facts['n_tensors']} tensors in {facts['n_bytes']} bytes, each as its sha256 says",
-        f"{len(bundle.topology.leaves)} leaves, {len(bundle.nodes)} nodes with an adapter of rank {bundle.spec.rank}",
+        f"{len(bundle.topology.leaves)} leaves, {len(bundle.nodes)} nodes with an adapter of rank {rank}",
         f"made for base {bundle.base.base_id}, fingerprint {bundle.base.fingerprint}",
     ]
     findings += [

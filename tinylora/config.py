@@ -19,6 +19,7 @@ from tinylora.errors import SettingError
 from tinylora.tree import MAX_DEPTH
 
 MAX_RANK = 1024
+MAX_FEATURE_DIM = 1024
 RouterSync = Literal["statistics", "weights", "both"]
 RouterFeature = Literal["embedding", "embedding+table"]
 Replicas = Literal["mean", "alternate", "product"]
@@ -45,7 +46,7 @@ class BaseFacts(_Frozen):
     fingerprint: str
     """sha256 over weights, config and tokenizer."""
     tokenizer_fingerprint: str
-    feature_dim: Annotated[int, Field(ge=1)]
+    feature_dim: Annotated[int, Field(ge=1, le=MAX_FEATURE_DIM)]
     """Numbers in the routing feature."""
     feature_hash: str
     """sha256 of what turns tokens into features besides the base: the widths, and the projection P."""
@@ -107,7 +108,7 @@ class RunSettings(_Frozen):
     router_feature: RouterFeature = "embedding+table"
     """What routers read: means of the base's input embeddings, or these filled up with random signs of every token,
     which make each gate a token table, too."""
-    router_dim: Annotated[int, Field(ge=8, le=1024)] = 256
+    router_dim: Annotated[int, Field(ge=8, le=MAX_FEATURE_DIM)] = 256
     """Numbers in the routing feature at most; a worker's sums grow with the square: 0.26 MB at 256, 1 MB at 512."""
 
     # the start of a run, and who may take part

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from tinylora import bundle as bundles
+from tinylora.adapters.prefixes import highest_rank
 from tinylora.assemble import tree_model
 from tinylora.base_model import LoadedBase, encode, load_base
 from tinylora.errors import SettingError
@@ -29,7 +30,7 @@ def open_bundle(
     """
     wanted = Policy.parse(policy)
     bundle = bundles.read_bundle(file)  # before the base: it is small, and the likelier mistake
-    base = load_base(base_where, quantise=quantise)
+    base = load_base(base_where, quantise=quantise, feature_dim=bundle.base.feature_dim)
     bundles.check_base(bundle, base.facts)
     return tree_model(bundle, base, policy=wanted), base
 
@@ -62,7 +63,8 @@ def evaluate_bundle(
     model.detach_adapters()
     plain = TreeModel(base, nodes=(), spec=model.spec, scale=model.scale)
     scores = {"base": score_domains(plain, heldout, **options), f"routed:{policy}": routed}
-    ranks = {name: active_rank(name, rank=model.spec.rank, n_leaves=len(model.nodes)) for name in scores}
+    rank = highest_rank(model.spec, base.facts)
+    ranks = {name: active_rank(name, rank=rank, n_leaves=len(model.nodes)) for name in scores}
     return {
         "systems": {name: system_row(rows, active_rank=ranks[name]) for name, rows in scores.items()},
         "comparison": comparison(scores[f"routed:{policy}"], scores["base"]),

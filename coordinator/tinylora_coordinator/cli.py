@@ -43,7 +43,7 @@ def init(
     from tinylora.base_model import load_base  # after the cheap checks: it takes seconds
     from tinylora_coordinator.service import projection_bytes
 
-    loaded = load_base(base)
+    loaded = load_base(base).for_run(settings)
     check_settings(settings, loaded.facts)
     write_run(place, settings, loaded.facts, projection_bytes(loaded.routing_feature.projection))
     _say(f"{folder}: a run of depth {settings.depth} on {loaded.facts.base_id}; look at {place.settings_file}, then")

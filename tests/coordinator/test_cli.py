@@ -34,7 +34,7 @@ def made(folder: Path) -> Path:
 def test_init_writes_a_run_and_refuses_to_do_it_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = made(tmp_path / "run")
     files = read_run(RunFolder(folder))
-    assert files.settings.depth == 1 and files.base.feature_dim == 32
+    assert files.settings.depth == 1 and files.base.feature_dim == 256
     assert sorted(file.name for file in folder.iterdir()) == ["base.json", "run.toml", "token"]
     assert call("init", folder, "--base", tiny_base_dir()) == 2
     assert "holds a run already" in capsys.readouterr().err

@@ -404,7 +404,7 @@ def test_a_payload_of_another_rank_is_refused_by_name():
 def test_nan_in_a_payload_is_refused_by_name():
     payload = gate_payload()
     payload["router..w"][3] = float("nan")
-    with pytest.raises(ProtocolError, match=r"router\.\.w: expected finite numbers, got 1 of 32"):
+    with pytest.raises(ProtocolError, match=r"router\.\.w: expected finite numbers, got 1 of 256"):
         runner().run(*unit("train", "0", payload))
 
 

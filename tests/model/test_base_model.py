@@ -15,6 +15,7 @@ from tests.helpers import byte_tokenizer, tiny_base_dir
 from tests.model.families import family_base
 from tinylora import base_model
 from tinylora.base_model import encode, load_base
+from tinylora.config import RunSettings
 from tinylora.errors import BaseModelError
 
 
@@ -48,7 +49,7 @@ def test_a_base_is_frozen_and_described(folder: Path) -> None:
     assert not base.model.training
     assert base.facts.base_id == "base"
     assert base.facts.max_window_tokens == 64
-    assert base.facts.feature_dim == 32
+    assert base.facts.feature_dim == base.routing_feature.dim == 256
     assert base.routing_feature.hash == base.facts.feature_hash
     assert base.facts.projections["self_attn.k_proj"].model_dump() == {
         "n_layers": 2,
@@ -61,6 +62,24 @@ def test_narrower_features_are_asked_for(folder: Path) -> None:
     narrow = load_base(folder, feature_dim=8)
     assert narrow.facts.feature_dim == narrow.routing_feature.dim == 8
     assert narrow.facts.feature_hash == narrow.routing_feature.hash != load_base(folder).facts.feature_hash
+
+
+def test_a_run_says_what_its_routers_read(folder: Path) -> None:
+    """Another feature on the same weights in memory; a base that has it already is itself."""
+    base = load_base(folder)
+    plain, wide = (
+        base.for_run(RunSettings.model_validate(choice))
+        for choice in ({"router_feature": "embedding"}, {"router_dim": 300})
+    )
+    assert base.for_run(RunSettings()) is base
+    assert (plain.facts.feature_dim, wide.facts.feature_dim) == (32, 300)
+    assert plain.model is base.model
+    for chosen in (plain, wide):
+        assert chosen.routing_feature.hash == chosen.facts.feature_hash
+        assert (
+            chosen.facts.model_copy(update={"feature_dim": 256, "feature_hash": base.facts.feature_hash}) == base.facts
+        )
+    assert load_base(folder, feature_dim=300).facts == wide.facts
 
 
 def test_the_dtype_is_chosen_and_the_name_stays(folder: Path) -> None:

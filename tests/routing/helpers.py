@@ -15,8 +15,8 @@ TOPOLOGIES = (Topology(("",)), Topology.perfect(1), Topology.perfect(2), Topolog
 LEANING = Topology(("00", "010", "011", "1"))
 
 
-def a_feature(seed: int = 0) -> RoutingFeature:
-    return RoutingFeature.from_embeddings(embeddings(VOCAB, DIM, seed))
+def a_feature(seed: int = 0, *, dim: int | None = None) -> RoutingFeature:
+    return RoutingFeature.from_embeddings(embeddings(VOCAB, DIM, seed), dim=dim)
 
 
 def embeddings(n_rows: int, dim: int, seed: int = 0) -> torch.Tensor:

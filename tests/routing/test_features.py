@@ -13,6 +13,7 @@ from tinylora.routing.features import (
     RoutingFeature,
     document_starts,
     feature_hash,
+    possible_hashes,
     principal_projection,
     random_projection,
 )
@@ -47,10 +48,29 @@ def test_table_is_centred_scaled_and_as_wide_as_the_embeddings():
 @pytest.mark.parametrize("kind", ["random", "principal"])
 def test_wide_embeddings_are_projected(kind):
     rows = embeddings(VOCAB, 12)
-    feature = RoutingFeature.from_embeddings(rows, max_dim=5, projection=kind)
+    feature = RoutingFeature.from_embeddings(rows, dim=5, projection=kind)
     assert feature.dim == 5 and feature.projection is not None and feature.projection.shape == (5, 12)
     plain = RoutingFeature.from_embeddings(rows)
     assert torch.allclose(feature.table, plain.table @ feature.projection.T, atol=1e-5)
+
+
+def test_narrow_embeddings_are_filled_up_with_signs_of_the_tokens():
+    """The same signs for every base of this vocabulary, so that workers' sums are sums of one feature."""
+    filled, other = a_feature(dim=DIM + 64), a_feature(1, dim=DIM + 64)
+    signs = filled.table[:, DIM:]
+    assert filled.dim == filled.table.shape[1] == DIM + 64
+    assert torch.equal(filled.table[:, :DIM], a_feature().table)
+    assert signs.abs().eq(1).all() and torch.equal(signs, other.table[:, DIM:]) and len(signs.unique(dim=0)) == VOCAB
+    assert abs(signs.mean().item()) < 5 / np.sqrt(signs.numel())
+
+
+def test_a_gate_on_the_signs_is_a_token_table():
+    """As many signs as tokens: any number for every token is within reach of w, and means of it are gates' scores."""
+    feature = a_feature(dim=DIM + 2 * VOCAB)
+    wanted = torch.randn(VOCAB, generator=torch.Generator().manual_seed(0)).double()
+    w = torch.linalg.lstsq(feature.table.double(), wanted, driver="gelsd").solution
+    ids = token_rows(1, 30)
+    assert torch.allclose(feature(ids)[0][0, -1].double() @ w, wanted[ids[0]].mean(), atol=1e-5)
 
 
 def test_a_large_table_is_the_same_in_chunks(monkeypatch):
@@ -95,7 +115,7 @@ def test_nothing_after_a_token_reaches_it(seed, n_tokens, data):
     changed = ids.clone()
     changed[:, place + 1 :] = (changed[:, place + 1 :] + 1) % VOCAB
     documents = torch.arange(n_tokens).div(5, rounding_mode="floor").expand_as(ids)
-    feature = a_feature()
+    feature = a_feature(dim=data.draw(st.sampled_from((None, DIM + 5))))
     for given_documents in (None, documents):
         means, _, _ = feature(ids, documents=given_documents)
         others, _, _ = feature(changed, documents=given_documents)
@@ -106,7 +126,7 @@ def test_nothing_after_a_token_reaches_it(seed, n_tokens, data):
 def test_a_carried_state_is_one_pass_bit_by_bit(seed, n_tokens, data):
     ids = token_rows(2, n_tokens, seed)
     cuts = sorted(data.draw(st.lists(st.integers(0, n_tokens), max_size=4)))
-    feature = a_feature()
+    feature = a_feature(dim=data.draw(st.sampled_from((None, DIM + 5))))
     whole, counts, end = feature(ids)
     state: FeatureState | None = None
     parts, numbers = [], []
@@ -212,9 +232,12 @@ def test_principal_projection_is_that_of_the_covariance():
 def test_hash_tells_features_apart():
     signs, other = random_projection(8, 4), random_projection(8, 4, seed=1)
     hashes = [feature_hash(None, 8, 8), feature_hash(None, 4, 4), feature_hash(signs, 8, 4), feature_hash(other, 8, 4)]
-    assert len(set(hashes)) == 4 and all(len(text) == 64 for text in hashes)
+    hashes += [feature_hash(None, 4, 8), feature_hash(None, 4, 9)]
+    assert len(set(hashes)) == 6 and all(len(text) == 64 for text in hashes)
+    assert possible_hashes(None, 8) == {hashes[0], hashes[4]} and possible_hashes(signs, 4) == {hashes[2]}
+    assert a_feature(dim=DIM + 1).hash == feature_hash(None, DIM, DIM + 1)
     assert a_feature(0).hash == a_feature(1).hash == feature_hash(None, DIM, DIM)
-    wide = [RoutingFeature.from_embeddings(embeddings(VOCAB, 8, seed), max_dim=4).hash for seed in (0, 1)]
+    wide = [RoutingFeature.from_embeddings(embeddings(VOCAB, 8, seed), dim=4).hash for seed in (0, 1)]
     assert wide == [feature_hash(signs, 8, 4)] * 2
 
 
@@ -224,5 +247,5 @@ def test_a_projection_for_another_width_is_refused():
 
 
 def test_nothing_of_it_is_saved_or_trained():
-    feature = RoutingFeature.from_embeddings(embeddings(VOCAB, 8), max_dim=4)
+    feature = RoutingFeature.from_embeddings(embeddings(VOCAB, 8), dim=4)
     assert not feature.state_dict() and not list(feature.parameters())

@@ -108,6 +108,7 @@ def make_unit(state: Campaign, lease: Lease, payload: bytes, manifest: Manifest)
         base_fingerprint=base.fingerprint,
         tokenizer_fingerprint=base.tokenizer_fingerprint,
         feature_hash=base.feature_hash,
+        feature_dim=base.feature_dim,
         window_tokens=settings.window_tokens,
         sketch_min_sequences=settings.min_sequences,
         seed=settings.seed,

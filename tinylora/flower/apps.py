@@ -77,7 +77,7 @@ def drive_from_config(transport: FlowerTransport, context: Context) -> None:
     from tinylora.release import make_bundle
 
     out, settings = Path(_setting(context, "out")), read_settings(Path(_setting(context, "settings")))
-    base = load_base(_setting(context, "base"))
+    base = load_base(_setting(context, "base")).for_run(settings)
     with SqliteLedger(out) as ledger:
         clock = RunClock(age_s(ledger.events()), transport.arrived)
         campaign = run_campaign(

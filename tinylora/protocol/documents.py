@@ -21,6 +21,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinylora.adapters.spec import AdapterSpec
+from tinylora.config import MAX_FEATURE_DIM
 from tinylora.errors import ProtocolError
 from tinylora.tree import by_level
 
@@ -84,6 +85,8 @@ class WorkUnit(_Document):
     base_fingerprint: Sha256
     tokenizer_fingerprint: Sha256
     feature_hash: Sha256
+    feature_dim: Annotated[int, Field(ge=0, le=MAX_FEATURE_DIM)] = 0
+    """Numbers in the run's routing feature; 0 is as many as the worker's base has."""
     topology_version: Count = 0
     router_version: Count = 0
     node_version: Count = 0

@@ -1,9 +1,12 @@
-"""The routing feature: the mean of the input embeddings of what was read so far.
+"""The routing feature: the mean of the input embeddings of what was read so far, and of random signs of the tokens.
 
-    φ_t = P · (mean over the document's tokens up to t of (E[x] - Ē)) / std
+    φ_t = mean over the document's tokens up to t of [ P (E[x] - Ē) / std | s[x] ]
 
-E is the base's table of input embeddings, Ē its mean row, std the root mean square of E - Ē. No forward pass is needed,
-so a token's leaf is known before layer 0; and nothing after t enters φ_t.
+E is the base's table of input embeddings, Ē its mean row, std the root mean square of E - Ē. Embeddings wider than the
+feature are projected by P. Narrower ones are filled up with s, random signs of each token: means of them are a sketch
+of the token counts (Weinberger et al. 2009, Feature hashing for large scale multitask learning, arXiv:0902.2206), so a
+gate w on them is a token table, one number w · s[x] for every entry of the vocabulary, that is solved from the same
+sums as the rest. No forward pass is needed, so a token's leaf is known before layer 0; and nothing after t enters φ_t.
 """
 
 import hashlib
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from tinylora.errors import ShapeMismatch
 
 Projection: TypeAlias = Literal["random", "principal"]
+_TOKEN_SEED = 1
 _CHUNK_ROWS = 8192  # of the table that are in float64 at once
 _MAX_PRINCIPAL_ROWS = 32_768  # evenly spaced rows show the directions of a larger table as well
 
@@ -39,21 +43,26 @@ class FeatureState:
 
 
 class RoutingFeature(nn.Module):
-    """Running mean of centred, scaled, projected input embeddings.
+    """Running mean of centred, scaled, projected input embeddings, and of signs of the tokens.
 
     Args:
         embeddings: The base's table of input embeddings.
         projection: P; None leaves the embeddings as wide as they are.
+        n_signs: Numbers of the feature that are random signs of the token.
 
     Raises:
         ShapeMismatch: P is for embeddings of another width.
     """
 
     table: Float[Tensor, "vocab feature"]
-    projection: Float[Tensor, "feature embed"] | None
+    projection: Float[Tensor, "projected embed"] | None
 
     def __init__(
-        self, embeddings: Float[Tensor, "vocab embed"], projection: Float[Tensor, "feature width"] | None = None
+        self,
+        embeddings: Float[Tensor, "vocab embed"],
+        projection: Float[Tensor, "projected width"] | None = None,
+        *,
+        n_signs: int = 0,
     ) -> None:
         super().__init__()
         embed_dim = embeddings.shape[1]
@@ -62,39 +71,42 @@ class RoutingFeature(nn.Module):
                 f"projection of the routing feature: expected {embed_dim} columns as the base's embeddings have, "
                 f"got {projection.shape[1]}; it was made for another base"
             )
-        self.dim = embed_dim if projection is None else len(projection)
+        self.dim = (embed_dim if projection is None else len(projection)) + n_signs
         self.hash = feature_hash(projection, embed_dim, self.dim)
         # Not in the state dict: the base and P say all of it.
         self.register_buffer("projection", projection, persistent=False)
-        self.register_buffer("table", _make_table(embeddings, projection), persistent=False)
+        signs = token_signs(len(embeddings), n_signs).to(embeddings.device)
+        table = torch.cat([_make_table(embeddings, projection), signs], dim=1)
+        self.register_buffer("table", table, persistent=False)
 
     @classmethod
     def from_embeddings(
         cls,
         embeddings: Float[Tensor, "vocab embed"],
         *,
-        max_dim: int = 256,
+        dim: int | None = None,
         seed: int = 0,
         projection: Projection = "random",
     ) -> "RoutingFeature":
-        """A feature of at most `max_dim` numbers.
+        """A feature of `dim` numbers.
 
-        Random signs are the default although principal directions route a little better: eigenvectors differ in their
-        last bits from machine to machine (and altogether with the dtype that the base is loaded in), so sums of
+        Random signs project by default although principal directions route a little better: eigenvectors differ in
+        their last bits from machine to machine (and altogether with the dtype that the base is loaded in), so sums of
         different workers would not be sums of the same feature. Signs are the same bits everywhere.
 
         Args:
             embeddings: The base's table of input embeddings.
-            max_dim: Wider embeddings are projected to this width.
+            dim: Wider embeddings are projected to this width, narrower ones filled up with signs of the tokens; None is
+                the embeddings' own width.
             seed: Of the random projection.
             projection: "random" signs, or "principal" directions of the table.
         """
         embed_dim = embeddings.shape[1]
-        if embed_dim <= max_dim:
-            return cls(embeddings)
+        if dim is None or dim >= embed_dim:
+            return cls(embeddings, n_signs=0 if dim is None else dim - embed_dim)
         if projection == "principal":
-            return cls(embeddings, principal_projection(embeddings, max_dim))
-        return cls(embeddings, random_projection(embed_dim, max_dim, seed=seed).to(embeddings.device))
+            return cls(embeddings, principal_projection(embeddings, dim))
+        return cls(embeddings, random_projection(embed_dim, dim, seed=seed).to(embeddings.device))
 
     def forward(
         self,
@@ -168,10 +180,18 @@ def _last_starts(
 
 def feature_hash(projection: Float[Tensor, "feature embed"] | None, embed_dim: int, feature_dim: int) -> str:
     """sha256 of what turns tokens into features besides the base: the widths, and the bytes of P where there is one."""
-    digest = hashlib.sha256(f"tinylora routing feature 1: {embed_dim} to {feature_dim}\n".encode())
+    widths = f"{embed_dim} to {feature_dim}" if embed_dim >= feature_dim else f"filled up with signs to {feature_dim}"
+    digest = hashlib.sha256(f"tinylora routing feature 1: {widths}\n".encode())
     if projection is not None:
         digest.update(np.ascontiguousarray(projection.detach().float().cpu().numpy(), dtype="<f4").tobytes())
     return digest.hexdigest()
+
+
+def possible_hashes(projection: Float[Tensor, "feature embed"] | None, feature_dim: int) -> set[str]:
+    """Hashes that a feature of this width and projection can have, whatever the base's embeddings."""
+    if projection is not None:
+        return {feature_hash(projection, projection.shape[1], feature_dim)}
+    return {feature_hash(None, embed_dim, feature_dim) for embed_dim in (0, feature_dim)}
 
 
 def random_projection(embed_dim: int, feature_dim: int, *, seed: int = 0) -> Float[Tensor, "feature embed"]:
@@ -180,10 +200,19 @@ def random_projection(embed_dim: int, feature_dim: int, *, seed: int = 0) -> Flo
     Source:
         Achlioptas 2003, Database-friendly random projections, JCSS 66(4).
     """
-    words = np.random.Philox(seed).random_raw(-(-embed_dim * feature_dim // 64))
-    bits = np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")[: embed_dim * feature_dim]
-    signs = 2.0 * bits.reshape(feature_dim, embed_dim) - 1.0
+    signs = _random_signs(feature_dim, embed_dim, seed)
     return torch.from_numpy((signs / np.sqrt(embed_dim)).astype(np.float32))
+
+
+def token_signs(vocab_size: int, n_signs: int) -> Float[Tensor, "vocab sign"]:
+    """Random signs of every token: the same bits on every machine, and others than those of a projection."""
+    return torch.from_numpy(_random_signs(vocab_size, n_signs, _TOKEN_SEED))
+
+
+def _random_signs(n_rows: int, n_columns: int, seed: int) -> np.ndarray:
+    words = np.random.Philox(seed).random_raw(-(-n_rows * n_columns // 64))
+    bits = np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")[: n_rows * n_columns]
+    return 2 * bits.reshape(n_rows, n_columns).astype(np.float32) - 1
 
 
 def principal_projection(embeddings: Float[Tensor, "vocab embed"], feature_dim: int) -> Float[Tensor, "feature embed"]:

@@ -119,6 +119,7 @@ class UnitRunner:
             DataError: The shard is too small for the unit.
         """
         started = self._clock()
+        self._follow(unit)
         check_unit(unit, self.base.facts, max_rank=self._max_rank)
         received = open_payload(unit, payload, self.base.facts)
         if unit.kind == "sketch":
@@ -128,6 +129,12 @@ class UnitRunner:
         else:
             raise ProtocolError(f"unit {unit.unit_id}: kind {unit.kind!r} is unknown to this worker; update tinylora")
         return self._write(unit, work, self._clock() - started)
+
+    def _follow(self, unit: WorkUnit) -> None:
+        """Have the routing feature of the unit's run; the base in memory stays."""
+        if unit.feature_dim not in (0, self.base.facts.feature_dim):
+            self.base = self.base.with_feature(unit.feature_dim)
+            self._feature = self.base.routing_feature
 
     def _write(self, unit: WorkUnit, work: Work, seconds: float) -> tuple[Update, bytes]:
         payload = to_bytes(work.tensors)

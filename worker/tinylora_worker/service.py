@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TypeAlias
@@ -78,7 +79,8 @@ def work(
 
     with _leave_on_signals():
         try:
-            handle = (prepare or load_trainer)(options, identity, check_base)
+            prepare = prepare or partial(load_trainer, feature_dim=welcome.answer.base.feature_dim)
+            handle = prepare(options, identity, check_base)
             client = _client(address, identity, welcome, logged(handle, log), pace, log)
             ending = client.work()
         except KeyboardInterrupt:
@@ -116,13 +118,13 @@ def _check_data_exists(paths: tuple[Path, ...]) -> None:
         raise DataError(f"{missing}: no such file or folder; give text files, .jsonl, .parquet or folders with --data")
 
 
-def load_trainer(options: Options, identity: Identity, check_base: CheckBase) -> Handle:
-    """The real trainer: base loaded once, shard tokenised, updates signed."""
+def load_trainer(options: Options, identity: Identity, check_base: CheckBase, *, feature_dim: int = 256) -> Handle:
+    """The real trainer: base loaded once, with the run's routing feature; shard tokenised, updates signed."""
     from tinylora.base_model import load_base  # torch comes with it, and only now
     from tinylora.shards import load_shard
     from tinylora.training import UnitRunner
 
-    base = load_base(options.base, quantise=options.quantise)
+    base = load_base(options.base, quantise=options.quantise, feature_dim=feature_dim)
     check_base(base.facts)
     shard = load_shard(options.data, base, text_column=options.text_column)
     say(f"shard: {len(shard.train)} documents to train on, {len(shard.heldout)} held out, {shard.n_tokens} tokens")
