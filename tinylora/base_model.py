@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tinylora.config import BaseFacts, ProjectionShape
+from tinylora.config import BaseFacts, ProjectionShape, RunSettings
 from tinylora.errors import BaseModelError
 from tinylora.quantised import bitsandbytes_options, import_bitsandbytes, make_sound, n_quantised, without_outliers
 from tinylora.routing.features import RoutingFeature, feature_hash, random_projection
@@ -68,7 +68,19 @@ class LoadedBase:
     @cached_property
     def routing_feature(self) -> RoutingFeature:
         """What turns this base's tokens into routing features; as wide as `facts` say."""
-        return RoutingFeature.from_embeddings(_embeddings(self.model), max_dim=self.facts.feature_dim)
+        return RoutingFeature.from_embeddings(_embeddings(self.model), dim=self.facts.feature_dim)
+
+    def with_feature(self, dim: int) -> "LoadedBase":
+        """The same base in memory, with a routing feature of `dim` numbers; itself where that is what it has."""
+        if dim == self.facts.feature_dim:
+            return self
+        return replace(self, facts=self.facts.model_copy(update=_feature_facts(self.model, dim)))
+
+    def for_run(self, settings: RunSettings) -> "LoadedBase":
+        """The same base in memory, with the routing feature that a run asks for."""
+        embed_dim = _embeddings(self.model).shape[1]
+        is_filled = settings.router_feature == "embedding+table"
+        return self.with_feature(settings.router_dim if is_filled else min(settings.router_dim, embed_dim))
 
     @cached_property
     def is_head_plain(self) -> bool:
@@ -117,7 +129,7 @@ def load_base(
         quantise: "int8" or "nf4" holds the linears in 8 or 4 bits by bitsandbytes, with nf4's products in bf16;
             `dtype` is then of all else. The facts are the same as without.
         device: Where the model lives, such as "cuda"; a quantised one cannot be moved.
-        feature_dim: Widest routing feature.
+        feature_dim: Numbers in the routing feature, unless a run or a bundle asks for another one.
 
     Raises:
         SettingError: `quantise` is another word.
@@ -366,25 +378,27 @@ def describe(
         model: A causal LM of transformers, without adapters.
         tokenizer: Its tokenizer.
         base_id: Name for people; no path of this machine.
-        feature_dim: Widest routing feature.
+        feature_dim: Numbers in the routing feature.
         fingerprint: Of the base's files; without it, one is taken of the model as it is in memory.
 
     Raises:
         BaseModelError: No block of the model has a linear.
     """
-    # As `RoutingFeature.from_embeddings` chooses, without the table that it makes.
-    embed_dim = _embeddings(model).shape[1]
-    projection = random_projection(embed_dim, feature_dim) if embed_dim > feature_dim else None
-    feature_dim = min(embed_dim, feature_dim)
     return BaseFacts(
         base_id=base_id,
         fingerprint=fingerprint or _fingerprint(model.config.to_dict(), tokenizer, _tensors_of(model)),
         tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
-        feature_dim=feature_dim,
-        feature_hash=feature_hash(projection, embed_dim, feature_dim),
+        **_feature_facts(model, feature_dim),
         max_window_tokens=_max_window_tokens(model.config),
         projections={name: _shape(model, modules) for name, modules in find_linears(model).items()},
     )
+
+
+def _feature_facts(model: Any, dim: int) -> dict[str, Any]:
+    """What `RoutingFeature.from_embeddings` chooses, without the table that it makes."""
+    embed_dim = _embeddings(model).shape[1]
+    projection = random_projection(embed_dim, dim) if embed_dim > dim else None
+    return {"feature_dim": dim, "feature_hash": feature_hash(projection, embed_dim, dim)}
 
 
 def find_linears(model: Any) -> dict[str, tuple[str, ...]]:
