@@ -1,10 +1,9 @@
 """What no federation can have, for comparison: the tree trained in one place, and the base trained on fully."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from tinylora.adapters.lora import init_adapter
 from tinylora.adapters.shapes import n_adapter_parameters
@@ -15,12 +14,13 @@ from tinylora.config import RunSettings
 from tinylora.federation.assignment import assign
 from tinylora.model import TreeModel
 from tinylora.quality.jobs import Context, Job, Outcome, bare, run_settings, score_policies, timed_scores
+from tinylora.quality.training import schedule, shard_batches
 from tinylora.routing.gates import calibrate, solve_gates
 from tinylora.routing.sketch import collect
-from tinylora.shards import Document, Shard, batches
+from tinylora.shards import Document, Shard
 from tinylora.tensors import Tensors
 from tinylora.training import sending
-from tinylora.training.optimiser import Optimiser, Schedule
+from tinylora.training.optimiser import Optimiser
 from tinylora.tree import NodePath, Topology
 
 __all__ = ["train_centrally", "train_fully"]
@@ -79,8 +79,8 @@ def _train_leaf(base: LoadedBase, settings: RunSettings, shard: Shard, leaf: Nod
     model = TreeModel(base, nodes=(leaf,), spec=settings.spec, scale=settings.scale)
     try:
         model.load_node(leaf, init_adapter(base.facts, settings.spec, seed=settings.seed, path=leaf))
-        optimiser = Optimiser(model.adapter_parameters(), _schedule(settings))
-        for step, (ids, documents) in zip(range(settings.leaf_steps), _batches(settings, shard), strict=False):
+        optimiser = Optimiser(model.adapter_parameters(), schedule(settings))
+        for step, (ids, documents) in enumerate(shard_batches(settings, shard, 0, settings.leaf_steps)):
             optimiser.step(model.loss(ids, documents=documents), step)
         return model.node_state(leaf)
     finally:
@@ -97,8 +97,8 @@ def train_fully(context: Context, job: Job) -> Outcome:
     parameters = list(network.parameters())
     for parameter in parameters:
         parameter.requires_grad_(True)
-    optimiser = Optimiser(parameters, _schedule(settings))
-    for step, (ids, _) in zip(range(settings.leaf_steps), _batches(settings, shard), strict=False):
+    optimiser = Optimiser(parameters, schedule(settings))
+    for step, (ids, _) in enumerate(shard_batches(settings, shard, 0, settings.leaf_steps)):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = network(input_ids=ids, use_cache=False).logits
         targets = ids[:, 1:].flatten()
@@ -115,14 +115,3 @@ def train_fully(context: Context, job: Job) -> Outcome:
         tokens=settings.leaf_steps * settings.unit_tokens,
         train_seconds=seconds,
     )
-
-
-def _schedule(settings: RunSettings) -> Schedule:
-    return Schedule(settings.learning_rate, settings.warmup_steps, settings.leaf_steps)
-
-
-def _batches(settings: RunSettings, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
-    rows = batches(
-        shard, window_tokens=settings.window_tokens, batch_windows=settings.batch_windows, seed=settings.seed
-    )
-    return ((torch.from_numpy(ids), torch.from_numpy(documents)) for ids, documents in rows)

@@ -35,7 +35,7 @@ from tinylora.shards import Shard
 from tinylora.simulate import FaultPlan, SimulatedWorker, SimulationResult, simulate
 from tinylora.tree import NodePath
 
-Kind = Literal["base", "federated", "central", "full"]
+Kind = Literal["base", "federated", "central", "full", "searched"]
 ROUTED = ("soft", "top2", "hard", "elastic", "hard@sequence:32")
 OTHER_ROUTERS = ("uniform", "random", "averaged weights")
 """Baselines that are no policies of the gates."""
@@ -217,6 +217,10 @@ def run_job(context: Context, job: Job) -> Outcome:
         from tinylora.quality.central import train_centrally
 
         return train_centrally(context, job)
+    if job.kind == "searched":
+        from tinylora.quality.searched import train_and_search
+
+        return train_and_search(context, job)
     return _federate(context, job)
 
 

@@ -313,7 +313,7 @@ def _machines(config: QualityConfig) -> list[Job]:
 
 def machines_job(config: QualityConfig, n_workers: int, local_steps: int) -> Job:
     """So many replicas of one adapter on IID text, averaged after so many local steps."""
-    n_steps = max(LOCAL_STEPS) if config.side_steps >= 100 else config.side_steps
+    n_steps = max(LOCAL_STEPS) if config.side_steps >= LOCAL_STEPS[1] else config.side_steps
     return Job(
         system=f"machines:{n_workers}:{local_steps}",
         rate_key=f"fedavg:{config.rank}",
@@ -321,6 +321,17 @@ def machines_job(config: QualityConfig, n_workers: int, local_steps: int) -> Job
         settings={"depth": 0, "leaf_steps": n_steps, "unit_steps": min(local_steps, n_steps)},
         n_workers=n_workers,
     )
+
+
+def _searched(config: QualityConfig) -> list[Job]:
+    return [
+        Job(
+            system=f"searched:{config.rank}",
+            kind="searched",
+            rate_key="nested",
+            settings={"adapter": "nested", "leaf_steps": config.side_steps},
+        )
+    ]
 
 
 def _bloom(config: QualityConfig) -> list[Job]:
@@ -361,6 +372,7 @@ ROWS: dict[int, Callable[[QualityConfig], list[Job]]] = {
     12: _dropped,
     13: _quantised,
     14: _machines,
+    15: _searched,
     16: _bloom,
 }
 ORDER_OF = {row: ORDER.index(row) if row in ORDER else len(ORDER) for row in range(1, 18)}

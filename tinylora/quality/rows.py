@@ -427,6 +427,24 @@ def _row_14(results: Results) -> Row:
     }
 
 
+def _row_15(results: Results) -> Row:
+    name = f"searched:{results.config.rank}"
+    parts = {
+        "ranks by layer against one rank": results.against((name, "searched"), (name, "uniform")),
+        "ranks by layer against all ranks": results.against((name, "searched"), (name, "whole")),
+    }
+    facts = results.one(name).facts
+    return {
+        "what": "nested leaves pruned to a quarter of their parameters and trained on: ranks chosen by layer against "
+        "one rank for all (three domains)",
+        "unit": "relative change of perplexity",
+        "goal": "reported",
+        "met": None,
+        **results.row(name, "searched", parts["ranks by layer against one rank"]),
+        "parts": {label: _shown(part) for label, part in parts.items()} | {"ranks": facts["plans"]},
+    }
+
+
 def _row_16(results: Results) -> Row:
     rank = results.config.rank
     tree, peer = f"bloom-tree:{rank}", f"bloom-fedavg:{rank}"
@@ -476,5 +494,6 @@ MAKERS: Mapping[int, tuple[Callable[[QualityConfig], tuple[str, ...]], Callable[
     12: (_peers("tree:{r}", "dropped-tree:{r}"), _row_12),
     13: (_peers("base", "nf4-base", "nf4-tree:{r}", "side-tree:{r}"), _row_13),
     14: (lambda config: tuple(f"machines:{n}:{steps}" for n in REPLICAS for steps in LOCAL_STEPS), _row_14),
+    15: (_peers("searched:{r}"), _row_15),
     16: (_peers("bloom-base", "bloom-tree:{r}", "bloom-fedavg:{r}"), _row_16),
 }
