@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from tinylora.adapters.mixing import factorise
 from tinylora.errors import ProtocolError, ShapeMismatch
 from tinylora.tensors import Tensors
 
@@ -195,8 +196,9 @@ def average_products(updates: Mapping[str, Tensors], weights: Mapping[str, float
     found: Tensors = {}
     for projection in _projections(updates):
         a, b = (next(iter(updates.values()))[f"{projection}.lora_{part}"] for part in "AB")
-        new_a, new_b = _factorise(_stack(projection, updates, weights), a.shape[1])
-        found |= {f"{projection}.lora_A": new_a.to(a.dtype), f"{projection}.lora_B": new_b.to(b.dtype)}
+        stack = _stack(projection, updates, weights)
+        mean = factorise(stack.a, stack.b, a.shape[1])
+        found |= {f"{projection}.lora_A": mean.lora_a.to(a.dtype), f"{projection}.lora_B": mean.lora_b.to(b.dtype)}
     return found
 
 
@@ -254,28 +256,6 @@ def _centred(factors: Sequence[Tensor], shares: Sequence[float]) -> list[Tensor]
     mean = sum((factor * share for factor, share in zip(factors, shares, strict=True)), torch.zeros(()).double())
     mean = mean / math.fsum(shares)
     return [factor - mean for factor in factors]
-
-
-def _factorise(stack: _Stack, rank: int) -> tuple[Tensor, Tensor]:
-    """A (layer, rank, in) and B (layer, out, rank) with the `rank` largest singular values of b a."""
-    left, core_left = torch.linalg.qr(stack.b)
-    right, core_right = torch.linalg.qr(stack.a.mT)
-    u, s, vt = torch.linalg.svd(core_left @ core_right.mT, full_matrices=False)
-    u, s, vt = u[..., :rank], s[..., :rank], vt[..., :rank, :]
-    is_empty = s <= s[..., :1] * 1e-12
-    root = s.sqrt()
-    b = (left @ u) * root.masked_fill(is_empty, 0.0).unsqueeze(-2)
-    a = (vt @ right.mT) * root.masked_fill(is_empty, 1.0).unsqueeze(-1)
-    largest = a.gather(-1, a.abs().argmax(dim=-1, keepdim=True))
-    signs = torch.where(largest < 0, -1.0, 1.0).to(a.dtype)
-    return _padded(a * signs, rank, -2), _padded(b * signs.mT, rank, -1)
-
-
-def _padded(factor: Tensor, rank: int, axis: int) -> Tensor:
-    """With rows of zeros up to `rank`, which is larger only where the projection is narrower than that."""
-    missing = list(factor.shape)
-    missing[axis] = rank - factor.shape[axis]
-    return torch.cat([factor, factor.new_zeros(missing)], dim=axis)
 
 
 # --- the outer step --------------------------------------------------------------------------------------------------
