@@ -18,7 +18,7 @@ from tests.routing.helpers import (
     topologies,
 )
 from tinylora.errors import SettingError, ShapeMismatch
-from tinylora.routing.decision import Policy
+from tinylora.routing.decision import DEFAULT_THRESHOLD, Policy
 from tinylora.routing.gates import Gate, Gates, leaf_posteriors
 from tinylora.routing.policy import Router, RouterState, reference_posterior
 from tinylora.tree import Topology
@@ -370,7 +370,7 @@ def test_policies_by_name(text, policy, shown):
     st.floats(0, 1, exclude_max=True),
 )
 def test_names_round_trip(decision, granularity, size, threshold):
-    limit = threshold if decision == "elastic" else 0.5
+    limit = threshold if decision == "elastic" else DEFAULT_THRESHOLD
     policy = Policy(decision, granularity, 0 if granularity == "token" else size, limit)
     assert Policy.parse(str(policy)) == policy
 
