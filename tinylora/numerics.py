@@ -112,8 +112,9 @@ def _next(states: Mapping[str, Tensors], start: Tensors, velocity: Tensors, begu
 
 
 def _gaps(states: Mapping[str, Tensors], start: Tensors) -> list[tuple[float, float]]:
-    """Squared mismatch and norm of a node with replicas whose adapter is made of pairs."""
-    if len(states) == 1 or not all(name.endswith((".lora_A", ".lora_B")) for name in start):
+    """Squared mismatch and norm of a node with replicas, if its adapter is made of pairs, layer by layer."""
+    is_paired = {name.rpartition(".lora_")[2] for name in start} == {"A", "B"}
+    if len(states) == 1 or not is_paired or any(tensor.ndim < 3 for tensor in start.values()):
         return []
     return [mismatch({worker: join(start, state) for worker, state in states.items()})]
 

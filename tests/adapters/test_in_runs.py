@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.simulate.test_simulate import _base, _run, _shard
+from tinylora.adapters.lora import init_adapter
 from tinylora.adapters.shapes import n_adapter_parameters
 from tinylora.assemble import tree_model
 from tinylora.bundle import inspect, read_bundle, write_bundle
@@ -32,6 +33,14 @@ def test_a_run_ends_in_a_bundle_that_is_whole_and_has_learned(tmp_path: Path, ki
     base = score_base(model, heldout, window_tokens=32)
     model.detach_adapters()
     assert sum(score.nll_sum for score in routed) < sum(score.nll_sum for score in base)
+
+
+@pytest.mark.parametrize("kind", ["nested", "tied:A", "tied:B", "tied:A,uv", "tied:A,B"])
+def test_replicas_of_every_kind_are_averaged(kind: str) -> None:
+    result = _run(2, depth=0, adapter=kind, learning_rate=0.02, leaf_steps=2, unit_steps=1)
+    assert result.campaign.finished == "every leaf has had its steps"
+    start = init_adapter(_base().facts, result.bundle.spec, seed=3, path="")
+    assert not any(torch.equal(tensor, start[name]) for name, tensor in result.bundle.nodes[""].items())
 
 
 def test_adapters_that_do_not_fit_the_base_are_refused_at_once() -> None:
