@@ -92,7 +92,8 @@ def test_active_and_total_ranks_say_what_a_token_and_a_file_cost():
 
 def test_the_first_tree_is_scored_under_routers_that_know_less():
     found = outcome("first tree").scored
-    assert {"uniform", "random", "averaged weights", "hard@sequence:8"} <= found.keys()
+    assert {"uniform", "random", "averaged weights", "merged", "concatenated", "hard@sequence:8"} <= found.keys()
+    assert found["merged"].active_rank == 4 and found["merged, to one rank"].active_rank == 2
     documents = {(score.domain, score.name, score.n_tokens) for score in found["oracle"].scores}
     for name in ("uniform", "random", "averaged weights"):
         assert {(score.domain, score.name, score.n_tokens) for score in found[name].scores} == documents

@@ -20,6 +20,7 @@ from tinylora.base_model import LoadedBase, load_base
 from tinylora.bundle import Bundle, write_bundle
 from tinylora.config import RunSettings, make_settings
 from tinylora.demo.experiment import BASE_DIR
+from tinylora.derive import mush_bundle
 from tinylora.errors import SettingError
 from tinylora.evaluation import DocumentScore, best_leaves, score_domains, score_leaves
 from tinylora.federation.campaign import Campaign, fold
@@ -39,6 +40,8 @@ Kind = Literal["base", "federated", "central", "full", "searched"]
 ROUTED = ("soft", "top2", "hard", "elastic", "hard@sequence:32")
 OTHER_ROUTERS = ("uniform", "random", "averaged weights")
 """Baselines that are no policies of the gates."""
+MIXES = {"merged": "uniform", "concatenated": "concat"}
+"""All leaves in one adapter without a router, by name; each also compressed to the rank of one leaf."""
 
 
 class _Frozen(BaseModel):
@@ -366,7 +369,7 @@ def score_policies(
         scored["one"] = timed_scores(context, job, model, active_rank=rank)
         model.route_to(None)
     for policy in job.policies:
-        if policy in OTHER_ROUTERS:
+        if policy in (*OTHER_ROUTERS, *MIXES):
             continue
         model.policy = Policy.parse(policy)
         active = rank * {"soft": n_leaves, "top2": min(2, n_leaves)}.get(model.policy.decision, 1)
@@ -398,7 +401,7 @@ def _drawn(name: str, leaves: Sequence[NodePath]) -> NodePath:
 
 
 def _score_other_routers(context: Context, job: Job, result: SimulationResult, base: LoadedBase) -> dict[str, Scored]:
-    """The baselines among routers: all leaves alike, and gates whose weights were averaged."""
+    """The baselines: all leaves alike, gates whose weights were averaged, and all leaves mixed into one adapter."""
     bundles: dict[str, Bundle] = {}
     if "uniform" in job.policies:
         gates = result.bundle.gates
@@ -407,6 +410,10 @@ def _score_other_routers(context: Context, job: Job, result: SimulationResult, b
     if "averaged weights" in job.policies:
         averaged = make_bundle(result.campaign, result.ledger, is_router_averaged=True)
         bundles["averaged weights"] = replace(averaged, projection=result.bundle.projection)
+    for name, how in MIXES.items():
+        if name in job.policies:
+            bundles[name] = mush_bundle(result.bundle, how).bundle
+            bundles[f"{name}, to one rank"] = mush_bundle(result.bundle, how, rank=result.bundle.spec.rank).bundle
     scored = {}
     for name, bundle in bundles.items():
         model = tree_model(bundle, base, "soft")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from tinylora.quality.config import QualityConfig, Rate
-from tinylora.quality.jobs import OTHER_ROUTERS, ROUTED, Job
+from tinylora.quality.jobs import MIXES, OTHER_ROUTERS, ROUTED, Job
 
 ORDER = (1, 2, 4, 3, 5, 9, 12, 6, 7, 16, 10, 13, 14, 8, 11, 15)
 """Rows by weight: where time runs out, the first ones are there. Row 17 is measured by `make bench`."""
@@ -46,7 +46,7 @@ def base(config: QualityConfig) -> Job:
 def tree(config: QualityConfig, seed: int) -> Job:
     """The federated tree: one worker and leaf for each domain."""
     rank = config.rank
-    more = (*(f"hard@sequence:{n}" for n in REGRET_PREFIXES if n != 32), *OTHER_ROUTERS)
+    more = (*(f"hard@sequence:{n}" for n in REGRET_PREFIXES if n != 32), *OTHER_ROUTERS, *MIXES)
     is_first = seed == config.seeds[0]
     return Job(
         system=f"tree:{rank}",
@@ -318,7 +318,12 @@ def machines_job(config: QualityConfig, n_workers: int, local_steps: int) -> Job
         system=f"machines:{n_workers}:{local_steps}",
         rate_key=f"fedavg:{config.rank}",
         split="iid",
-        settings={"depth": 0, "leaf_steps": n_steps, "unit_steps": min(local_steps, n_steps)},
+        settings={
+            "depth": 0,
+            "leaf_steps": n_steps,
+            "unit_steps": min(local_steps, n_steps),
+            "batch_windows": max(1, config.batch_windows // 2),
+        },
         n_workers=n_workers,
     )
 
