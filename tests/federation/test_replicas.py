@@ -127,16 +127,17 @@ def test_a_ledger_from_before_there_were_rules_is_read():
     """Fields that came later have defaults: an old run folds to the same state."""
     campaign, events, _ = run_world(crowd(3), depth=1, min_workers=3)
     later = {
-        "run_started": (),
-        "unit_leased": ("factors",),
-        "node_averaged": ("mismatch", "momentum"),
+        "unit_leased": {"factors", "nodes", "frozen", "prefix_rank"},
+        "update_accepted": {"nodes", "max_rank"},
+        "node_averaged": {"mismatch", "momentum"},
     }
+    settings = {"replicas", "outer_lr", "outer_momentum", "where", "path_training", "path_steps", "adapter", "ranks"}
     old = []
     for event in events:
         fields = json.loads(event.model_dump_json())
         for name in later.get(event.type, ()):
             del fields[name]
-        for name in set(fields.get("settings", {})) & {"replicas", "outer_lr", "outer_momentum"}:
+        for name in settings if event.type == "run_started" else ():
             del fields["settings"][name]
         old.append(event_from_json(json.dumps(fields)))
     state = fold(old)

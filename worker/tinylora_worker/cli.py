@@ -42,6 +42,10 @@ def join(
         str | None,
         typer.Option("--quantise", help="int8 or nf4: hold the base in 8 or 4 bits; needs tinylora[quant]."),
     ] = None,
+    max_rank: Annotated[
+        int,
+        typer.Option("--max-rank", min=0, help="Highest rank to train; a run of nested adapters asks no more. 0: any."),
+    ] = 0,
 ) -> None:
     """Join a run, and work until it is finished. Ctrl-C leaves it; the unit under way goes to somebody else.
 
@@ -56,7 +60,7 @@ def join(
     use_home(home / "flower")
     from tinylora_worker.service import Options, work
 
-    work(Options(url, token, base, tuple(data), home, name, threads, text_column, quantise))
+    work(Options(url, token, base, tuple(data), home, name, threads, text_column, quantise, max_rank))
 
 
 def main() -> None:

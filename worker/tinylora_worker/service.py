@@ -38,6 +38,7 @@ class Options:
     threads: int | None = None
     text_column: str = "text"
     quantise: str | None = None
+    max_rank: int = 0
 
 
 CheckBase: TypeAlias = Callable[[BaseFacts], None]
@@ -128,7 +129,14 @@ def load_trainer(options: Options, identity: Identity, check_base: CheckBase, *,
     check_base(base.facts)
     shard = load_shard(options.data, base, text_column=options.text_column)
     say(f"shard: {len(shard.train)} documents to train on, {len(shard.heldout)} held out, {shard.n_tokens} tokens")
-    return UnitRunner(base, shard, worker=identity.worker, sign=identity.sign, threads=options.threads).run
+    return UnitRunner(
+        base,
+        shard,
+        worker=identity.worker,
+        sign=identity.sign,
+        threads=options.threads,
+        max_rank=options.max_rank,
+    ).run
 
 
 def logged(handle: Handle, log: Callable[[str], None]) -> Handle:
