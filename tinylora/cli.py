@@ -90,6 +90,36 @@ def simulate(
 
 
 @app.command()
+def report(
+    config: Annotated[Path, typer.Option(help="What to train and score.")] = Path("benchmarks/quality.toml"),
+    out: Annotated[Path, typer.Option(help="Folder for outcomes, tables and pictures.")] = Path("report-out"),
+    preset: Annotated[str, typer.Option(help="ci, cpu or full; a section of the configuration.")] = "cpu",
+    rows: Annotated[str, typer.Option(help="Rows, such as 1,2,9; default: those of the configuration.")] = "",
+    processes: Annotated[int, typer.Option(min=1, help="Jobs at a time, one thread each.")] = 2,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Find the learning rates instead; they go to rates.toml.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train every system at equal tokens, score them on the same text, and write what came out; goes on if stopped."""
+    from tinylora.quality.command import find_rates, parse_rows
+    from tinylora.quality.command import report as make_report
+
+    options = {"preset": preset, "rows": parse_rows(rows), "n_processes": processes}
+
+    def say(text: str) -> None:
+        typer.echo(text, err=as_json)
+
+    if tune:
+        found = find_rates(config, out, say=say, **options)
+        say(f"{len(found)} rates are in {out / 'rates.toml'}; put them into {config}")
+        return
+    document = make_report(config, out, say=say, **options)
+    if as_json:
+        _print_json(document)
+
+
+@app.command()
 def verify(bundle: BundleFile) -> None:
     """Check a bundle: structure, names, shapes, hashes, finite values."""
     from tinylora.bundle import verify as verify_bundle
