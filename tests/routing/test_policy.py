@@ -278,6 +278,16 @@ def test_the_gradient_is_that_of_the_reference():
         assert slopes[node].item() == pytest.approx((sums[0] - sums[1]) / (2 * step), abs=1e-5)
 
 
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+def test_frozen_gates_read_a_few_numbers_of_each_token_and_decide_alike(topology):
+    """Trainable gates see the whole feature; frozen ones what they make of it."""
+    ids, documents = token_rows(2, 40), torch.arange(40).div(15, rounding_mode="floor").expand(2, -1)
+    policy, routers = Policy("soft"), (a_router(topology), a_router(topology, trainable=True))
+    (frozen, state), (trained, whole) = (router(ids, documents=documents, policy=policy) for router in routers)
+    assert torch.allclose(frozen.weights, trained.weights, atol=1e-6)
+    assert state.feature.total.shape[1] == len(topology.inner) and whole.feature.total.shape[1] == DIM
+
+
 def test_frozen_gates_are_no_parameters():
     assert not list(a_router().parameters())
 

@@ -42,7 +42,66 @@ class FeatureState:
         )
 
 
-class RoutingFeature(nn.Module):
+class RunningMean(nn.Module):
+    """Mean of a table's rows over the tokens of a document that were read so far.
+
+    Args:
+        table: A row for every entry of the vocabulary.
+    """
+
+    table: Float[Tensor, "vocab feature"]
+
+    def __init__(self, table: Float[Tensor, "vocab feature"]) -> None:
+        super().__init__()
+        self.dim = table.shape[1]
+        self.register_buffer("table", table, persistent=False)  # what it was made of says all of it
+
+    def through(self, w: Float[Tensor, "score feature"]) -> "RunningMean":
+        """The running mean of w · row, in float64: what gates make of this one, at a few numbers per token."""
+        chunks = self.table.split(_CHUNK_ROWS)
+        return RunningMean(torch.cat([chunk.double() @ w.detach().double().T for chunk in chunks]))
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch token"],
+        *,
+        documents: Int[Tensor, "batch token"] | None = None,
+        mask: Bool[Tensor, "batch token"] | None = None,
+        state: FeatureState | None = None,
+    ) -> tuple[Float[Tensor, "batch token feature"], Int[Tensor, "batch token"], FeatureState]:
+        """Running mean at every token, that token included.
+
+        Args:
+            input_ids: Tokens.
+            documents: Number of the document that each token of a packed row belongs to: the mean restarts where it
+                changes. A row's first token goes on with the document of `state`.
+            mask: False on padding, which is skipped: the mean stays as it is.
+            state: Where the rows stand; None is before the first token.
+
+        Returns:
+            The means (accumulated in float64, returned in the table's dtype; zeros before a row's first token), the
+            number of tokens that each is taken over, and the state after the last token.
+        """
+        if state is None:
+            state = FeatureState.zero(len(input_ids), self.dim, self.table.device)
+        rows = self.table[input_ids].double()
+        ones = torch.ones_like(input_ids, dtype=torch.int64) if mask is None else mask.long()
+        if mask is not None:
+            rows = rows * mask.unsqueeze(-1)
+        # Sequential sums from the state on: cut anywhere, the same additions happen in the same order.
+        totals = torch.cat([state.total.unsqueeze(1), rows], dim=1).cumsum(dim=1)
+        counts = torch.cat([state.count.unsqueeze(1), ones], dim=1).cumsum(dim=1)
+        total, count = totals[:, 1:], counts[:, 1:]
+        if documents is not None:
+            start, is_continued = _last_starts(document_starts(documents, mask))
+            before = totals.gather(1, start.unsqueeze(-1).expand_as(total))
+            total = total - before.masked_fill(is_continued.unsqueeze(-1), 0)
+            count = count - counts.gather(1, start).masked_fill(is_continued, 0)
+        after = FeatureState(total[:, -1], count[:, -1]) if input_ids.shape[1] else state
+        return (total / count.clamp(min=1).unsqueeze(-1)).to(self.table.dtype), count, after
+
+
+class RoutingFeature(RunningMean):
     """Running mean of centred, scaled, projected input embeddings, and of signs of the tokens.
 
     Args:
@@ -54,7 +113,6 @@ class RoutingFeature(nn.Module):
         ShapeMismatch: P is for embeddings of another width.
     """
 
-    table: Float[Tensor, "vocab feature"]
     projection: Float[Tensor, "projected embed"] | None
 
     def __init__(
@@ -64,20 +122,16 @@ class RoutingFeature(nn.Module):
         *,
         n_signs: int = 0,
     ) -> None:
-        super().__init__()
         embed_dim = embeddings.shape[1]
         if projection is not None and projection.shape[1] != embed_dim:
             raise ShapeMismatch(
                 f"projection of the routing feature: expected {embed_dim} columns as the base's embeddings have, "
                 f"got {projection.shape[1]}; it was made for another base"
             )
-        self.dim = (embed_dim if projection is None else len(projection)) + n_signs
-        self.hash = feature_hash(projection, embed_dim, self.dim)
-        # Not in the state dict: the base and P say all of it.
-        self.register_buffer("projection", projection, persistent=False)
         signs = token_signs(len(embeddings), n_signs).to(embeddings.device)
-        table = torch.cat([_make_table(embeddings, projection), signs], dim=1)
-        self.register_buffer("table", table, persistent=False)
+        super().__init__(torch.cat([_make_table(embeddings, projection), signs], dim=1))
+        self.hash = feature_hash(projection, embed_dim, self.dim)
+        self.register_buffer("projection", projection, persistent=False)
 
     @classmethod
     def from_embeddings(
@@ -107,45 +161,6 @@ class RoutingFeature(nn.Module):
         if projection == "principal":
             return cls(embeddings, principal_projection(embeddings, dim))
         return cls(embeddings, random_projection(embed_dim, dim, seed=seed).to(embeddings.device))
-
-    def forward(
-        self,
-        input_ids: Int[Tensor, "batch token"],
-        *,
-        documents: Int[Tensor, "batch token"] | None = None,
-        mask: Bool[Tensor, "batch token"] | None = None,
-        state: FeatureState | None = None,
-    ) -> tuple[Float[Tensor, "batch token feature"], Int[Tensor, "batch token"], FeatureState]:
-        """Running mean at every token, that token included.
-
-        Args:
-            input_ids: Tokens.
-            documents: Number of the document that each token of a packed row belongs to: the mean restarts where it
-                changes. A row's first token goes on with the document of `state`.
-            mask: False on padding, which is skipped: the mean stays as it is.
-            state: Where the rows stand; None is before the first token.
-
-        Returns:
-            The means (accumulated in float64, returned in float32; zeros before a row's first token), the number of
-            tokens that each is taken over, and the state after the last token.
-        """
-        if state is None:
-            state = FeatureState.zero(len(input_ids), self.dim, self.table.device)
-        rows = self.table[input_ids].double()
-        ones = torch.ones_like(input_ids, dtype=torch.int64) if mask is None else mask.long()
-        if mask is not None:
-            rows = rows * mask.unsqueeze(-1)
-        # Sequential sums from the state on: cut anywhere, the same additions happen in the same order.
-        totals = torch.cat([state.total.unsqueeze(1), rows], dim=1).cumsum(dim=1)
-        counts = torch.cat([state.count.unsqueeze(1), ones], dim=1).cumsum(dim=1)
-        total, count = totals[:, 1:], counts[:, 1:]
-        if documents is not None:
-            start, is_continued = _last_starts(document_starts(documents, mask))
-            before = totals.gather(1, start.unsqueeze(-1).expand_as(total))
-            total = total - before.masked_fill(is_continued.unsqueeze(-1), 0)
-            count = count - counts.gather(1, start).masked_fill(is_continued, 0)
-        after = FeatureState(total[:, -1], count[:, -1]) if input_ids.shape[1] else state
-        return (total / count.clamp(min=1).unsqueeze(-1)).float(), count, after
 
 
 def document_starts(

@@ -85,6 +85,8 @@ class Router(nn.Module):
         self.register_buffer("tau", torch.tensor([gate.tau for gate in chosen], dtype=torch.float64))
         self._register_tree()
         self.to(feature.table.device)
+        # Gates that stay as they are need not see all numbers of the feature, only what they make of each token.
+        self._reader = feature if trainable else feature.through(self.w)
 
     def _register_tree(self) -> None:
         """The tree as matrices of zeros and ones."""
@@ -122,8 +124,8 @@ class Router(nn.Module):
             policy: How gates become weights.
         """
         state = state or self.initial_state(len(input_ids))
-        means, counts, feature_state = self.feature(input_ids, documents=documents, mask=mask, state=state.feature)
-        weights = self.decide(self.scores(means), policy)
+        scores, counts, feature_state = self._read(input_ids, documents, mask, state.feature)
+        weights = self.decide(scores, policy)
         if policy.granularity != "token":
             is_decision = counts % policy.size == 0 if policy.granularity == "window" else counts == policy.size
             is_decision = is_decision & (counts > 0) if mask is None else is_decision & (counts > 0) & mask
@@ -134,8 +136,16 @@ class Router(nn.Module):
 
     def initial_state(self, batch: int) -> RouterState:
         """Before the first token of `batch` rows."""
-        feature = FeatureState.zero(batch, self.feature.dim, self.feature.table.device)
+        feature = FeatureState.zero(batch, self._reader.dim, self._reader.table.device)
         return RouterState(feature, self.start.expand(batch, -1))
+
+    def _read(
+        self, input_ids: Tensor, documents: Tensor | None, mask: Tensor | None, state: FeatureState | None
+    ) -> tuple[Float[Tensor, "batch token inner"], Int[Tensor, "batch token"], FeatureState]:
+        """Scores of every gate at every token, how many tokens they are taken over, and the state after them."""
+        means, counts, after = self._reader(input_ids, documents=documents, mask=mask, state=state)
+        scores = self.scores(means) if self._reader is self.feature else means + self.b.double()
+        return scores, counts, after
 
     def scores(self, means: Float[Tensor, "batch token feature"]) -> Float[Tensor, "batch token inner"]:
         """Of every gate w · φ + b, without temperature; in float64, as no decision may hang on a batch's shape."""
@@ -177,8 +187,7 @@ class Router(nn.Module):
             Belcak and Wattenhofer 2023, Fast Feedforward Networks, arXiv:2308.14711, section "Hardening".
         """
         before = None if state is None else state.feature
-        means, _, _ = self.feature(input_ids, documents=documents, mask=mask, state=before)
-        logits = self.scores(means) * self.tau
+        logits = self._read(input_ids, documents, mask, before)[0] * self.tau
         per_token = (F.softplus(logits) - logits * logits.sigmoid()).sum(dim=-1)
         return per_token.mean() if mask is None else (per_token * mask).sum() / mask.sum().clamp(min=1)
 
