@@ -9,7 +9,7 @@ from tinylora.quality.config import QualityConfig, Rate
 from tinylora.quality.document import to_markdown, write_documents
 from tinylora.quality.jobs import Job, Outcome, Point, Score, Scored
 from tinylora.quality.plan import ALPHAS, LOCAL_STEPS, REPLICAS, RULES
-from tinylora.quality.rows import Results, make_rows
+from tinylora.quality.rows import Results, leaf_memory_row, make_rows
 
 CONFIG = QualityConfig(rates={}, rank=4, depth=1, seeds=(0, 1), n_bootstrap=50)
 
@@ -23,7 +23,7 @@ def scored(nll: float, *, active_rank: int = 4) -> Scored:
     return Scored(active_rank=active_rank, seconds=0.5, scores=rows)
 
 
-def outcome(system: str, seed: int = 0, **policies: float) -> Outcome:
+def outcome(system: str, seed: int = 0, /, **policies: float) -> Outcome:
     job = Job(system=system, seed=seed, rate=Rate(learning_rate=1e-3))
     found = {name.replace("__", ":"): scored(nll) for name, nll in (policies or {"one": 3.0}).items()}
     return Outcome(
@@ -105,6 +105,13 @@ def test_row_13_is_the_share_of_the_gain_each_against_its_own_base():
     systems += [outcome("nf4-base", one=3.1), outcome("nf4-tree:4", oracle=2.92, hard=2.95, soft=2.92)]
     row = rows_of(*systems, rows=(13,))["13"]
     assert row["value"] == pytest.approx(0.9) and row["parts"]["hard"] == pytest.approx(0.75)
+
+
+def test_row_17_takes_the_figure_of_the_benchmark():
+    details = {"rank": 16, "held_as": "float32", "leaf_mib_held": 7.0, "growth_mib": 7.2, "leaf_mib_in_file": 3.5}
+    row = leaf_memory_row({"figure": {"ratio": 1.03}, "details": details})
+    assert row["met"] and row["value"] == 1.03
+    assert not leaf_memory_row({"figure": {"ratio": 1.11}, "details": details})["met"]
 
 
 def test_rows_whose_systems_are_missing_are_left_out():

@@ -9,7 +9,7 @@ from tinylora.errors import SettingError
 from tinylora.quality.config import QualityConfig, Rate, read_config
 from tinylora.quality.document import write_documents
 from tinylora.quality.plan import jobs_of
-from tinylora.quality.rows import Results, make_rows
+from tinylora.quality.rows import Results, leaf_memory_row, make_rows
 from tinylora.quality.run import Say, do_jobs, open_folder, tune
 from tinylora.report import versions
 
@@ -35,6 +35,7 @@ def report(
     open_folder(out, config)
     started = time.monotonic()
     outcomes = do_jobs(config, jobs, out, n_processes=n_processes, say=say)
+    rows_found = make_rows(Results(config, outcomes)) | _measured_elsewhere(config_file, config)
     found = {
         "format": 1,
         "preset": preset,
@@ -43,10 +44,18 @@ def report(
         "train_seconds": round(sum(outcome.train_seconds for outcome in outcomes), 1),
         "versions": versions(),
         "config": config.model_dump(mode="json"),
-        "rows": make_rows(Results(config, outcomes)),
+        "rows": rows_found,
     }
     write_documents(found, Results(config, outcomes), out)
     return found
+
+
+def _measured_elsewhere(config_file: Path, config: QualityConfig) -> dict[str, Any]:
+    """Row 17, where `make bench` has left its figure beside the configuration."""
+    file = config_file.parent / "results" / "leaf_memory.json"
+    if 17 not in config.rows or not file.exists():
+        return {}
+    return {"17": leaf_memory_row(json.loads(file.read_text(encoding="utf-8")))}
 
 
 def find_rates(

@@ -107,6 +107,8 @@ def _shown(value: Any) -> str:
         if set(value) == {"value", "low", "high"}:
             return f"{value['value']:+.4f} ({value['low']:+.4f} to {value['high']:+.4f})"
         return ", ".join(f"{name} {_shown(inner)}" for name, inner in value.items())
+    if isinstance(value, str):
+        return value
     if isinstance(value, list):
         return " to ".join(_shown(inner) for inner in value) or "-"
     return number(value)

@@ -460,6 +460,24 @@ def _row_16(results: Results) -> Row:
     }
 
 
+def leaf_memory_row(measured: Mapping[str, Any]) -> Row:
+    """Row 17, from what `python -m benchmarks leaf_memory` measured."""
+    ratio, details = measured["figure"]["ratio"], measured["details"]
+    return {
+        "what": "memory per added leaf at inference over the leaf's own bytes",
+        "value": ratio,
+        "ci": None,
+        "unit": "ratio",
+        "goal": "within 0.10 of 1",
+        "met": abs(ratio - 1) <= 0.1,
+        "seeds": 1,
+        "active_rank": details["rank"],
+        "total_rank": details["rank"],
+        "tokens_per_s": None,
+        "parts": {name: details[name] for name in ("held_as", "leaf_mib_held", "growth_mib", "leaf_mib_in_file")},
+    }
+
+
 def _peers(*systems: str) -> Callable[[QualityConfig], tuple[str, ...]]:
     """Names with {r}, {2r} and {total} filled in."""
 
