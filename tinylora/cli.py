@@ -63,6 +63,7 @@ def simulate(
     base: BaseWhere = DEMO_BASE,
     data: DataDirs = None,
     rank: Annotated[int | None, typer.Option(help="Rank of every adapter.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Kind of every adapter, such as nested or tied:A,B,uv.")] = None,
     leaf_steps: Annotated[int | None, typer.Option(help="Optimiser steps of each leaf.")] = None,
     router_sync: Annotated[str, typer.Option(help="statistics, weights, or both.")] = "both",
     text_column: TextColumn = "text",
@@ -81,7 +82,7 @@ def simulate(
 
     report = run_simulated(
         n_workers=workers, depth=depth, out=out, seed=seed, base_where=base, data=data or [], rank=rank,
-        leaf_steps=leaf_steps, router_sync=router_sync, text_column=text_column,
+        adapter=adapter, leaf_steps=leaf_steps, router_sync=router_sync, text_column=text_column,
         kill=kill or [], silent=silent or [], delay=delay or [], drop=drop, threads=threads, quantise=quantise,
         is_quiet=as_json,
     )  # fmt: skip

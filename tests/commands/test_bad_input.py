@@ -110,6 +110,7 @@ def test_no_data_at_all(bundle, capsys):
         ("--depth", 40, "depth"),
         ("--rank", 0, "rank"),
         ("--rank", 5000, "rank"),
+        ("--adapter", "tied", "adapter 'tied': expected one of lora, nested"),
         ("--router-sync", "magic", "router_sync"),
     ],
 )

@@ -33,6 +33,7 @@ def run_simulated(
     base_where: str | None = None,
     data: Sequence[Path] = (),
     rank: int | None = None,
+    adapter: str | None = None,
     leaf_steps: int | None = None,
     router_sync: str = "both",
     text_column: str = "text",
@@ -59,7 +60,7 @@ def run_simulated(
     n_workers = len(data) or n_workers
     if n_workers < 1:
         raise SettingError(f"workers {n_workers}: expected at least 1")
-    choices = {"rank": rank, "leaf_steps": leaf_steps, "name": "simulation"}
+    choices = {"rank": rank, "adapter": adapter, "leaf_steps": leaf_steps, "name": "simulation"}
     settings = demo_settings(n_workers, depth, seed=seed, router_sync=router_sync, **choices)
     faults = FaultPlan.parse(kill=kill, silent=silent, delay=delay, drop=drop)
     prepare_folder(out, FILES)
