@@ -64,6 +64,14 @@ def test_widest_text_gets_the_larger_subtree():
     assert sorted(len(node) for node in assignment.values()) == [1, 2, 2]
 
 
+def test_the_text_that_takes_up_most_room_gets_the_larger_subtree():
+    """Not the one whose prefixes scatter most, if all workers said how widely their texts differ."""
+    sketches = _line(0, 10, 20) | {"w1": _sums((10, 0, 0), spread=6.0, seed=1)}
+    volumes = {"w0": -300.0, "w1": -400.0, "w2": -350.0}
+    assert len(assign(sketches, 2, volumes)["w0"]) == 1
+    assert assign(sketches, 2, {"w0": -300.0, "w1": -400.0}) == assign(sketches, 2)
+
+
 def test_names_and_order_of_arrival_do_not_matter():
     sketches = _line(3, 1, 4, 1.5, 9, 2.6)
     backwards = dict(reversed(list(sketches.items())))

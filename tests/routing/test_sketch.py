@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.routing.helpers import DIM, VOCAB, a_feature
-from tinylora.routing.sketch import collect, document_features
+from tinylora.routing.sketch import collect, document_features, log_volume, sketch
 from tinylora.routing.statistics import PREFIXES, statistics_of
 
 
@@ -64,3 +64,43 @@ def test_document_features_are_means_over_whole_documents():
     for text, row in zip(texts[:2], found, strict=False):
         assert np.allclose(row, feature.table[torch.from_numpy(text.astype(np.int64))].double().mean(dim=0).numpy())
     assert not found[2].any()
+
+
+# --- room ------------------------------------------------------------------------------------------------------------
+
+
+def _kind(words: range, n: int, seed: int, length: int = 400) -> list[np.ndarray]:
+    """Texts over some of the words, each with its own taste among them."""
+    generator = np.random.default_rng(seed)
+    tastes = [generator.dirichlet(np.ones(len(words))) for _ in range(n)]
+    return [generator.choice(words, size=length, p=taste).astype(np.int32) for taste in tastes]
+
+
+def room(feature, texts) -> float:
+    found = sketch(feature, texts)[1]
+    assert found is not None
+    return found
+
+
+def test_a_mixed_shard_takes_up_more_room_than_its_kinds_at_equal_size():
+    feature = a_feature()
+    one, other = _kind(range(VOCAB // 2), 40, 1), _kind(range(VOCAB // 2, VOCAB), 40, 2)
+    rooms = [room(feature, texts) for texts in (one, other, [*one[:20], *other[:20]])]
+    assert rooms[2] > max(rooms[:2])
+
+
+def test_room_is_that_of_long_prefixes_alone():
+    feature, texts = a_feature(), _kind(range(VOCAB), 30, 3)
+    rows = np.array([row for text in texts for row, n in plain_rows(feature.table.double().numpy(), text) if n >= 128])
+    centred = rows - rows.mean(axis=0)
+    covariance = centred.T @ centred / len(rows)
+    expected = np.linalg.slogdet(covariance + 0.01 * np.trace(covariance) / DIM * np.eye(DIM))[1]
+    assert np.isclose(room(feature, texts), expected, atol=1e-3)
+
+
+def test_texts_without_long_prefixes_take_up_no_known_room():
+    feature = a_feature()
+    assert sketch(feature, [])[1] is None
+    assert sketch(feature, documents([100] * 20))[1] is None
+    assert sketch(feature, [np.zeros(400, dtype=np.int32)] * 3)[1] is None
+    assert log_volume(statistics_of(np.ones((2, DIM)), np.array([256, 256]))) is None

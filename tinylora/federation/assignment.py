@@ -15,15 +15,21 @@ from tinylora.routing.statistics import RouterStatistics, sum_statistics
 from tinylora.tree import NodePath, Topology
 
 
-def assign(statistics: Mapping[str, RouterStatistics], depth: int) -> dict[str, NodePath]:
+def assign(
+    statistics: Mapping[str, RouterStatistics], depth: int, log_volumes: Mapping[str, float] | None = None
+) -> dict[str, NodePath]:
     """A node of the perfect tree of `depth` for every worker: a leaf, or the top of a subtree.
 
     Args:
         statistics: Sketch of each worker; at least one.
         depth: Levels of the tree.
+        log_volumes: How widely each worker's texts differ, which finds shards that mix kinds of text. Unless all are
+            known, the spread of their sketches stands in, which takes the scatter of short prefixes for it.
     """
     workers = sorted(statistics)
     points, spread = means(statistics)
+    if log_volumes is not None and set(workers) <= log_volumes.keys():
+        spread = np.array([log_volumes[worker] for worker in workers])
     if len(workers) >= 2**depth:
         return _leaves_for(workers, points, depth)
     return _subtrees_for(workers, points, spread, depth)

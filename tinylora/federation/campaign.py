@@ -80,6 +80,8 @@ class Worker:
     """Blob with the sums of its whole shard."""
     sketch_version: str = ""
     """Shard version that the sketch describes."""
+    log_volume: float | None = None
+    """How widely its texts differ among each other."""
     leaf_statistics: str = ""
     """Blob with the sums of its shard by leaf, from its latest subtree unit."""
     histogram: str = ""
@@ -500,7 +502,13 @@ def _in_good_standing(state: Campaign, event: UpdateAccepted) -> Worker:
 
 def _sketched(state: Campaign, event: UpdateAccepted) -> Campaign:
     worker = _in_good_standing(state, event)
-    worker = replace(worker, sketch=event.blob, sketch_version=event.shard_version, leaf_statistics="")
+    worker = replace(
+        worker,
+        sketch=event.blob,
+        sketch_version=event.shard_version,
+        log_volume=event.log_volume,
+        leaf_statistics="",
+    )
     first_at_s = event.at_s if state.first_sketch_at_s is None else state.first_sketch_at_s
     router = replace(state.router, has_news=state.router.has_news or worker.node is not None)
     return replace(_put(state, worker), first_sketch_at_s=first_at_s, router=router)

@@ -115,6 +115,7 @@ class UpdateAccepted(_Event):
     """Highest rank that the worker can train; 0 where it named none."""
     heldout_nll_before: Finite | None = None
     heldout_nll_after: Finite | None = None
+    log_volume: Finite | None = None
     losses: tuple[Finite, ...] = ()
     parts: tuple[Part, ...] = ()
     """What the payload holds, so that a fold need not open blobs."""

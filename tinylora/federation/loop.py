@@ -223,6 +223,7 @@ class Rounds:
                 base_loads=update.base_loads,
                 heldout_nll_before=update.heldout_nll_before,
                 heldout_nll_after=update.heldout_nll_after,
+                log_volume=update.log_volume,
                 losses=update.losses,
                 parts=parts,
                 blob=blob,
@@ -316,8 +317,10 @@ class Rounds:
         settings = self.state.settings
         depth = 0 if settings.grow else settings.depth
         sketches = {worker: self._blobs.statistics(self.state.workers[worker].sketch)[""] for worker in command.workers}
+        volumes = {worker: self.state.workers[worker].log_volume for worker in command.workers}
+        known = {worker: volume for worker, volume in volumes.items() if volume is not None}
         leaves = Topology.perfect(depth).leaves
-        assignment = dict(sorted(assign(sketches, depth).items()))
+        assignment = dict(sorted(assign(sketches, depth, known).items()))
         self._emit(TopologySet(version=self.state.topology_version + 1, leaves=leaves, assignment=assignment))
 
     def _assign(self, command: Assign) -> None:

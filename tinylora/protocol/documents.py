@@ -181,6 +181,8 @@ class Update(_Document):
     """Highest rank that this worker can train; 0: any."""
     heldout_nll_before: Finite | None = None
     heldout_nll_after: Finite | None = None
+    log_volume: Finite | None = None
+    """Of a sketch: how widely the texts differ among each other (`routing.sketch.log_volume`)."""
     losses: tuple[Finite, ...] = ()
     """Training loss in nats, a few values along the unit."""
     manifest: Manifest = {}

@@ -15,6 +15,9 @@ from tinylora.routing.statistics import PREFIXES, RouterStatistics, statistics_o
 WINDOW_TOKENS = PREFIXES[-1]
 MAX_PREFIX_TOKENS = 2**16
 """Longest prefix that is a row: a running mean hardly moves any more by then."""
+LONG_TOKENS = 128
+"""From here on a prefix says more of its text than of the words that it happens to begin with."""
+RIDGE = 0.01
 _BATCH_WINDOWS = 32
 _BATCH_DOCUMENTS = 32
 Tokens: TypeAlias = Sequence[int] | np.ndarray
@@ -36,10 +39,37 @@ def collect(feature: RoutingFeature, documents: Sequence[Tokens]) -> RouterStati
         feature: Tokens to features.
         documents: Token ids of each; empty ones have no rows.
     """
-    total = RouterStatistics.zero(feature.dim)
+    return sketch(feature, documents)[0]
+
+
+def sketch(feature: RoutingFeature, documents: Sequence[Tokens]) -> tuple[RouterStatistics, float | None]:
+    """`collect`, and how much room the texts take up beside each other: see `log_volume`.
+
+    Args:
+        feature: Tokens to features.
+        documents: Token ids of each; empty ones have no rows.
+    """
+    total, long = RouterStatistics.zero(feature.dim), RouterStatistics.zero(feature.dim)
     for rows, n_tokens in chain(_window_rows(feature, documents), _late_rows(feature, documents)):
-        total = total + statistics_of(rows, n_tokens)
-    return total
+        is_long = n_tokens >= LONG_TOKENS
+        total, long = total + statistics_of(rows, n_tokens), long + statistics_of(rows[is_long], n_tokens[is_long])
+    return total, log_volume(long)
+
+
+def log_volume(statistics: RouterStatistics) -> float | None:
+    """Logarithm of the volume that rows take up: log det of their covariance, with a ridge of 1 % of its mean variance.
+
+    Of rows of long prefixes, where what is left of the scatter lies between texts and not between their words, it tells
+    a shard that mixes kinds of text from one that does not. None for fewer than two rows, or rows that are all alike.
+
+    Args:
+        statistics: Sums over the rows.
+    """
+    covariance = statistics.covariance()
+    ridge = RIDGE * float(np.trace(covariance)) / statistics.dim
+    if statistics.n < 2 or ridge <= 0:
+        return None
+    return float(np.linalg.slogdet(covariance + ridge * np.eye(statistics.dim))[1])
 
 
 def _window_rows(feature: RoutingFeature, documents: Sequence[Tokens]) -> Iterator[_Rows]:

@@ -30,7 +30,7 @@ from tinylora.protocol.documents import Update, WorkUnit, only_factors, sha256
 from tinylora.protocol.envelope import sign as sign_update
 from tinylora.routing.gates import Gate, Gates, local_gate_steps, solve_gates
 from tinylora.routing.policy import Router
-from tinylora.routing.sketch import collect, document_features
+from tinylora.routing.sketch import collect, document_features, sketch
 from tinylora.routing.statistics import RouterStatistics
 from tinylora.shards import Document, Shard, batches, check_size
 from tinylora.tensors import Tensors, manifest_of, to_bytes, with_prefix
@@ -59,6 +59,7 @@ class Work:
     losses: tuple[float, ...] = ()
     nll_before: float | None = None
     nll_after: float | None = None
+    log_volume: float | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ class UnitRunner:
             max_rank=self._max_rank,
             heldout_nll_before=work.nll_before,
             heldout_nll_after=work.nll_after,
+            log_volume=work.log_volume,
             losses=work.losses,
             manifest=manifest_of(work.tensors),
             payload_sha256=sha256(payload),
@@ -169,7 +171,8 @@ class UnitRunner:
     def _sketch(self, unit: WorkUnit) -> Work:
         window_tokens = unit.window_tokens or self.base.facts.max_window_tokens
         check_size(self.shard, window_tokens=window_tokens, min_windows=max(1, unit.sketch_min_sequences))
-        return Work(sending.statistics_tensors({"": self._sums(self.shard.train)}))
+        sums, log_volume = sketch(self._feature, [document.tokens for document in self.shard.train])
+        return Work(sending.statistics_tensors({"": sums}), log_volume=log_volume)
 
     def _sums(self, documents: Sequence[Document]) -> RouterStatistics:
         return collect(self._feature, [document.tokens for document in documents])
