@@ -34,6 +34,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "The tree": {
         "depth": "levels of the perfect tree that the topology starts as: 2**depth leaves",
+        "grow": "start as one leaf; those that stop improving split, into 2**depth leaves at most",
         "adapter": "kind of every adapter: lora, nested, nested:frozen, or tied and what is trained, as in tied:A,B,uv",
         "rank": "of every adapter",
         "ranks": 'of single projections, such as { "mlp.up_proj" = 4 }; at most rank',
@@ -58,6 +59,8 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Routing": {
         "router_sync": '"statistics": summed, exact; "weights": averaged; "both": statistics used, weights compared',
         "router_period": "accepted updates between two router versions",
+        "router_feature": '"embedding": means of input embeddings; "embedding+table": filled up with signs of the tokens',
+        "router_dim": "numbers in the routing feature at most; a worker's sums grow with the square",
     },
     "The start, and who may take part": {
         "min_workers": "sketches to wait for before the tree is set",

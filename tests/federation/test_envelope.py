@@ -66,6 +66,8 @@ CHANGES = {
     "n_steps": 1,
     "seconds": 1.0,
     "base_loads": 1,
+    "max_rank": 1,
+    "log_volume": 1.0,
     "heldout_nll_before": 1.0,
     "heldout_nll_after": 1.0,
     "losses": (2.5,),

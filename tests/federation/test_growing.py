@@ -92,7 +92,8 @@ def test_a_run_starts_as_one_leaf_and_grows_while_splits_pay():
 
 def test_neighbours_stay_together():
     state, _ = grown(crowd(4, by_depth(2.0, 1.9, 1.8)))
-    assert state.workers["w0"].node[0] == state.workers["w1"].node[0] != state.workers["w3"].node[0]
+    sides = {name: (worker.node or "?")[0] for name, worker in state.workers.items()}
+    assert sides["w0"] == sides["w1"] != sides["w2"] == sides["w3"]
 
 
 def test_children_begin_as_the_parents_function():
@@ -118,7 +119,8 @@ def test_a_split_that_does_not_pay_is_folded_back_and_not_tried_again():
     assert counted(state, ledger) == {"": 60.0 - n_trial}, "the steps of the trial are gone, all others are there"
     before = next(e for e in ledger.events() if isinstance(e, LeafSplit))
     at = list(ledger.events()).index(before)
-    assert merged[0].blob == fold(ledger.events()[:at]).nodes[""].blob, "the parent is back, bit by bit"
+    earlier = fold(ledger.events()[:at])
+    assert earlier is not None and merged[0].blob == earlier.nodes[""].blob, "the parent is back, bit by bit"
 
 
 def test_a_leaf_that_improves_is_left_alone():
