@@ -59,7 +59,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Routing": {
         "router_sync": '"statistics": summed, exact; "weights": averaged; "both": statistics used, weights compared',
         "router_period": "accepted updates between two router versions",
-        "router_feature": '"embedding": means of input embeddings; "embedding+table": filled up with signs of the tokens',
+        "router_feature": '"embedding": means of input embeddings; "embedding+table": and of random signs of tokens',
         "router_dim": "numbers in the routing feature at most; a worker's sums grow with the square",
     },
     "The start, and who may take part": {
