@@ -133,6 +133,14 @@ class RunSettings(_Frozen):
         except SettingError as error:
             raise PydanticCustomError("ranks", "{reason}", {"reason": str(error)}) from None
 
+    @field_validator("path_steps", mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        """Also "1,7,12", as it is given on a command line."""
+        if not isinstance(value, str):
+            return value
+        return [part.strip() for part in value.strip("[]").split(",") if part.strip()]
+
     @field_validator("adapter", "ranks")
     @classmethod
     def _can_be_made(cls, value: Any, info: Any) -> Any:

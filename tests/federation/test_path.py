@@ -257,6 +257,17 @@ def test_paths_that_make_no_sense(values, sentence):
         make_settings("run.toml", values)
 
 
+def test_steps_by_level_come_from_lists_and_from_the_command_line():
+    values = {"where": "path", "leaf_steps": 20}
+    read = {
+        make_settings("x", values | {"path_steps": given}).path_steps for given in ([1, 7, 12], "1,7,12", "[1, 7, 12]")
+    }
+    assert read == {(1, 7, 12)}
+    assert make_settings("x", {"path_steps": ""}).path_steps == ()
+    with pytest.raises(SettingError, match=r"path_steps\.1: input should be a valid integer"):
+        make_settings("x", values | {"path_steps": "1,two"})
+
+
 def test_equal_shares_leave_the_rest_to_the_leaves():
     settings = SETTINGS.model_copy(update={"where": "path", "depth": 2, "leaf_steps": 20})
     assert settings.level_steps == (6, 6, 8)
