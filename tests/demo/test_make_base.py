@@ -2,13 +2,16 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from tinylora.adapters.spec import AdapterSpec
 from tinylora.demo import make_base
 from tinylora.demo.corpus import Document
 from tinylora.demo.make_base import LOW_LR, PEAK_LR, Recipe, Trainer, learning_rate, plateau
+from tinylora.model import TreeModel
 
 TINY = Recipe(n_steps=6, step_tokens=256, window_tokens=64, first_window_tokens=32, n_validation_windows=2)
 
@@ -82,3 +85,29 @@ def test_a_base_like_another_sees_no_text_that_the_other_did_not():
         "python": [seen],
         "docs": [],
     }
+
+
+def test_the_bloom_of_the_benchmarks_is_as_the_demo_base_but_for_its_family():
+    from tinylora.base_model import load_base
+    from tinylora.demo.experiment import BASE_DIR
+
+    where = Path(__file__).parents[2] / "benchmarks" / "bloom"
+    bloom, llama = load_base(where), load_base(BASE_DIR)
+    assert bloom.model.config.model_type == "bloom"
+    assert bloom.facts.tokenizer_fingerprint == llama.facts.tokenizer_fingerprint
+    assert bloom.facts.max_window_tokens == llama.facts.max_window_tokens
+    assert bloom.facts.projections["self_attention.query_key_value"].out_features == 3 * 96
+    model = TreeModel(bloom, nodes=("",), spec=AdapterSpec("lora", 4), scale=2.0)
+    model.load_node("", {name: torch.randn(t.shape) / 10 for name, t in model.node_state("").items()})
+    model.loss(torch.arange(3, 67).view(1, -1)).backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.adapter_parameters())
+
+
+def test_the_bloom_of_the_benchmarks_saw_what_the_demo_base_saw():
+    from tinylora.demo.experiment import BASE_DIR
+
+    places = (BASE_DIR, Path(__file__).parents[2] / "benchmarks" / "bloom")
+    records = [json.loads((place / "curves.json").read_text()) for place in places]
+    assert records[0]["train_tokens"].keys() == records[1]["train_tokens"].keys()
+    for name, tokens in records[0]["train_tokens"].items():
+        assert records[1]["train_tokens"][name] <= tokens
