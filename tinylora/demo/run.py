@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from tinylora.config import RunSettings
 from tinylora.demo.experiment import BASE_DIR, Experiment, gather, write_shard
 from tinylora.demo.live import Progress, describe, render
 from tinylora.demo.places import prepare_folder
@@ -50,9 +51,8 @@ def run_demo(
     experiment = gather(n_workers, depth)
     files = [write_shard(worker, out / "data") for worker in experiment.workers]
     _print_owners(console, experiment)
-    changes = settings.model_dump(mode="json")
     with Family(out / "logs") as family:
-        address = _start_coordinator(family, out / "run", changes)
+        address = _start_coordinator(family, out / "run", settings_options(settings))
         _start_workers(family, address, out, files)
         _watch(console, family, out / "run", started)
         _finish(console, family, experiment, out, started)
@@ -98,11 +98,16 @@ def _print_owners(console: Console, experiment: Experiment) -> None:
         console.print(f"  {worker.name} owns {len(worker.texts)} documents, {n_chars / 1e6:.1f} M characters: {kinds}")
 
 
-def _start_coordinator(family: Family, directory: Path, settings: dict[str, object]) -> str:
+def settings_options(settings: RunSettings) -> list[str]:
+    """What `tinylora-coordinator init` is told of a run: all that is not the default."""
+    changes = settings.model_dump(mode="json", exclude_defaults=True)
+    return [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+
+
+def _start_coordinator(family: Family, directory: Path, options: list[str]) -> str:
     """Initialise and serve a run; returns its address once it is up."""
     own = [sys.executable, "-m", "tinylora_coordinator"]
-    choices = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    init = family.start("coordinator-init", [*own, "init", str(directory), "--base", str(BASE_DIR), *choices])
+    init = family.start("coordinator-init", [*own, "init", str(directory), "--base", str(BASE_DIR), *options])
     _wait_for_end(init)
     port = free_port()
     serve = family.start("coordinator", [*own, "serve", str(directory), "--host", "127.0.0.1", "--port", str(port)])
