@@ -18,12 +18,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from tinylora.config import RunSettings
 from tinylora.demo.experiment import BASE_DIR, Experiment, gather, write_shard
 from tinylora.demo.live import Progress, describe, render
 from tinylora.demo.places import prepare_folder
 from tinylora.demo.processes import Child, Family
-from tinylora.demo.settings import demo_settings
+from tinylora.demo.settings import demo_settings, settings_options
 from tinylora.errors import TinyLoraError
 from tinylora.federation.campaign import fold
 from tinylora.federation.events import Event, UnitLeased
@@ -96,12 +95,6 @@ def _print_owners(console: Console, experiment: Experiment) -> None:
         n_chars = sum(len(text) for _, text in worker.texts)
         kinds = " + ".join(worker.domains)
         console.print(f"  {worker.name} owns {len(worker.texts)} documents, {n_chars / 1e6:.1f} M characters: {kinds}")
-
-
-def settings_options(settings: RunSettings) -> list[str]:
-    """What `tinylora-coordinator init` is told of a run: all that is not the default."""
-    changes = settings.model_dump(mode="json", exclude_defaults=True)
-    return [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
 
 
 def _start_coordinator(family: Family, directory: Path, options: list[str]) -> str:

@@ -50,3 +50,9 @@ def fedavg_settings(settings: RunSettings) -> RunSettings:
         "router_sync": "statistics",
     }
     return make_settings("fedavg", settings.model_dump() | changes)
+
+
+def settings_options(settings: RunSettings) -> list[str]:
+    """What `tinylora-coordinator init` is told of a run: all that is not the default."""
+    changes = settings.model_dump(mode="json", exclude_defaults=True)
+    return [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]

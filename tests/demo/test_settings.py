@@ -3,8 +3,7 @@
 import pytest
 from tinylora_coordinator.folder import changed, parse_changes
 
-from tinylora.demo.run import settings_options
-from tinylora.demo.settings import demo_settings
+from tinylora.demo.settings import demo_settings, settings_options
 
 
 @pytest.mark.parametrize("depth", [2, 3])
