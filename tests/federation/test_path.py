@@ -258,7 +258,7 @@ def test_paths_that_make_no_sense(values, sentence):
 
 
 def test_steps_by_level_come_from_lists_and_from_the_command_line():
-    values = {"where": "path", "leaf_steps": 20}
+    values: dict[str, object] = {"where": "path", "leaf_steps": 20}
     read = {
         make_settings("x", values | {"path_steps": given}).path_steps for given in ([1, 7, 12], "1,7,12", "[1, 7, 12]")
     }

@@ -109,6 +109,6 @@ def _shown(value: Any) -> str:
         return ", ".join(f"{name} {_shown(inner)}" for name, inner in value.items())
     if isinstance(value, str):
         return value
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return " to ".join(_shown(inner) for inner in value) or "-"
     return number(value)
