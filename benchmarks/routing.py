@@ -400,6 +400,7 @@ def main() -> None:
     write_result(
         "routing",
         {
+            "command": "python -m benchmarks.routing",
             "what": "regret of routers in per cent, over all predicted tokens of a document and behind the first 32",
             "settings": settings.model_dump(mode="json"),
             "nll": {split: dict(zip(("base", "oracle"), bench.bounds(split), strict=True)) for split in bench.texts},
