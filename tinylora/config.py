@@ -125,6 +125,26 @@ class RunSettings(_Frozen):
     """k in: deadline = median + k * MAD of observed times (and never under twice the median)."""
     max_update_mib: Annotated[float, Field(gt=0)] = 512.0
 
+    # trust
+    probes: Annotated[int, Field(ge=0, le=15)] = 3
+    """How many other workers score an update before it counts; 0 believes it unscored."""
+    probe_windows: Annotated[int, Field(ge=1)] = 8
+    """Windows of its own held-out text that each of them scores."""
+    probe_tolerance: Annotated[float, Field(gt=0)] = 0.1
+    """Nats per token by which the median of them may find an update worse than what it replaces."""
+    clip: Annotated[float, Field(ge=0)] = 2.0
+    """Longest way of one worker's update of something shared, in medians over the round; 0 is no limit."""
+    influence_cap: Annotated[float, Field(ge=1)] = 10.0
+    """Most that one worker's sums may count in the routers, in medians over the workers' amounts of text."""
+    max_leaf_share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Largest share of other workers' text that the gates may send to one worker's leaf."""
+
+    # disk
+    disk_cap_mib: Annotated[float, Field(ge=0)] = 0.0
+    """Blobs are pruned before they take more than this; 0 keeps all."""
+    keep_versions: Annotated[int, Field(ge=2)] = 2
+    """Latest versions of each node that are never pruned."""
+
     @field_validator("ranks", mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:

@@ -7,7 +7,8 @@
     ├── BundleError               5   a bundle: truncated, altered, of an unknown format
     ├── NetworkError              6   coordinator unreachable, port in use, connection refused
     ├── RefusedError              7   the other side said no: wrong token, banned worker, protocol too old
-    ├── StorageError              8   disk full, folder not writable, ledger locked
+    ├── StorageError              8   folder not writable, ledger locked or altered
+    │   └── DiskFull              8   no space left; what was under way is tried again when there is some
     └── ProtocolError             9   a document or payload from the network breaks its contract
         └── ShapeMismatch         9   tensors that do not fit each other
 
@@ -62,6 +63,10 @@ class StorageError(TinyLoraError):
     """The disk is full, or a place cannot be written."""
 
     exit_code = 8
+
+
+class DiskFull(StorageError):
+    """No space is left; nothing was half-written, and the same call may succeed later."""
 
 
 class ProtocolError(TinyLoraError):

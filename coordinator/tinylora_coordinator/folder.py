@@ -72,6 +72,18 @@ SECTIONS: dict[str, dict[str, str]] = {
         "deadline_slack": "k in: deadline = median + k * MAD of observed times",
         "max_update_mib": "largest payload of a unit or an update",
     },
+    "Trust": {
+        "probes": "other workers who score an update before it counts; 0 believes it unscored",
+        "probe_windows": "windows of its own held-out text that each of them scores",
+        "probe_tolerance": "nats per token by which their median may find an update worse than what it replaces",
+        "clip": "longest way of an update of something shared, in medians over the round; 0 is no limit",
+        "influence_cap": "most that one worker's sums may count in the routers, in medians over all workers",
+        "max_leaf_share": "largest share of other workers' text that the gates may send to one worker's leaf",
+    },
+    "Disk": {
+        "disk_cap_mib": "blobs are pruned before they take more; 0 keeps all",
+        "keep_versions": "latest versions of each node that are never pruned",
+    },
 }
 """Every setting with the comment that `init` writes beside it."""
 

@@ -1,6 +1,7 @@
 """Events in one line each, for the operator's log. Pure."""
 
 from tinylora.federation.events import (
+    BlobsPruned,
     Event,
     GatesSolved,
     LeafSplit,
@@ -8,17 +9,23 @@ from tinylora.federation.events import (
     LeavesMerged,
     NodeAveraged,
     RunFinished,
+    RunPaused,
+    RunResumed,
     RunStarted,
     SplitKept,
     SubtreeDivided,
     TopologySet,
     UnitLeased,
     UpdateAccepted,
+    UpdateProbed,
     UpdateRejected,
     WorkerAssigned,
+    WorkerErased,
     WorkerJoined,
     WorkerLost,
+    WorkerQuarantined,
     WorkerReturned,
+    WorkerRevoked,
 )
 
 
@@ -61,6 +68,21 @@ def tell(event: Event) -> str:
             return f"node {event.node or 'root'} version {event.version}, {event.n_steps} steps"
         case RunFinished():
             return f"finished: {event.reason}"
+        case UpdateProbed():
+            what = "counts" if event.is_kept else f"does not count: {event.reason}"
+            return f"{event.unit_id} of {event.worker}: {event.n_votes} votes, it {what}"
+        case WorkerQuarantined():
+            return f"{event.worker} gets no more units ({event.code}): {event.reason}"
+        case WorkerRevoked():
+            return f"{event.worker} was removed{f': {event.reason}' if event.reason else ''}"
+        case WorkerErased():
+            return f"{event.worker}: {len(event.blobs)} blobs erased"
+        case BlobsPruned():
+            return f"{len(event.blobs)} blobs pruned: {event.reason}"
+        case RunPaused():
+            return "paused: no more units are given out"
+        case RunResumed():
+            return "resumed"
 
 
 def _node(path: str) -> str:

@@ -24,4 +24,5 @@ SETTINGS = RunSettings(
     window_tokens=8,
     first_deadline_s=60.0,
     start_after_s=100.0,
+    probes=0,
 )

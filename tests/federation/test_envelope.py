@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora.errors import ProtocolError
-from tinylora.protocol.documents import Update
+from tinylora.protocol.documents import ProbeResult, Update
 from tinylora.protocol.envelope import read_public_key, sign, signed_bytes, verify
 
 KEY = ec.derive_private_key(12345, ec.SECP384R1())
@@ -71,6 +71,7 @@ CHANGES = {
     "heldout_nll_before": 1.0,
     "heldout_nll_after": 1.0,
     "losses": (2.5,),
+    "probe": ProbeResult(tokens=1, nll_parent=1.0, nll_current=1.0, nll_candidate=1.0),
     "manifest": {},
     "payload_sha256": "3" * 64,
 }

@@ -372,7 +372,7 @@ def _follow(state: Campaign, event: Event) -> Campaign:
             return _divided(state, event)
         case RunFinished():
             return replace(state, finished=event.reason or "finished")
-        case RunStarted():
+        case _:
             return state
 
 

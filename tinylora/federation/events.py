@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from tinylora.config import BaseFacts, RunSettings
-from tinylora.protocol.documents import Count, Factor, Finite, Name, PathText, Sha256, UnitKind
+from tinylora.protocol.documents import Count, Factor, Finite, Name, PathText, ProbeResult, Sha256, UnitKind
 
 Part = Literal["adapters", "histogram", "statistics", "weights_router"]
 
@@ -36,6 +36,8 @@ class WorkerJoined(_Event):
     name: str
     public_key: str = ""
     """Its key for signing, PEM or OpenSSH text, pinned from here on. Empty: the transport vouches for it."""
+    token: str = ""
+    """Name of the join token that it came with; those who share one are counted as one voice."""
     at_s: Finite = 0.0
 
 
@@ -78,6 +80,8 @@ class UnitLeased(_Event):
     prefix_rank: Count = 0
     """How many rows of every adapter are trained: what the worker's memory allows; 0 means all."""
     is_adopted: bool = False
+    subject: str = ""
+    """Of a probe: the unit whose update is scored."""
     at_s: Finite
     deadline_s: Finite
     """Absolute, on the coordinator's clock."""
@@ -119,6 +123,12 @@ class UpdateAccepted(_Event):
     losses: tuple[Finite, ...] = ()
     parts: tuple[Part, ...] = ()
     """What the payload holds, so that a fold need not open blobs."""
+    is_pending: bool = False
+    """Whether other workers are asked to score it before it counts."""
+    subject: str = ""
+    """Of a probe: the unit whose update was scored."""
+    probe: ProbeResult | None = None
+    """Of a probe: what it said."""
     blob: Sha256
     bytes_received: Count
     at_s: Finite
@@ -133,6 +143,72 @@ class UpdateRejected(_Event):
     code: Name
     reason: str
     at_s: Finite
+
+
+class UpdateProbed(_Event):
+    """The votes on a pending update were counted: it counts from here on, or never will."""
+
+    type: Literal["update_probed"] = "update_probed"
+    unit_id: Name
+    worker: Name
+    node: PathText
+    is_kept: bool
+    n_votes: Count
+    """0: nobody could be asked, and it is believed unscored."""
+    change: Finite | None = None
+    """Median over the votes of candidate less current, in nats per token."""
+    reason: str = ""
+    at_s: Finite = 0.0
+
+
+class WorkerQuarantined(_Event):
+    """A worker gets no more units, by rule; what it taught the routers is taken out."""
+
+    type: Literal["worker_quarantined"] = "worker_quarantined"
+    worker: Name
+    code: Name
+    reason: str
+    at_s: Finite = 0.0
+
+
+class WorkerRevoked(_Event):
+    """The operator removed a worker: its sums are subtracted, its nodes fall back to the versions without it."""
+
+    type: Literal["worker_revoked"] = "worker_revoked"
+    worker: Name
+    reason: str = ""
+    at_s: Finite = 0.0
+
+
+class WorkerErased(_Event):
+    """A revoked worker's blobs are gone, on request; the log keeps their hashes."""
+
+    type: Literal["worker_erased"] = "worker_erased"
+    worker: Name
+    blobs: tuple[Sha256, ...] = ()
+    at_s: Finite = 0.0
+
+
+class BlobsPruned(_Event):
+    """Blobs that nothing needs any more are gone; the log keeps their hashes."""
+
+    type: Literal["blobs_pruned"] = "blobs_pruned"
+    blobs: tuple[Sha256, ...]
+    reason: str = ""
+
+
+class RunPaused(_Event):
+    """The operator wants no more units given out; those under way may come back."""
+
+    type: Literal["run_paused"] = "run_paused"
+    at_s: Finite = 0.0
+
+
+class RunResumed(_Event):
+    """Units are given out again."""
+
+    type: Literal["run_resumed"] = "run_resumed"
+    at_s: Finite = 0.0
 
 
 class TopologySet(_Event):
@@ -253,6 +329,13 @@ Event = Annotated[
     | LeaseExpired
     | UpdateAccepted
     | UpdateRejected
+    | UpdateProbed
+    | WorkerQuarantined
+    | WorkerRevoked
+    | WorkerErased
+    | BlobsPruned
+    | RunPaused
+    | RunResumed
     | TopologySet
     | WorkerAssigned
     | GatesSolved

@@ -1,6 +1,7 @@
 """A ledger that lives as long as its process: for simulations and tests."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from tinylora.errors import StorageError
 from tinylora.federation.events import Event
@@ -13,6 +14,7 @@ class MemoryLedger:
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._blobs: dict[str, bytes] = {}
+        self._snapshot: tuple[int, str] | None = None
 
     def append(self, events: Sequence[Event], now_s: float) -> None:
         """Add events in order; `now_s` is not kept."""
@@ -37,3 +39,26 @@ class MemoryLedger:
         if sha256 not in self._blobs:
             raise StorageError(f"blob {sha256}: not in the ledger")
         return self._blobs[sha256]
+
+    def adopt_blob(self, file: Path, sha256: str) -> str:
+        """Keep the bytes of a file, which is gone afterwards."""
+        name = self.put_blob(file.read_bytes(), sha256=sha256)
+        file.unlink()
+        return name
+
+    def drop_blobs(self, names: Sequence[str]) -> None:
+        """Forget blobs."""
+        for name in names:
+            self._blobs.pop(name, None)
+
+    def stored_bytes(self) -> int:
+        """Size of all blobs together."""
+        return sum(map(len, self._blobs.values()))
+
+    def save_snapshot(self, n_events: int, text: str) -> None:
+        """Keep the state after some events."""
+        self._snapshot = (n_events, text)
+
+    def load_snapshot(self) -> tuple[int, str] | None:
+        """The last snapshot."""
+        return self._snapshot

@@ -137,6 +137,28 @@ class SqliteLedger:
             self._checked[sha256] = (written, len(data))
         return data
 
+    def adopt_blob(self, file: Path, sha256: str) -> str:
+        """Store a flushed file by moving it here."""
+        name = self.put_blob(file.read_bytes(), sha256=sha256)
+        file.unlink()
+        return name
+
+    def drop_blobs(self, names: Sequence[str]) -> None:
+        """Delete blobs; those not there are no error."""
+        for name in names:
+            self._blob_file(name).unlink(missing_ok=True)
+
+    def stored_bytes(self) -> int:
+        """Size of all blobs together."""
+        return sum(file.stat().st_size for file in (self._directory / "blobs").glob("*/*"))
+
+    def save_snapshot(self, n_events: int, text: str) -> None:
+        """None is kept: the events are folded anew."""
+
+    def load_snapshot(self) -> tuple[int, str] | None:
+        """There is none."""
+        return None
+
     def close(self) -> None:
         """Let go of the file; the ledger can be opened again."""
         self._database.close()

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -23,6 +24,8 @@ class WorkerInfo:
     """What its owner calls it; shown, never trusted."""
     public_key: bytes = b""
     """PEM or OpenSSH text, for checking signatures on its updates; empty where the transport vouches for it."""
+    token: str = ""
+    """Name of the join token that it came with, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Reply:
     unit_id: str
     update_json: str = ""
     payload: bytes = b""
+    file: Path | None = None
+    """Where the payload was spooled, flushed to disk; it is read when its turn comes, and the ledger takes it over."""
     error: str = ""
     is_final: bool = False
     """With `error`: asking this worker again is of no use (its shard is too small, it does not fit the base)."""
@@ -93,12 +98,63 @@ class Ledger(Protocol):
         """
         ...
 
+    def adopt_blob(self, file: Path, sha256: str) -> str:
+        """Store a file that was flushed to disk by moving it here, durable before the call returns.
+
+        Args:
+            file: On the ledger's own file system; gone afterwards.
+            sha256: Hex sha256 of its bytes, just computed by the caller.
+        """
+        ...
+
     def get_blob(self, sha256: str) -> bytes:
         """Bytes stored under this name.
 
         Raises:
             StorageError: No such blob, or its bytes no longer match the name.
         """
+        ...
+
+    def drop_blobs(self, names: Sequence[str]) -> None:
+        """Delete blobs that an event has just declared pruned or erased; those not there are no error."""
+        ...
+
+    def stored_bytes(self) -> int:
+        """Size of all blobs together."""
+        ...
+
+    def save_snapshot(self, n_events: int, text: str) -> None:
+        """Keep the state after the first `n_events` events; only a way to be faster, and replaced by the next one."""
+        ...
+
+    def load_snapshot(self) -> tuple[int, str] | None:
+        """The last snapshot, if there is a sound one."""
+        ...
+
+
+OrderKind: TypeAlias = Literal["pause", "resume", "finish", "revoke", "erase"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the operator wants done. Each is harmless to carry out twice."""
+
+    order_id: str
+    kind: OrderKind
+    worker: str = ""
+    reason: str = ""
+
+
+@runtime_checkable
+class Desk(Protocol):
+    """Where the operator's orders lie until they are carried out; they outlive the process."""
+
+    def orders(self) -> Sequence[Order]:
+        """Orders that were not carried out yet, oldest first."""
+        ...
+
+    def done(self, order: Order, outcome: str) -> None:
+        """An order was carried out, or cannot be; `outcome` says so in one sentence."""
         ...
 
 
@@ -125,6 +181,10 @@ class Round:
     outer_momentum: float = 0.0
     momentum: bytes = b""
     """Velocity of the outer steps so far."""
+    clip: float = 0.0
+    """Longest way that one update may go, in medians over the updates of the round; 0 is no limit."""
+    previous: bytes = b""
+    """The version before `start`, whole; the way between the two is what updates are clipped around."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Tensor names inside the blobs:
 * `router.<path>.{w,b,tau}`: the gates of the unit, from summed statistics (`b`, `tau` are of shape (1,));
 * `weights_router.<path>.{w,b}`: the gates by averaged weights, where `router_sync` asks for them;
 * `statistics.<path>.{count,total,scatter}` float64: what a sketch or a subtree unit learned about the text of one leaf;
+* `candidate.<path>.<projection>.lora_A`, `.lora_B`: in a probe, the adapters of the update that is to be scored;
 * `histogram.<path>` float64 (2, n_bins): router scores of held-out text at an inner node, by true side.
 """
 
@@ -122,6 +123,10 @@ class WorkUnit(_Document):
     sketch_min_sequences: Count = 0
     is_adopted: bool = False
     """The leaf belongs to text of somebody who left: train on those own documents that are nearest to it."""
+    subject: Name | None = None
+    """Of a probe: the unit whose update is to be scored. Its adapters are in the payload as `candidate.<path>.*`."""
+    probe_windows: Count = 0
+    """Of a probe: windows of held-out text to score."""
     router_sync: Literal["statistics", "weights", "both"] = "statistics"
     seed: Count = 0
     manifest: Manifest = {}
@@ -152,6 +157,23 @@ class WorkUnit(_Document):
             SettingError: No such kind, or a rank is out of range.
         """
         return AdapterSpec.parse(self.adapter, self.rank, self.ranks)
+
+
+class ProbeResult(BaseModel):
+    """What a worker saw when it scored another worker's update on its own held-out text. Sums of nats over tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    tokens: Count
+    """Predicted tokens that the sums are over."""
+    nll_parent: Finite
+    """With the path above the node alone; with the bare base where nothing is above it."""
+    nll_current: Finite
+    """With the node as it stands."""
+    nll_candidate: Finite
+    """With the update in its place."""
+    mass: dict[PathText, Annotated[float, Field(ge=0, le=1)]] = {}
+    """By leaf: the share of this text that the gates send there."""
 
 
 class Update(_Document):
@@ -185,10 +207,32 @@ class Update(_Document):
     """Of a sketch: how widely the texts differ among each other (`routing.sketch.log_volume`)."""
     losses: tuple[Finite, ...] = ()
     """Training loss in nats, a few values along the unit."""
+    probe: ProbeResult | None = None
+    """Of a probe."""
     manifest: Manifest = {}
     payload_sha256: Sha256
     signature: str = ""
     """Hex of the worker key's signature over the document without this field; see `envelope`."""
+
+
+class Receipt(_Document):
+    """The run's word that an update was accepted; signed by the run's Ed25519 key, kept by the worker."""
+
+    protocol: Literal[1] = PROTOCOL_VERSION
+    run: Name
+    unit_id: Name
+    worker: Name
+    kind: UnitKind
+    node: PathText = ""
+    n_steps: Count = 0
+    tokens: Count = 0
+    payload_sha256: Sha256
+    event: Count
+    """Number of the event in the run's log."""
+    log_sha256: Sha256
+    """The log's chain up to that event: a log that was rewritten does not fit its receipts."""
+    signature: str = ""
+    """Hex, over the document without this field."""
 
 
 def only_factors(named: Mapping[str, AnyEntry], factors: Sequence[Factor]) -> dict[str, AnyEntry]:
