@@ -63,7 +63,6 @@ RELIED_ON: dict[str, tuple[str, ...] | None] = {
     "LinkState": None,
     "NoOpControlAuthnPlugin": (),
     "NodeStatus": None,
-    "Status": None,
     "SuperLinkLifespan": ("config", "state_factory"),
     "SuperLinkLifespanConfig": ("database", "isolation", "superexec_auth_secret", "enable_supernode_auth"),
     "create_app": ("config", "superlink_lifespan_class"),
@@ -72,6 +71,7 @@ RELIED_ON: dict[str, tuple[str, ...] | None] = {
     "ControlHttpClient": (),
     "Fab": None,
     "HttpGrid": ("runtime_api_address", "insecure", "token"),
+    "ListRunsRequest": None,
     "ProtobufCall": None,
     "ProtobufRequestContext": ("request",),
     "PullAppMessagesRequest": None,
@@ -81,6 +81,8 @@ RELIED_ON: dict[str, tuple[str, ...] | None] = {
     "RuntimeTokenHttpInterceptor": ("token",),
     "SendTaskHeartbeatRequest": None,
     "StartRunRequest": None,
+    "Status": None,
+    "StopRunRequest": None,
     "SuperExecAuthHttpInterceptor": ("master_secret", "protected_methods"),
     "TaskType": None,
     "build_fab_from_files": ("files",),
@@ -108,6 +110,8 @@ FIELDS = {
     "PushTaskOutputRequest": {"sub_status", "details"},
     "SendNodeHeartbeatRequest": {"node", "heartbeat_interval"},
     "StartRunRequest": {"fab"},
+    "ListRunsRequest": {"limit"},
+    "StopRunRequest": {"run_id"},
     "AcquireTaskRequest": {"supported_task_types"},
 }
 
@@ -120,7 +124,7 @@ MEMBERS = {
         "from_server_address", "AcquireTask", "PullTaskInput", "PushTaskOutput", "SendTaskHeartbeat", "PullMessages",
         "PullObject", "ConfirmMessageReceived",
     },
-    "ControlHttpClient": {"from_server_address", "StartRun"},
+    "ControlHttpClient": {"from_server_address", "ListRuns", "StartRun", "StopRun"},
     "HttpGrid": {"push_messages", "pull_messages", "get_nodes", "get_node_ids", "set_run", "run", "close"},
     "LinkState": {
         "create_node", "get_node_id_by_public_key", "get_node_info", "get_run_info", "stop_run", "activate_node",
@@ -129,7 +133,7 @@ MEMBERS = {
     "ApiErrorCode": {"FLEET_NODE_ACTIVATION_FAILED"},
     "FlowerError": {"from_json"},
     "NodeStatus": {"ONLINE"},
-    "Status": {"PENDING", "STARTING", "RUNNING"},
+    "Status": {"FINISHED"},
     "TaskType": {"SERVER_APP"},
 }  # fmt: skip
 

@@ -26,6 +26,7 @@ from tinylora.flower.compat.rounds import (
     ControlHttpClient,
     Fab,
     HttpGrid,
+    ListRunsRequest,
     ProtobufCall,
     ProtobufRequestContext,
     PullAppMessagesRequest,
@@ -35,6 +36,8 @@ from tinylora.flower.compat.rounds import (
     RuntimeTokenHttpInterceptor,
     SendTaskHeartbeatRequest,
     StartRunRequest,
+    Status,
+    StopRunRequest,
     SuperExecAuthHttpInterceptor,
     TaskType,
     build_fab_from_files,
@@ -59,6 +62,7 @@ T = TypeVar("T")
 
 _TASK_HEARTBEAT_S = 15.0  # Flower gives up a task after 60 s of silence
 _ROSTER_S = 0.5
+_RUNS_TO_END = 20  # newest first; more than one is open only where a process died while it began another
 _STUB_APP: dict[str, bytes] = {
     "stub.py": b"# Workers run their installed package; nothing is shipped.\n",
     "pyproject.toml": b"""\
@@ -446,8 +450,12 @@ def _open_session(link: Address, admin: str, superexec_secret: bytes) -> _Sessio
 
 
 def _start_run(link: Address, admin: str) -> None:
+    """Stop the Flower runs of earlier processes, so that no worker does a unit that nobody waits for, and start one."""
     fab, _ = build_fab_from_files(_STUB_APP)
     with ControlHttpClient.from_server_address(link.host_port, link.is_plain, None, [_AdminHeader(admin)]) as control:
+        for run in control.ListRuns(ListRunsRequest(limit=_RUNS_TO_END)).run_dict.values():
+            if run.status.status != Status.FINISHED:
+                control.StopRun(StopRunRequest(run_id=run.run_id))
         control.StartRun(StartRunRequest(fab=Fab(hash_str=hashlib.sha256(fab).hexdigest(), content=fab)))
 
 

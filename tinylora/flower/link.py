@@ -29,7 +29,6 @@ from tinylora.flower.compat.link import (
     LinkState,
     NodeStatus,
     NoOpControlAuthnPlugin,
-    Status,
     SuperLinkLifespan,
     SuperLinkLifespanConfig,
     create_app,
@@ -92,13 +91,20 @@ class Link:
         return sorted(worker_of(node.public_key) for node in self.state.get_node_info(statuses=[NodeStatus.ONLINE]))
 
 
-def create_link(database: Path, card: RunCard) -> Link:
-    """Make the link over the SQLite file `database`; workers registered there by an earlier process stay registered."""
-    secret, admin = secrets.token_bytes(32), secrets.token_hex(32)
-    app = create_app(_lifespan_config(database, secret), SuperLinkLifespan)
+@dataclass(frozen=True)
+class LinkSecrets:
+    """What the rounds side shows to the link. Both ends get the same, and so does a link that is started again."""
+
+    admin: str = field(repr=False, default_factory=lambda: secrets.token_hex(32))
+    superexec_secret: bytes = field(repr=False, default_factory=lambda: secrets.token_bytes(32))
+
+
+def create_link(database: Path, card: RunCard, known: LinkSecrets | None = None) -> Link:
+    """Make the link over the SQLite file `database`, in which all that an earlier process of it knew is found again."""
+    known = known or LinkSecrets()
+    app = create_app(_lifespan_config(database, known.superexec_secret), SuperLinkLifespan)
     state = app.state.linkstate_factory.state()
-    _end_earlier_runs(state)
-    link = Link(app=_Guard(app, admin), state=state, admin=admin, superexec_secret=secret)
+    link = Link(_Guard(app, known.admin), state, admin=known.admin, superexec_secret=known.superexec_secret)
     _add_routes(app, link, card)
     return link
 
@@ -128,12 +134,6 @@ def _lifespan_config(database: Path, secret: bytes) -> SuperLinkLifespanConfig:
         isolation="process",
         runtime_dependency_install=False,
     )
-
-
-def _end_earlier_runs(state: LinkState) -> None:
-    """Stop Flower runs of earlier processes, so that no worker is handed a unit that nobody waits for."""
-    for run in state.get_run_info(statuses=[Status.PENDING, Status.STARTING, Status.RUNNING]):
-        state.stop_run(run.run_id)
 
 
 def _add_routes(app: Any, link: Link, card: RunCard) -> None:

@@ -1,6 +1,6 @@
 """flwr's ASGI app (the SuperLink) and the state behind it."""
 
-from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, Status
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.constant import NodeStatus
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
@@ -14,7 +14,6 @@ __all__ = [
     "LinkState",
     "NoOpControlAuthnPlugin",
     "NodeStatus",
-    "Status",
     "SuperLinkLifespan",
     "SuperLinkLifespanConfig",
     "create_app",

@@ -1,8 +1,9 @@
 """Starting a Flower run and acting as its ServerApp process."""
 
 from flwr.cli.build import build_fab_from_files
+from flwr.common.constant import Status
 from flwr.common.serde import run_from_proto
-from flwr.proto.control_pb2 import StartRunRequest
+from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
 from flwr.proto.fab_pb2 import Fab
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
@@ -23,6 +24,7 @@ __all__ = [
     "ControlHttpClient",
     "Fab",
     "HttpGrid",
+    "ListRunsRequest",
     "ProtobufCall",
     "ProtobufRequestContext",
     "PullAppMessagesRequest",
@@ -32,6 +34,8 @@ __all__ = [
     "RuntimeTokenHttpInterceptor",
     "SendTaskHeartbeatRequest",
     "StartRunRequest",
+    "Status",
+    "StopRunRequest",
     "SuperExecAuthHttpInterceptor",
     "TaskType",
     "build_fab_from_files",
