@@ -112,7 +112,7 @@ def test_a_wrong_token_is_told_so_and_learns_nothing(served: Federation) -> None
         join(served.address, TOKEN + "x", new_identity())
     body = {"token": "no", "public_key": "k", "protocol": 99, "base": None}
     response = httpx.post(served.address.url(JOIN_PATH), json=body)
-    assert response.status_code == 403 and set(response.json()) == {"error", "reason", "expected", "received"}
+    assert response.status_code == 403 and set(response.json()) == {"error", "reason", "expected", "received", "time_s"}
     assert response.json()["error"] == "token" and FACTS.base_id not in response.text
 
 

@@ -4,6 +4,7 @@ A worker joins twice. First without its base, so that a wrong token or an old pr
 is loaded; then with the fingerprints of the base it has loaded, so that a mismatch is noticed before it gets work.
 """
 
+import json
 import time
 from dataclasses import dataclass
 from typing import Annotated, Literal, NoReturn, TypeVar
@@ -17,12 +18,28 @@ from tinylora.errors import BaseModelError, NetworkError, ProtocolError, Refused
 from tinylora.flower.identity import Identity
 from tinylora.protocol.documents import PROTOCOL_VERSION, Name, Sha256
 
+CA_PATH = "/ca.pem"
 JOIN_PATH = "/tinylora/join"
+RECEIPTS_PATH = "/tinylora/receipts"
 STATE_PATH = "/tinylora/state"
 MAX_JOIN_BYTES = 65_536
 
 Phase = Literal["waiting", "running", "finished", "stopping"]
-RefusalCode = Literal["malformed", "token", "protocol", "base", "key"]
+RefusalCode = Literal[
+    "malformed",  # 400: no join request, or no token in the token field
+    "key",  # 400: the public key is none of ours
+    "proof",  # 403: the request was not signed by that key, for this coordinator
+    "clock",  # 403: it was signed at another time than now; `time_s` tells ours
+    "token",  # 403: unknown, or its secret is wrong
+    "expired",  # 403
+    "token_revoked",  # 403
+    "used_up",  # 403
+    "banned",  # 403: the operator removed this worker
+    "pending",  # 202: the operator has yet to approve this worker
+    "protocol",  # 409
+    "base",  # 409
+]
+"""Why somebody may not take part, with the HTTP status of the answer."""
 AnyDocument = TypeVar("AnyDocument", bound=BaseModel)
 
 
@@ -50,10 +67,15 @@ class JoinRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    token: Annotated[str, Field(max_length=512)]
+    token: Annotated[str, Field(max_length=512, repr=False)] = ""
+    """Whole; empty where the key is known to the run already."""
     public_key: Annotated[str, Field(max_length=4096)]
     name: Annotated[str, Field(max_length=80)] = ""
     protocol: int
+    time_s: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """When the proof was made, by the coordinator's clock as far as the worker knows it."""
+    proof: Annotated[str, Field(max_length=512, pattern="^([0-9a-f]{2})*$")] = ""
+    """Hex of the signature over `proof_bytes` by the key's other half: nobody registers a key that he does not hold."""
     base: BaseClaim | None = None
 
 
@@ -69,6 +91,8 @@ class JoinAnswer(BaseModel):
     base: BaseFacts
     time_s: float
     """The coordinator's clock, seconds since 1970: signatures carry the time and are refused when it is off."""
+    run_key: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    """Public half of the Ed25519 key that receipts and bundles are signed with; the worker pins it."""
 
 
 class Refusal(BaseModel):
@@ -80,6 +104,8 @@ class Refusal(BaseModel):
     reason: str
     expected: str = ""
     received: str = ""
+    time_s: float = 0.0
+    """The coordinator's clock, where that is what matters."""
 
 
 class StateAnswer(BaseModel):
@@ -90,6 +116,19 @@ class StateAnswer(BaseModel):
     run: str
     phase: Phase
     protocol: int
+
+
+PROOF_DOMAIN = b"tinylora join 1\n"
+
+
+def proof_bytes(request: JoinRequest, *, pin: str, token_id: str) -> bytes:
+    """What a worker signs to join: that it holds this key, at this time, for the run with this pin, by this token.
+
+    The pin is the one in the worker's token, the coordinator checks it against its own: what was signed for one
+    coordinator is of no use at another.
+    """
+    fields = {"pin": pin, "token_id": token_id, "public_key": request.public_key, "time_s": request.time_s}
+    return PROOF_DOMAIN + json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 @dataclass(frozen=True)
