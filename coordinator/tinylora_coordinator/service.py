@@ -25,10 +25,19 @@ from tinylora.federation.loop import run_campaign
 from tinylora.federation.ports import Ledger
 from tinylora.flower.clock import RunClock, age_s
 from tinylora.flower.grid import FlowerTransport, HttpWire
-from tinylora.flower.link import Link, RunCard, Served, create_link, serve_in_thread
+from tinylora.flower.link import Link, RunCard, create_link, join_routes
 from tinylora.numerics import TorchNumerics
 from tinylora.release import make_bundle
 from tinylora_coordinator.folder import RunFiles, RunFolder, read_run, run_id
+from tinylora_coordinator.front_door import (
+    FrontDoor,
+    NodeAuth,
+    Served,
+    listen,
+    public_pages,
+    serve_internal,
+    serve_public,
+)
 from tinylora_coordinator.telling import tell
 
 LINGER_S = 30.0
@@ -54,17 +63,28 @@ def serve(root: Path, *, host: str, port: int, linger_s: float = LINGER_S, log: 
     files = read_run(folder)
     limit_bytes = int(files.settings.max_update_mib * MIB)
     with SqliteLedger(root) as ledger, _stop_on_signals() as stop:
-        link = create_link(folder.link_database, RunCard(files.settings, files.base, files.token))
-        with serve_in_thread(link.app, host=host, port=port) as served:
+        link = create_link(folder.link_database)
+        inside = serve_internal(link.app, listen("127.0.0.1", 0))
+        with inside, serve_public(_door(link, folder, files), listen(host, port), tls=None) as served:
             _greet(folder, files, served, log)
             wire = HttpWire(
-                served.host_port, admin=link.admin, superexec_secret=link.superexec_secret, limit_bytes=limit_bytes
+                inside.host_port, admin=link.admin, superexec_secret=link.superexec_secret, limit_bytes=limit_bytes
             )
             with FlowerTransport(wire) as transport:
                 link.phase = "running"
                 campaign = _drive(ledger, transport, files, stop, log)
             if _end(folder, ledger, link, campaign, log):
                 wait_until(lambda: stop.is_set() or not link.online_workers(), timeout_s=linger_s)
+
+
+def _door(link: Link, folder: RunFolder, files: RunFiles) -> FrontDoor:
+    pages = public_pages(
+        ca_file=folder.root / "keys" / "ca.pem",
+        bundle_file=folder.bundle_file,
+        status=lambda: {"run": files.settings.name, "phase": link.phase},
+    )
+    routes = {**join_routes(link, RunCard(files.settings, files.base, files.token)), **pages}
+    return FrontDoor(routes, link.fleet, NodeAuth(link.is_registered), spool=folder.root)
 
 
 def _greet(folder: RunFolder, files: RunFiles, served: Served, log: Callable[[str], None]) -> None:

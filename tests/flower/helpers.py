@@ -8,13 +8,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tinylora_coordinator.front_door import (
+    FrontDoor,
+    Limits,
+    NodeAuth,
+    listen,
+    public_pages,
+    serve_internal,
+    serve_public,
+)
+
 from tinylora.config import BaseFacts, ProjectionShape, RunSettings
 from tinylora.federation.ports import Reply
 from tinylora.flower.enrolment import Address, join
 from tinylora.flower.fleet import FleetClient, Pace
 from tinylora.flower.grid import FlowerTransport, HttpWire
 from tinylora.flower.identity import Identity, new_identity
-from tinylora.flower.link import Link, RunCard, create_link, serve_in_thread
+from tinylora.flower.link import Link, RunCard, create_link, join_routes
 from tinylora.flower.messages import Handle
 from tinylora.protocol.documents import Update, WorkUnit, sha256
 
@@ -103,10 +113,11 @@ class Worker:
 
 @dataclass
 class Federation:
-    """A link that is being served, and what one needs to reach it."""
+    """A link that is being served, and what one needs to reach it: workers at `address`, the rounds at `inside`."""
 
     link: Link
     address: Address
+    inside: Address
     database: Path
     workers: list[Worker] = field(default_factory=list)
 
@@ -121,7 +132,7 @@ class Federation:
     def transport(self) -> FlowerTransport:
         """The rounds side."""
         wire = HttpWire(
-            self.address.host_port,
+            self.inside.host_port,
             admin=self.link.admin,
             superexec_secret=self.link.superexec_secret,
             limit_bytes=LIMIT_BYTES,
@@ -167,11 +178,21 @@ def _work(worker: Worker) -> None:
 def federation(
     folder: Path, *, settings: RunSettings | None = None, facts: BaseFacts = FACTS, port: int = 0
 ) -> Iterator[Federation]:
-    """Serve a link on loopback, on a free port by default; workers are stopped at the end."""
+    """Serve a link behind its door on loopback, on a free port by default; workers are stopped at the end."""
     database = folder / "link.db"
-    link = create_link(database, RunCard(settings or RunSettings(), facts, TOKEN))
-    with serve_in_thread(link.app, port=port) as served:
-        running = Federation(link, Address(served.host_port, is_plain=True), database)
+    link = create_link(database)
+    pages = public_pages(
+        ca_file=folder / "ca.pem", bundle_file=folder / "bundle.safetensors", status=lambda: {"phase": link.phase}
+    )
+    routes = {**join_routes(link, RunCard(settings or RunSettings(), facts, TOKEN)), **pages}
+    door = FrontDoor(routes, link.fleet, NodeAuth(link.is_registered), limits=Limits(tries_per_minute=1000))
+    with (
+        serve_internal(link.app, listen("127.0.0.1", 0)) as inside,
+        serve_public(door, listen("127.0.0.1", port), tls=None) as served,
+    ):
+        running = Federation(
+            link, Address(served.host_port, is_plain=True), Address(inside.host_port, is_plain=True), database
+        )
         try:
             yield running
         finally:

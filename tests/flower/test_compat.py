@@ -60,6 +60,8 @@ RELIED_ON: dict[str, tuple[str, ...] | None] = {
     # link
     "NOOP_ACCOUNT_NAME": None,
     "NOOP_FLWR_AID": None,
+    "SYSTEM_TIME_TOLERANCE": None,
+    "TIMESTAMP_TOLERANCE": None,
     "LinkState": None,
     "NoOpControlAuthnPlugin": (),
     "NodeStatus": None,

@@ -1,17 +1,20 @@
-"""The public port: who gets in, and that nothing else of Flower does."""
+"""The link: who is let in to Flower by its join route, and that the inner listener answers our own processes alone."""
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from tinylora_coordinator.front_door import listen, serve_internal
 
 from tests.flower.helpers import FACTS, TOKEN, Federation, federation
 from tinylora.errors import BaseModelError, NetworkError, RefusedError, SettingError
-from tinylora.flower.enrolment import JOIN_PATH, STATE_PATH, Address, ask_state, join
+from tinylora.flower.compat.rounds import Status
+from tinylora.flower.enrolment import JOIN_PATH, STATE_PATH, Address, join
 from tinylora.flower.identity import new_identity
-from tinylora.flower.link import ADMIN_HEADER, MAX_BODY_BYTES, PUBLIC_PATHS, serve_in_thread
+from tinylora.flower.link import ADMIN_HEADER, LinkSecrets, create_link
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic, about flwr's use
 
@@ -22,76 +25,37 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         yield running
 
 
-def flower_routes(served: Federation) -> list[tuple[str, str]]:
-    """Flower's own list of what it answers, which only the admin header opens."""
-    response = httpx.get(served.address.url("/openapi.json"), headers={ADMIN_HEADER: served.link.admin})
-    paths: dict[str, dict[str, Any]] = response.json()["paths"]
-    return sorted((path, verb) for path, verbs in paths.items() for verb in verbs)
-
-
 # --- the guard --------------------------------------------------------------------------------------------------
 
 
-def test_everything_of_flower_but_the_fleet_is_closed(served: Federation) -> None:
-    routes = flower_routes(served)
-    closed = [(path, verb) for path, verb in routes if path not in PUBLIC_PATHS]
-    assert len(closed) > 20 and {path for path, _ in routes} >= PUBLIC_PATHS - {JOIN_PATH, STATE_PATH}
-    with httpx.Client() as client:
-        for path, verb in closed:
-            response = client.request(verb, served.address.url(path))
-            assert response.status_code == 403, f"{verb} {path}: {response.status_code}"
+def test_the_inner_listener_answers_nobody_without_the_header(served: Federation) -> None:
+    for headers in ({}, {ADMIN_HEADER: "0" * 64}, {ADMIN_HEADER: ""}):
+        for path in ("/openapi.json", "/health", "/v1/control/list-runs", STATE_PATH):
+            response = httpx.post(served.inside.url(path), headers=headers)
+            assert response.status_code == 403 and response.json()["error"] == "forbidden"
 
 
-@pytest.mark.parametrize("verb", ["GET", "POST", "HEAD", "PUT", "OPTIONS"])
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/v1/control/start-run", "/V1/Control/start-run", "//v1/control/start-run", "/v1//control/start-run",
-        "/v1/fleet/../control/start-run", "/v1/fleet/%2e%2e/control/start-run", "/v1/fleet/register-node",
-        "/v1/fleet/get-fab", "/v1/runtime/acquire-task", "/docs", "/openapi.json", "/", "/health/", "/tinylora/join/",
-    ],
-)  # fmt: skip
-def test_odd_spellings_are_closed_too(served: Federation, verb: str, path: str) -> None:
-    host, port = served.address.host_port.split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as raw:  # a client library would tidy the path
-        raw.sendall(
-            f"{verb} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode()
-        )
-        head = raw.makefile("rb").readline()
-    assert head.split()[1] in (b"403", b"404", b"405")
+def test_the_header_opens_all_of_flower(served: Federation) -> None:
+    headers = {ADMIN_HEADER: served.link.admin}
+    paths = httpx.get(served.inside.url("/openapi.json"), headers=headers).json()["paths"]
+    assert len(paths) > 20 and "/v1/control/start-run" in paths
 
 
-def test_a_wrong_admin_header_opens_nothing(served: Federation) -> None:
-    response = httpx.post(served.address.url("/v1/control/list-runs"), headers={ADMIN_HEADER: "0" * 64})
-    assert response.status_code == 403 and response.json()["error"] == "forbidden"
+def test_the_rounds_end_earlier_runs_and_the_link_does_not(tmp_path: Path) -> None:
+    with federation(tmp_path) as first, first.transport():
+        before = first.link.state.get_run_info(statuses=[Status.RUNNING])
+        assert len(before) == 1
+        again = create_link(first.database)
+        assert [run.run_id for run in again.state.get_run_info(statuses=[Status.RUNNING])] == [before[0].run_id]
+        with first.transport():
+            running = first.link.state.get_run_info(statuses=[Status.RUNNING])
+            assert [run.run_id for run in running if run.run_id == before[0].run_id] == [] and len(running) == 1
 
 
-def test_the_fleet_wants_a_signature(served: Federation) -> None:
-    from tinylora.flower.compat.fleet import ActivateNodeRequest, FleetHttpClient
-
-    request = ActivateNodeRequest(public_key=new_identity().public_pem, heartbeat_interval=30.0)
-    client = FleetHttpClient.from_server_address(served.address.host_port, True, None, [])
-    with client, pytest.raises(httpx.HTTPStatusError) as caught:
-        client.ActivateNode(request)
-    assert caught.value.response.status_code == 401
-
-
-def test_a_large_body_is_refused_by_its_length_alone(served: Federation) -> None:
-    host, port = served.address.host_port.split(":")
-    for path, length in ((JOIN_PATH, 70_000), ("/v1/fleet/push-object", MAX_BODY_BYTES + 1)):
-        with socket.create_connection((host, int(port)), timeout=10) as raw:
-            raw.sendall(f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {length}\r\n\r\n".encode())
-            assert raw.makefile("rb").readline().split()[1] == b"413"
-
-
-def test_a_body_without_a_length_is_refused(served: Federation) -> None:
-    response = httpx.post(served.address.url(JOIN_PATH), content=iter([b"{}"]))
-    assert response.status_code == 411
-
-
-def test_health_and_state_are_public(served: Federation) -> None:
-    assert httpx.get(served.address.url("/health")).status_code == 200
-    assert ask_state(served.address).phase == "waiting"
+def test_secrets_come_from_outside_where_there_is_a_supervisor(tmp_path: Path) -> None:
+    link = create_link(tmp_path / "link.db", LinkSecrets("a" * 64, b"s" * 32))
+    assert (link.admin, link.superexec_secret) == ("a" * 64, b"s" * 32)
+    assert "a" * 64 not in repr(link) and "ssss" not in repr(link)
 
 
 # --- joining ----------------------------------------------------------------------------------------------------
@@ -144,13 +108,11 @@ def test_a_key_that_is_none_is_refused(served: Federation) -> None:
 
 
 def test_a_worker_that_was_removed_stays_out(served: Federation) -> None:
-    from tinylora.flower.compat.link import NOOP_FLWR_AID
-
     identity = new_identity()
     join(served.address, TOKEN, identity)
-    node = served.link.state.get_node_id_by_public_key(identity.public_pem)
-    assert node is not None
-    served.link.state.delete_node(NOOP_FLWR_AID, node)
+    served.link.remove(identity.public_pem)
+    served.link.remove(identity.public_pem)  # again is harmless
+    assert not served.link.is_registered(identity.public_pem)
     with pytest.raises(RefusedError, match="removed from the run"):
         join(served.address, TOKEN, identity)
 
@@ -161,7 +123,7 @@ def test_a_worker_that_was_removed_stays_out(served: Federation) -> None:
 def test_a_port_in_use_is_one_sentence(served: Federation) -> None:
     port = int(served.address.host_port.split(":")[1])
     with pytest.raises(NetworkError, match=f"127.0.0.1:{port}: .*choose another --host or --port"):
-        serve_in_thread(served.link.app, port=port)
+        listen("127.0.0.1", port)
 
 
 def test_nobody_there_is_one_sentence() -> None:
@@ -179,7 +141,10 @@ def test_somebody_else_there_is_told_as_such(served: Federation) -> None:
         else:
             await _live(receive, send)
 
-    with serve_in_thread(stranger) as other, pytest.raises(NetworkError, match="not as a TinyLoRA coordinator"):
+    with (
+        serve_internal(stranger, listen("127.0.0.1", 0)) as other,
+        pytest.raises(NetworkError, match="not as a TinyLoRA coordinator"),
+    ):
         join(Address.parse(other.host_port), TOKEN, new_identity())
 
 

@@ -1,28 +1,25 @@
-"""The coordinator's public end: flwr's own ASGI app, our join and state routes, and a guard in front of all. No torch.
+"""flwr's own ASGI app and its state: all of it behind a guard for our rounds, the fleet's part for the door. No torch.
 
 A bare SuperLink lets anybody who reaches its port start runs, take tasks and register nodes, even with node
-authentication on, and that is code execution. So the guard passes only what a worker needs; the rest of Flower's API
-answers to the rounds side alone, which knows a header made afresh at each start.
+authentication on, and that is code execution. So the whole app answers on a listener that this machine alone reaches,
+and there only to those who know a header made afresh at each start. Strangers meet the coordinator's front door, which
+passes on the fleet's paths alone.
 """
 
 import hmac
 import secrets
-import socket
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import uvicorn
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tinylora.config import BaseFacts, RunSettings
-from tinylora.errors import NetworkError, ProtocolError, RefusedError
+from tinylora.errors import ProtocolError, RefusedError
 from tinylora.flower.compat.link import (
     NOOP_ACCOUNT_NAME,
     NOOP_FLWR_AID,
@@ -35,7 +32,6 @@ from tinylora.flower.compat.link import (
 )
 from tinylora.flower.enrolment import (
     JOIN_PATH,
-    MAX_JOIN_BYTES,
     STATE_PATH,
     BaseClaim,
     JoinAnswer,
@@ -51,8 +47,6 @@ from tinylora.protocol.documents import PROTOCOL_VERSION
 from tinylora.protocol.envelope import read_public_key
 
 ADMIN_HEADER = "x-tinylora-admin"
-MAX_BODY_BYTES = 6 * 2**20
-"""Flower cuts payloads in parts of 5 MiB."""
 
 FLEET_PATHS = frozenset(
     f"/v1/fleet/{verb}"
@@ -61,8 +55,10 @@ FLEET_PATHS = frozenset(
         "pull-object", "push-object", "confirm-message-received",
     )
 )  # fmt: skip
-"""What our workers use. Not among them: registering without a token, and fetching an app."""
-PUBLIC_PATHS = FLEET_PATHS | {"/health", JOIN_PATH, STATE_PATH}
+"""What our workers use, by POST. Not among them: registering without a token, and fetching an app."""
+
+PublicRoutes = Mapping[tuple[str, str], ASGIApp]
+"""What answers strangers, by (METHOD, exact path). The apps read neither path nor query."""
 
 _HEARTBEAT_S = 30.0
 
@@ -78,9 +74,16 @@ class RunCard:
 
 @dataclass
 class Link:
-    """The link's app, not yet served. `phase` is what the state route tells; the coordinator sets it."""
+    """Flower's app, not yet served.
+
+    Attributes:
+        app: All of it, for those who send `admin` in `ADMIN_HEADER`.
+        fleet: All of it for anybody: only the front door may call it, for `FLEET_PATHS`, after its own checks.
+        phase: What the state route tells; the coordinator sets it.
+    """
 
     app: ASGIApp
+    fleet: ASGIApp
     state: LinkState
     admin: str = field(repr=False)
     superexec_secret: bytes = field(repr=False)
@@ -89,6 +92,30 @@ class Link:
     def online_workers(self) -> list[str]:
         """Names of the workers that are connected now."""
         return sorted(worker_of(node.public_key) for node in self.state.get_node_info(statuses=[NodeStatus.ONLINE]))
+
+    def register(self, public_pem: bytes, name: str = "") -> None:
+        """Add a worker's key to Flower's nodes, with the worker's name; again is harmless.
+
+        Raises:
+            RefusedError: The key was unregistered: the worker is banned.
+        """
+        if self.is_registered(public_pem):
+            return
+        try:
+            shown = printable(name, at_most=80) or None
+            self.state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_pem, _HEARTBEAT_S, name=shown)
+        except ValueError:
+            raise RefusedError("this worker has been removed from the run") from None
+
+    def is_registered(self, public_pem: bytes) -> bool:
+        """Whether Flower knows this key, and it was not removed."""
+        return self.state.get_node_id_by_public_key(public_pem) is not None
+
+    def remove(self, public_pem: bytes) -> None:
+        """Take a worker's key from Flower's nodes, for good; again, or without it having been there, is harmless."""
+        node = self.state.get_node_id_by_public_key(public_pem)
+        if node is not None:
+            self.state.delete_node(NOOP_FLWR_AID, node)
 
 
 @dataclass(frozen=True)
@@ -99,14 +126,19 @@ class LinkSecrets:
     superexec_secret: bytes = field(repr=False, default_factory=lambda: secrets.token_bytes(32))
 
 
-def create_link(database: Path, card: RunCard, known: LinkSecrets | None = None) -> Link:
-    """Make the link over the SQLite file `database`, in which all that an earlier process of it knew is found again."""
+def create_link(database: Path, known: LinkSecrets | None = None) -> Link:
+    """Make the link over the SQLite file `database`; workers registered there by an earlier process stay registered.
+
+    Runs of Flower go on too: whoever restarts the link alone disturbs neither rounds nor workers.
+
+    Args:
+        database: Flower's file; made when missing.
+        known: What opens the inner listener; fresh secrets by default.
+    """
     known = known or LinkSecrets()
-    app = create_app(_lifespan_config(database, known.superexec_secret), SuperLinkLifespan)
-    state = app.state.linkstate_factory.state()
-    link = Link(_Guard(app, known.admin), state, admin=known.admin, superexec_secret=known.superexec_secret)
-    _add_routes(app, link, card)
-    return link
+    flower = create_app(_lifespan_config(database, known.superexec_secret), SuperLinkLifespan)
+    state = flower.state.linkstate_factory.state()
+    return Link(_Guard(flower, known.admin), flower, state, known.admin, known.superexec_secret)
 
 
 def _lifespan_config(database: Path, secret: bytes) -> SuperLinkLifespanConfig:
@@ -136,22 +168,25 @@ def _lifespan_config(database: Path, secret: bytes) -> SuperLinkLifespanConfig:
     )
 
 
-def _add_routes(app: Any, link: Link, card: RunCard) -> None:
-    async def tinylora_join(request: Request) -> JSONResponse:
-        body = await request.body()
-        return await run_in_threadpool(_answer_join, link.state, card, body)
-
-    def tinylora_state() -> StateAnswer:
-        return StateAnswer(run=card.settings.name, phase=link.phase, protocol=PROTOCOL_VERSION)
-
-    app.add_api_route(JOIN_PATH, tinylora_join, methods=["POST"], include_in_schema=False)
-    app.add_api_route(STATE_PATH, tinylora_state, methods=["GET"], include_in_schema=False)
-
-
 # --- joining ----------------------------------------------------------------------------------------------------
 
 
-def _answer_join(state: LinkState, card: RunCard, body: bytes) -> JSONResponse:
+def join_routes(link: Link, card: RunCard) -> PublicRoutes:
+    """The routes by which a worker comes in, and asks what the run is doing."""
+
+    async def join(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await Request(scope, receive).body()
+        answer = await run_in_threadpool(_answer_join, link, card, body)
+        await answer(scope, receive, send)
+
+    async def tell_state(scope: Scope, receive: Receive, send: Send) -> None:
+        answer = StateAnswer(run=card.settings.name, phase=link.phase, protocol=PROTOCOL_VERSION)
+        await JSONResponse(answer.model_dump(mode="json"))(scope, receive, send)
+
+    return {("POST", JOIN_PATH): join, ("GET", STATE_PATH): tell_state}
+
+
+def _answer_join(link: Link, card: RunCard, body: bytes) -> JSONResponse:
     """Read, judge, register, welcome."""
     try:
         request = read_join_request(body)
@@ -162,7 +197,7 @@ def _answer_join(state: LinkState, card: RunCard, body: bytes) -> JSONResponse:
     public_pem = request.public_key.encode()
     try:
         read_public_key(public_pem)
-        _register(state, public_pem, request.name)
+        link.register(public_pem, request.name)
     except (ProtocolError, RefusedError) as error:
         return _refuse(403, Refusal(error="key", reason=str(error)))
     answer = JoinAnswer(
@@ -203,21 +238,6 @@ def _judge_base(claim: BaseClaim, base: BaseFacts) -> Refusal | None:
     return None
 
 
-def _register(state: LinkState, public_pem: bytes, name: str) -> None:
-    """Add the key to Flower's nodes, with the worker's name; again is harmless.
-
-    Raises:
-        RefusedError: The key was unregistered: the worker is banned.
-    """
-    if state.get_node_id_by_public_key(public_pem) is not None:
-        return
-    try:
-        shown = printable(name, at_most=80) or None
-        state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_pem, _HEARTBEAT_S, name=shown)
-    except ValueError:
-        raise RefusedError("this worker has been removed from the run") from None
-
-
 def _refuse(status: int, refusal: Refusal) -> JSONResponse:
     return JSONResponse(refusal.model_dump(mode="json"), status)
 
@@ -226,114 +246,21 @@ def _refuse(status: int, refusal: Refusal) -> JSONResponse:
 
 
 class _Guard:
-    """ASGI middleware before everything: exact public paths and small bodies, or the admin header."""
+    """ASGI middleware before everything: nothing without the admin header."""
 
-    def __init__(self, app: ASGIApp, admin: str) -> None:
-        self._app, self._admin = app, admin.encode()
+    def __init__(self, flower: ASGIApp, admin: str) -> None:
+        self._flower, self._admin = flower, admin.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the call on, or answer it with a refusal."""
-        refusal = None if scope["type"] == "lifespan" else self._judge(scope)
-        if refusal is None:
-            await self._app(scope, receive, send)
+        if scope["type"] == "lifespan" or self._knows_admin(scope):
+            await self._flower(scope, receive, send)
         elif scope["type"] == "http":
-            status, reason = refusal
-            await JSONResponse({"error": "forbidden", "reason": reason}, status)(scope, receive, send)
+            refusal = {"error": "forbidden", "reason": "this address is the coordinator's own"}
+            await JSONResponse(refusal, 403)(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008})
 
-    def _judge(self, scope: Scope) -> tuple[int, str] | None:
-        headers = dict(scope["headers"])
-        if hmac.compare_digest(headers.get(ADMIN_HEADER.encode(), b""), self._admin):
-            return None
-        if scope["type"] != "http" or scope["path"] not in PUBLIC_PATHS:
-            return 403, "this address is not public"
-        return _judge_length(scope, headers)
-
-
-def _judge_length(scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
-    """The declared length decides before a byte of the body is read; uvicorn reads no further than declared."""
-    if b"transfer-encoding" in headers:
-        return 411, "a body needs a content-length"
-    limit = MAX_JOIN_BYTES if scope["path"] == JOIN_PATH else MAX_BODY_BYTES
-    length = headers.get(b"content-length", b"0")
-    if not length.isdigit() or int(length) > limit:
-        return 413, f"at most {limit} bytes"
-    return None
-
-
-# --- serving ----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Served:
-    """An app that is being served by a thread of this process."""
-
-    host: str
-    port: int
-    _server: uvicorn.Server
-    _thread: threading.Thread
-
-    @property
-    def host_port(self) -> str:
-        """Where it is reached from this machine."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
-
-    def stop(self, *, patience_s: float = 5.0) -> None:
-        """Stop serving, and wait a little for requests under way."""
-        self._server.should_exit = True
-        self._thread.join(patience_s)
-
-    def __enter__(self) -> "Served":
-        """It is being served already."""
-        return self
-
-    def __exit__(self, *_raised: object) -> None:
-        """Stop serving."""
-        self.stop()
-
-
-def serve_in_thread(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0) -> Served:
-    """Serve `app`; returns when it answers. Port 0 takes a free one.
-
-    Raises:
-        NetworkError: The address cannot be opened.
-    """
-    listener = _listen(host, port)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        lifespan="on",
-        ws="none",
-        timeout_graceful_shutdown=3,
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="link", daemon=True)
-    thread.start()
-    if not _wait(lambda: server.started or not thread.is_alive(), timeout_s=30.0) or not server.started:
-        listener.close()
-        raise NetworkError(f"{host}:{port}: the link did not start")
-    return Served(host, listener.getsockname()[1], server, thread)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Bind before uvicorn does, so that a used port is an error here and not a log line there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise NetworkError(
-            f"{host}:{port}: {error.strerror or error}; choose another --host or --port, or stop what listens there"
-        ) from None
-
-
-def _wait(condition: Callable[[], bool], *, timeout_s: float) -> bool:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
+    def _knows_admin(self, scope: Scope) -> bool:
+        shown = dict(scope["headers"]).get(ADMIN_HEADER.encode(), b"")
+        return hmac.compare_digest(shown, self._admin)

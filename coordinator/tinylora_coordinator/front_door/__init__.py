@@ -1,0 +1,31 @@
+"""The public front door: the one listener that strangers reach, and all they can do to it.
+
+limits       every cap and deadline
+guard        which request may pass, by its head alone
+node_auth    whose fleet request it is, by its head alone
+sockets      how many connections, in which phase, and which of them took too long
+protocol     uvicorn's HTTP protocol, telling the phases
+bodies       large bodies go through a file, few at once through memory
+app          all of that in order, before Flower's fleet and our routes
+pages        health, the CA, the status
+bundle_page  the published bundle, in ranges
+serving      listeners, TLS, threads
+"""
+
+from tinylora_coordinator.front_door.app import FrontDoor
+from tinylora_coordinator.front_door.limits import Limits
+from tinylora_coordinator.front_door.node_auth import NodeAuth
+from tinylora_coordinator.front_door.pages import public_pages
+from tinylora_coordinator.front_door.serving import Served, listen, serve_internal, serve_public, server_tls
+
+__all__ = [
+    "FrontDoor",
+    "Limits",
+    "NodeAuth",
+    "Served",
+    "listen",
+    "public_pages",
+    "serve_internal",
+    "serve_public",
+    "server_tls",
+]

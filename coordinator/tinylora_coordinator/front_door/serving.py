@@ -1,0 +1,236 @@
+"""Listeners, TLS, threads. The listening sockets come from outside, so that a restarted process finds the same ports.
+
+The public listener has an accept loop of its own: uvicorn's takes every connection there is, and waits for ever for
+what they send.
+"""
+
+import asyncio
+import errno
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from tinylora.errors import NetworkError, SettingError
+from tinylora_coordinator.front_door.app import FrontDoor
+from tinylora_coordinator.front_door.protocol import DoorProtocol
+from tinylora_coordinator.front_door.sockets import Connection, Phase, Sockets
+
+_BACKLOG = 2048
+_START_S = 30.0
+_OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+@dataclass
+class Served:
+    """An app that is being served by a thread of this process."""
+
+    host: str
+    port: int
+    _server: uvicorn.Server
+    _thread: threading.Thread
+
+    @property
+    def host_port(self) -> str:
+        """Where it is reached from this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    def stop(self, *, patience_s: float = 5.0) -> None:
+        """Stop serving, and wait a little for requests under way."""
+        self._server.should_exit = True
+        self._thread.join(patience_s)
+
+    def __enter__(self) -> "Served":
+        """It is being served already."""
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        """Stop serving."""
+        self.stop()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        NetworkError: The address cannot be opened.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise NetworkError(
+            f"{host}:{port}: {error.strerror or error}; choose another --host or --port, or stop what listens there"
+        ) from None
+
+
+def server_tls(certificate: Path, key: Path) -> ssl.SSLContext:
+    """What a TLS listener needs; TLS 1.2 at least.
+
+    Raises:
+        SettingError: A file cannot be read, or the key is not the certificate's.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    try:
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{certificate}, {key}: no certificate with its key ({error}); make them again") from None
+    return context
+
+
+def _no_password() -> bytes:
+    raise ValueError("the key is encrypted")
+
+
+def serve_internal(app: ASGIApp, listener: socket.socket) -> Served:
+    """Serve to our own processes, in plain HTTP; returns when it answers.
+
+    Raises:
+        NetworkError: It does not start.
+    """
+    server = uvicorn.Server(_config(app, lifespan="on"))
+    return _in_thread(server, listener, name="internal")
+
+
+def serve_public(door: FrontDoor, listener: socket.socket, *, tls: ssl.SSLContext | None) -> Served:
+    """Serve to everybody; returns when it answers.
+
+    Args:
+        door: The app.
+        listener: Where.
+        tls: See `server_tls`; None is plain HTTP, which is for this machine alone.
+
+    Raises:
+        NetworkError: It does not start.
+    """
+    config = _config(
+        door,
+        lifespan="off",
+        http="h11",
+        h11_max_incomplete_event_size=door.limits.head_bytes,
+        timeout_keep_alive=int(door.limits.idle_s),
+    )
+    return _in_thread(_PublicServer(config, door, tls), listener, name="front door")
+
+
+def _config(app: ASGIApp, **more: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="asyncio",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # else a header would say who the client is
+        timeout_graceful_shutdown=3,
+        ws="none",
+        **more,
+    )
+
+
+def _in_thread(server: uvicorn.Server, listener: socket.socket, *, name: str) -> Served:
+    host, port = listener.getsockname()[:2]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=name, daemon=True)
+    thread.start()
+    if not _wait(lambda: server.started or not thread.is_alive(), timeout_s=_START_S) or not server.started:
+        listener.close()
+        raise NetworkError(f"{host}:{port}: the {name} did not start")
+    return Served(host, port, server, thread)
+
+
+def _wait(condition: Callable[[], bool], *, timeout_s: float) -> bool:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+class _PublicServer(uvicorn.Server):
+    """uvicorn, but for the accepting: each connection is counted, and dropped when its time is up."""
+
+    def __init__(self, config: uvicorn.Config, door: FrontDoor, tls: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._limits, self._tls = door.limits, tls
+        self._connections = Sockets(door.limits)
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept."""
+        await super().startup(sockets=[])
+        for listener in sockets or []:
+            listener.setblocking(False)
+            self._begin(self._accept(listener))
+        self._begin(self._drop_overdue())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, then end as uvicorn does."""
+        for task in list(self._background):
+            task.cancel()
+        await super().shutdown(sockets)
+
+    def _begin(self, work: Any) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, address = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno in _OUT_OF_FILES:
+                    await asyncio.sleep(self._limits.tick_s)
+                continue
+            first = Phase.HEAD if self._tls is None else Phase.HANDSHAKE
+            connection = self._connections.admit(address[0], first, loop.time())
+            if connection is None:
+                accepted.close()
+            else:
+                connection.abort = self._begin(self._greet(accepted, connection)).cancel
+
+    async def _greet(self, accepted: socket.socket, connection: Connection) -> None:
+        """The handshake; after it the protocol lives by itself."""
+        loop = asyncio.get_running_loop()
+        timeouts = {}
+        if self._tls is not None:
+            timeouts = {
+                "ssl_handshake_timeout": self._limits.handshake_s,
+                "ssl_shutdown_timeout": self._limits.handshake_s,
+            }
+        try:
+            await loop.connect_accepted_socket(lambda: self._protocol(connection), accepted, ssl=self._tls, **timeouts)
+        except OSError:
+            self._connections.release(connection)
+            accepted.close()
+        except asyncio.CancelledError:
+            self._connections.release(connection)
+            accepted.close()
+            raise
+
+    def _protocol(self, connection: Connection) -> DoorProtocol:
+        return DoorProtocol(
+            connection,
+            lambda: self._connections.release(connection),
+            asyncio.get_running_loop().time,
+            config=self.config,
+            server_state=self.server_state,
+            app_state={},
+        )
+
+    async def _drop_overdue(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.tick_s)
+            self._connections.drop_overdue(asyncio.get_running_loop().time())
