@@ -23,9 +23,9 @@ from tinylora.adapters.shapes import adapter_manifest
 from tinylora.config import BaseFacts, ProjectionShape, RunSettings
 from tinylora.federation.decisions import decide
 from tinylora.federation.events import RunStarted, UpdateAccepted
-from tinylora.federation.ledger_sqlite import SqliteLedger
 from tinylora.federation.loop import Rounds
 from tinylora.federation.ports import Reply, WorkerInfo
+from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.numerics import TorchNumerics
 from tinylora.protocol.documents import Update, WorkUnit, sha256
 from tinylora.protocol.envelope import sign

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tinylora.federation.events import Event
-from tinylora.federation.ledger_sqlite import FILE, SqliteLedger
 from tinylora.federation.summary import summarise
+from tinylora.ledger.sqlite import FILE, SqliteLedger
 from tinylora_coordinator.folder import RunFolder, read_run, run_id
 
 

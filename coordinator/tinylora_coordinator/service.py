@@ -20,12 +20,12 @@ from tinylora.bundle import write_bundle
 from tinylora.errors import DataError, StorageError
 from tinylora.federation.campaign import Campaign, fold
 from tinylora.federation.events import Event
-from tinylora.federation.ledger_sqlite import SqliteLedger
 from tinylora.federation.loop import run_campaign
 from tinylora.federation.ports import Ledger
 from tinylora.flower.clock import RunClock, age_s
 from tinylora.flower.grid import FlowerTransport, HttpWire
 from tinylora.flower.link import Link, RunCard, create_link, join_routes
+from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.numerics import TorchNumerics
 from tinylora.release import make_bundle
 from tinylora_coordinator.folder import RunFiles, RunFolder, read_run, run_id

@@ -18,7 +18,7 @@ PURE = (
     "tinylora.routing.gates",
     "tinylora.federation.loop",
     "tinylora.federation.ledger_memory",
-    "tinylora.federation.ledger_sqlite",
+    "tinylora.ledger.sqlite",
 )
 HELP = """
 import sys, {module}

@@ -26,7 +26,7 @@ from tinylora.demo.settings import demo_settings, settings_options
 from tinylora.errors import TinyLoraError
 from tinylora.federation.campaign import fold
 from tinylora.federation.events import Event, UnitLeased
-from tinylora.federation.ledger_sqlite import SqliteLedger
+from tinylora.ledger.sqlite import SqliteLedger
 
 OURS = ("bundle.safetensors", "report.json", "report.md", "loss.png", "routing.png", "data", "logs", "run", "home")
 _LOOK_EVERY_S = 0.5

@@ -28,11 +28,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from tinylora.config import read_settings
 from tinylora.errors import DataError, SettingError
-from tinylora.federation.ledger_sqlite import SqliteLedger
 from tinylora.federation.loop import run_campaign
 from tinylora.flower.clock import RunClock, age_s
 from tinylora.flower.grid import FlowerTransport, GridWire, name_of_node
 from tinylora.flower.messages import Handle, answer
+from tinylora.ledger.sqlite import SqliteLedger
 
 BUNDLE_FILE = "bundle.safetensors"
 
