@@ -23,8 +23,9 @@ from tinylora.federation.events import Event
 from tinylora.federation.loop import run_campaign
 from tinylora.federation.ports import Ledger
 from tinylora.flower.clock import RunClock, age_s
-from tinylora.flower.grid import FlowerTransport, HttpWire
+from tinylora.flower.grid import HttpWire
 from tinylora.flower.link import Link, RunCard, create_link, join_routes
+from tinylora.flower.transport import FlowerTransport
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.numerics import TorchNumerics
 from tinylora.release import make_bundle
@@ -68,7 +69,11 @@ def serve(root: Path, *, host: str, port: int, linger_s: float = LINGER_S, log: 
         with inside, serve_public(_door(link, folder, files), listen(host, port), tls=None) as served:
             _greet(folder, files, served, log)
             wire = HttpWire(
-                inside.host_port, admin=link.admin, superexec_secret=link.superexec_secret, limit_bytes=limit_bytes
+                inside.host_port,
+                admin=link.admin,
+                superexec_secret=link.superexec_secret,
+                limit_bytes=limit_bytes,
+                folder=root / "spool",
             )
             with FlowerTransport(wire) as transport:
                 link.phase = "running"

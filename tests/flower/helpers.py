@@ -22,10 +22,11 @@ from tinylora.config import BaseFacts, ProjectionShape, RunSettings
 from tinylora.federation.ports import Reply
 from tinylora.flower.enrolment import Address, join
 from tinylora.flower.fleet import FleetClient, Pace
-from tinylora.flower.grid import FlowerTransport, HttpWire
+from tinylora.flower.grid import HttpWire
 from tinylora.flower.identity import Identity, new_identity
 from tinylora.flower.link import Link, RunCard, create_link, join_routes
 from tinylora.flower.messages import Handle
+from tinylora.flower.transport import FlowerTransport
 from tinylora.protocol.documents import Update, WorkUnit, sha256
 
 logging.getLogger("flwr").addFilter(lambda record: record.levelno >= logging.ERROR)
@@ -136,8 +137,9 @@ class Federation:
             admin=self.link.admin,
             superexec_secret=self.link.superexec_secret,
             limit_bytes=LIMIT_BYTES,
+            folder=self.database.parent,
         )
-        return FlowerTransport(wire, poll_s=0.1)
+        return FlowerTransport(wire, poll_s=0.1, folder=self.database.parent)
 
     def start_worker(
         self,
@@ -197,6 +199,11 @@ def federation(
             yield running
         finally:
             running.stop_workers()
+
+
+def payload_of(reply: Reply) -> bytes:
+    """What came, from where it was spooled."""
+    return reply.payload if reply.file is None else reply.file.read_bytes()
 
 
 def replies(transport: FlowerTransport, n_wanted: int, *, timeout_s: float = 60.0) -> dict[str, Reply]:

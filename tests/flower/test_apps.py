@@ -43,8 +43,9 @@ from tinylora.flower.compat.memory import (
     ObjectStoreFactory,
     TaskType,
 )
-from tinylora.flower.grid import FlowerTransport, name_of_node
+from tinylora.flower.grid import name_of_node
 from tinylora.flower.messages import Handle
+from tinylora.flower.transport import FlowerTransport
 from tinylora.numerics import TorchNumerics
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

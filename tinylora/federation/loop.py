@@ -5,6 +5,7 @@ of these events. So the process may die anywhere: `run_campaign` on the same led
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tinylora.config import BaseFacts, RunSettings, settings_hash
@@ -182,6 +183,7 @@ class Rounds:
     def take_in(self, replies: Sequence[Reply]) -> None:
         """Accept or reject replies, in an order that does not depend on their arrival."""
         for reply in sorted(replies, key=lambda reply: (reply.worker, reply.unit_id, reply.update_json, reply.error)):
+            reply = _at_hand(reply)
             if reply.error:
                 self._take_error(reply)
             else:
@@ -499,6 +501,15 @@ class Rounds:
             "factors": factors_of(state, work.parts[-1]),
             "prefix_rank": prefix_rank_of(state, command.worker),
         }
+
+
+def _at_hand(reply: Reply) -> Reply:
+    """With its payload in memory, now that its turn has come."""
+    if reply.file is None:
+        return reply
+    payload = reply.file.read_bytes()
+    reply.file.unlink()
+    return replace(reply, payload=payload, file=None)
 
 
 def _joined(info: WorkerInfo, now: float) -> WorkerJoined:

@@ -38,6 +38,8 @@ class Reply:
     payload: bytes = b""
     file: Path | None = None
     """Where the payload was spooled, flushed to disk; it is read when its turn comes, and the ledger takes it over."""
+    sha256: str = ""
+    """Of the file's bytes, from who wrote it."""
     error: str = ""
     is_final: bool = False
     """With `error`: asking this worker again is of no use (its shard is too small, it does not fit the base)."""

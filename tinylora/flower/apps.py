@@ -30,8 +30,9 @@ from tinylora.config import read_settings
 from tinylora.errors import DataError, SettingError
 from tinylora.federation.loop import run_campaign
 from tinylora.flower.clock import RunClock, age_s
-from tinylora.flower.grid import FlowerTransport, GridWire, name_of_node
+from tinylora.flower.grid import GridWire, name_of_node
 from tinylora.flower.messages import Handle, answer
+from tinylora.flower.transport import FlowerTransport
 from tinylora.ledger.sqlite import SqliteLedger
 
 BUNDLE_FILE = "bundle.safetensors"

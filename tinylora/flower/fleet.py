@@ -3,14 +3,20 @@
 Flower's own loop (`http_request_response`) is not used: when it cannot activate a node it ends the whole process a few
 seconds later, a 401 makes it send SIGINT to itself, and it swallows errors of the code inside its context. This one
 talks to the same Fleet API through flwr's client, never fetches an app, and runs only the installed package. No torch.
+
+The coordinator may be started again at any moment, or a part of it. Requests are repeated until somebody answers; what
+was made for the last unit is kept, and given again when that unit comes again; a coordinator that does not know us any
+more is asked to let us in again.
 """
 
 import itertools
+import random
 import sys
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
@@ -18,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 import httpx
 from flwr.app import Message
 
-from tinylora.errors import NetworkError, ProtocolError, RefusedError
+from tinylora.errors import NetworkError, ProtocolError, RefusedError, TinyLoraError
 from tinylora.flower.compat.fleet import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
     FLEET_HTTP_SIGNATURE_HEADER,
@@ -49,13 +55,19 @@ from tinylora.flower.compat.wire import (
 )
 from tinylora.flower.enrolment import Address, Phase
 from tinylora.flower.identity import Identity
-from tinylora.flower.messages import Handle, answer, failure
-from tinylora.flower.objects import put_together, take_apart
+from tinylora.flower.messages import WORKER_LACKS_PARTS, Handle, answer, failure
+from tinylora.flower.objects import PartMissing, put_together, take_apart
 from tinylora.flower.pulse import Pulse
+from tinylora.protocol.documents import Update, WorkUnit
 
 Ending: TypeAlias = Literal["finished", "stopped"]
+Rejoin: TypeAlias = Callable[[], float]
+"""Joins the run once more; returns how far the coordinator's clock is ahead, in seconds."""
 _SEND_ATTEMPTS = 5
-_TRY_AGAIN = frozenset({500, 502, 503, 504})
+_RENEWALS = 3
+_TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+_LONGEST_WAIT_S = 60.0
+_PARTS_S = 10.0  # the coordinator uploads a unit's parts right after its head; who still waits then, waits in vain
 
 
 @dataclass(frozen=True)
@@ -71,12 +83,16 @@ class Pace:
     """Flower's heartbeat interval; a worker that was killed counts as online for twice as long."""
     activation_s: float = 75.0
     """How long an earlier process of this identity may go on being counted as online."""
-    patience_s: float = 600.0
+    patience_s: float = 3600.0
     """How long the coordinator may be unreachable."""
 
 
 class _UnitIsOver(Exception):
     """The Flower run that this message belongs to has ended; the coordinator has started another one."""
+
+
+class _Finished(Exception):
+    """The run is over, and the coordinator has gone."""
 
 
 class _NotActivated(Exception):
@@ -91,12 +107,12 @@ class _SignedRequests:
     """Interceptor: signs each request with the worker's key, by the coordinator's clock."""
 
     def __init__(self, identity: Identity, clock_offset_s: float) -> None:
-        self._identity, self._offset = identity, timedelta(seconds=clock_offset_s)
+        self._identity, self.offset = identity, timedelta(seconds=clock_offset_s)
         self._public = b64encode(identity.public_pem).decode("ascii")
 
     def intercept(self, context: Any, call_next: Callable[[Any], httpx.Response]) -> httpx.Response:
         """Add the three headers that the link's node authentication reads."""
-        timestamp = (now() + self._offset).isoformat()
+        timestamp = (now() + self.offset).isoformat()
         signature = b64encode(self._identity.sign(timestamp.encode("ascii"))).decode("ascii")
         headers = context.request.headers
         headers[FLEET_HTTP_PUBLIC_KEY_HEADER] = self._public
@@ -110,6 +126,22 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+class Once:
+    """Does no unit twice: asked again for the one it did last, it answers with what it made then."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._last: tuple[str, str] | None = None
+        self._made: tuple[Update, bytes] | None = None
+
+    def __call__(self, unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
+        """What `handle` made of this unit."""
+        if self._made is None or (unit.unit_id, unit.nonce) != self._last:
+            self._made = None
+            self._made, self._last = self._handle(unit, payload), (unit.unit_id, unit.nonce)
+        return self._made
+
+
 class FleetClient:
     """One worker of one run, as Flower sees it.
 
@@ -120,6 +152,8 @@ class FleetClient:
         phase: Asks what the run is doing; a `NetworkError` means unknown.
         limit_bytes: Largest payload to accept.
         clock_offset_s: How far the coordinator's clock is ahead.
+        root_certificates: PEM of the CA that the coordinator's certificate must come from; the system's without.
+        rejoin: Joins once more when the coordinator does not know us; without it that is the end.
         pace: Times.
         stop: Set it to make `work` return after the unit under way.
         log: Takes one line for people.
@@ -134,13 +168,18 @@ class FleetClient:
         phase: Callable[[], Phase],
         limit_bytes: int,
         clock_offset_s: float = 0.0,
+        root_certificates: bytes | None = None,
+        rejoin: Rejoin | None = None,
         pace: Pace | None = None,
         stop: threading.Event | None = None,
         log: Callable[[str], None] = to_stderr,
     ) -> None:
-        self._address, self._identity, self._handle = address, identity, handle
-        self._phase, self._limit_bytes, self._clock_offset_s = phase, limit_bytes, clock_offset_s
+        self._address, self._identity, self._handle = address, identity, Once(handle)
+        self._phase, self._limit_bytes = phase, limit_bytes
+        self._signer = _SignedRequests(identity, clock_offset_s)
+        self._root_certificates, self._rejoin = root_certificates, rejoin
         self._pace, self._stop, self._log = pace or Pace(), stop or threading.Event(), log
+        self._is_over, self._renewing = threading.Event(), threading.Lock()
 
     def work(self) -> Ending:
         """Connect and work until the run is over or `stop` is set. Whatever ends it, the coordinator is told at once.
@@ -152,23 +191,30 @@ class FleetClient:
         with self._client() as client:
             self._api = client
             try:
-                node = Node(node_id=self._activate())
+                self._node = Node(node_id=self._activate())
             except _Stopped:
                 return "stopped"
             try:
-                with Pulse(lambda: self._beat(node), period_s=self._pace.heartbeat_s * 0.6):
-                    return self._loop(node)
+                with Pulse(self._beat, period_s=self._pace.heartbeat_s * 0.6):
+                    return self._loop()
             except _Stopped:
                 return "stopped"
+            except _Finished:
+                return "finished"
             finally:
-                self._leave(node)
+                self._leave()
 
     def _client(self) -> FleetHttpClient:
-        signer = _SignedRequests(self._identity, self._clock_offset_s)
-        return FleetHttpClient.from_server_address(self._address.host_port, self._address.is_plain, None, [signer])
+        certificates = None if self._address.is_plain else self._root_certificates
+        return FleetHttpClient.from_server_address(
+            self._address.host_port, self._address.is_plain, certificates, [self._signer]
+        )
+
+    def _activation(self) -> ActivateNodeRequest:
+        return ActivateNodeRequest(public_key=self._identity.public_pem, heartbeat_interval=self._pace.heartbeat_s)
 
     def _activate(self) -> int:
-        request = ActivateNodeRequest(public_key=self._identity.public_pem, heartbeat_interval=self._pace.heartbeat_s)
+        request = self._activation()
         end = time.monotonic() + self._pace.activation_s
         for attempt in itertools.count():
             try:
@@ -187,25 +233,48 @@ class FleetClient:
             "stop the other process, or join with another --home"
         )
 
-    def _beat(self, node: Node) -> bool:
-        request = SendNodeHeartbeatRequest(node=node, heartbeat_interval=self._pace.heartbeat_s)
+    def _beat(self) -> bool:
+        """Tell that we are here, and listen for the end of the run: a busy worker hears of it in no other way."""
+        request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=self._pace.heartbeat_s)
         try:
-            return self._api.SendNodeHeartbeat(request).success
+            is_known = self._api.SendNodeHeartbeat(request).success
+        except httpx.HTTPStatusError as error:
+            is_known = error.response.status_code not in (401, 403)
+            if is_known:
+                return False
         except (httpx.HTTPError, ValueError):
             return False
+        if not is_known:
+            return self._renew()
+        self._is_finished()
+        return True
 
-    def _leave(self, node: Node) -> None:
+    def _renew(self) -> bool:
+        """Join and be counted as online once more; returns whether the coordinator agreed."""
+        if self._rejoin is None:
+            return False
+        with self._renewing:
+            try:
+                self._signer.offset = timedelta(seconds=self._rejoin())
+                self._node = Node(node_id=self._api.ActivateNode(self._activation()).node_id)
+            except httpx.HTTPStatusError as error:
+                return _flower_code(error.response) == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED  # online all along
+            except (httpx.HTTPError, ValueError, TinyLoraError):
+                return False
+        return True
+
+    def _leave(self) -> None:
         """Say good-bye, over a fresh connection: the old one may have been interrupted in the middle of a request."""
         try:
             with self._client() as client:
-                client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+                client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
         except (httpx.HTTPError, ValueError):
             pass  # the coordinator is gone, or counts us as offline already
 
-    def _loop(self, node: Node) -> Ending:
+    def _loop(self) -> Ending:
         wait_s, look_at = self._pace.busy_poll_s, 0.0
         while not self._stop.is_set():
-            if self._step(node):
+            if self._step(self._node):
                 wait_s = self._pace.busy_poll_s
                 continue
             if time.monotonic() >= look_at:
@@ -217,10 +286,10 @@ class FleetClient:
         return "stopped"
 
     def _is_finished(self) -> bool:
-        try:
-            return self._phase() == "finished"
-        except NetworkError:
-            return False  # the next question for a unit decides how long to be patient
+        with suppress(NetworkError):  # the next question for a unit decides how long to be patient
+            if self._phase() == "finished":
+                self._is_over.set()
+        return self._is_over.is_set()
 
     def _step(self, node: Node) -> bool:
         """Ask for a unit and do it; returns whether there was one."""
@@ -233,9 +302,9 @@ class FleetClient:
             reply = self._answer(node, header, tree)
             self._send(node, reply, time.monotonic() - started)
         except _UnitIsOver:
-            self._log("a unit was dropped: the coordinator has been restarted since it was sent")
+            self._log("the coordinator was started again; it will send for this unit once more")
         except (ObjectPushError, ProtocolError) as error:
-            self._log(f"an update was lost: {error}")
+            self._log(f"an update did not get through: {error}")
         return True
 
     def _answer(self, node: Node, header: Message, tree: ObjectTree) -> Message:
@@ -245,7 +314,9 @@ class FleetClient:
             lambda request: self._call(self._api.ConfirmMessageReceived, request), node, run_id
         )
         try:
-            message = put_together(message_id, tree, pull, limit_bytes=self._limit_bytes)
+            message = put_together(message_id, tree, pull, limit_bytes=self._limit_bytes, patience_s=_PARTS_S)
+        except PartMissing as error:
+            return failure(header, str(error), code=WORKER_LACKS_PARTS)
         except ProtocolError as error:
             return failure(header, str(error))
         confirm(message_id)
@@ -292,43 +363,65 @@ class FleetClient:
 
         Raises:
             NetworkError: None came for `pace.patience_s`, or one that makes no sense.
-            RefusedError: The link does not accept our signature.
+            RefusedError: The link does not accept our signature, and does not let us in again.
         """
-        started = time.monotonic()
-        for delay_s in _backoff():
+        started, n_renewals = time.monotonic(), 0
+        for delay_s in backoff():
             try:
                 return rpc(request)
             except httpx.TransportError as error:
                 reason = str(error) or type(error).__name__
             except httpx.HTTPStatusError as error:
                 reason = self._judge(error.response)
+                if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                    n_renewals = self._be_known(n_renewals)
+            if self._is_over.is_set():
+                raise _Finished
             if self._stop.wait(delay_s):
                 raise _Stopped
             if time.monotonic() - started > self._pace.patience_s:
                 raise NetworkError(f"{self._address.url()}: no coordinator answers ({reason}); join again later")
         raise AssertionError("unreachable: the backoff never ends")
 
-    def _judge(self, response: httpx.Response) -> str:
-        """What an HTTP error means; returns the reason if asking again may help."""
-        status, error = response.status_code, FlowerError.from_json(response.text)
-        if status in _TRY_AGAIN:
-            return f"HTTP {status}"
-        if error is not None and error.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
-            raise _NotActivated
-        if status == httpx.codes.FORBIDDEN:
-            raise _UnitIsOver
-        if status == httpx.codes.UNAUTHORIZED:
+    def _be_known(self, n_renewals: int) -> int:
+        """Join once more, a few times at most; returns how many times it was."""
+        if self._rejoin is None or n_renewals >= _RENEWALS:
             raise RefusedError(
                 f"{self._address.url()}: the coordinator does not accept this worker's signature; "
                 "set this machine's clock, and join again"
             )
+        self._renew()
+        return n_renewals + 1
+
+    def _judge(self, response: httpx.Response) -> str:
+        """What an HTTP error means; returns the reason if asking again may help."""
+        status = response.status_code
+        if status in _TRY_AGAIN or status == httpx.codes.UNAUTHORIZED:
+            return f"HTTP {status}"
+        code = _flower_code(response)
+        if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
+            raise _NotActivated
+        if code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
+            raise _UnitIsOver
+        if status == httpx.codes.FORBIDDEN:
+            raise RefusedError(f"{self._address.url()}: the coordinator does not let this worker take part any more")
         if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
             raise ProtocolError(f"{self._address.url()}: the coordinator refuses a part of this size")
         raise NetworkError(f"{self._address.url()}: unexpected answer HTTP {status}; check the address")
 
 
-def _backoff() -> Iterator[float]:
+def _flower_code(response: httpx.Response) -> int | None:
+    """Flower's own code of an error, if it is one."""
+    error = FlowerError.from_json(response.text)
+    return None if error is None else error.code
+
+
+def backoff(jitter: Callable[[], float] = random.random) -> Iterator[float]:
+    """Seconds to wait before each further try: 0.2, doubling to a minute, each between half and all of it.
+
+    The jitter keeps a fleet whose coordinator was away from coming back all at once.
+    """
     delay_s = 0.2
     while True:
-        yield delay_s
-        delay_s = min(delay_s * 2, 5.0)
+        yield delay_s * (0.5 + 0.5 * jitter())
+        delay_s = min(delay_s * 2, _LONGEST_WAIT_S)

@@ -19,6 +19,8 @@ WORKER_FAILED = 2
 """Flower's code for "the ClientApp raised": the unit may be tried again."""
 WORKER_DECLINES = 201
 """Ours: asking this worker again is of no use, its text or its base does not fit the run."""
+WORKER_LACKS_PARTS = 202
+"""Ours: the unit did not arrive whole, because who sent it was cut off; it may be sent again."""
 
 Handle: TypeAlias = Callable[[WorkUnit, bytes], tuple[Update, bytes]]
 """What a worker does with a unit and its payload."""
@@ -87,14 +89,23 @@ def _record(kind: str, text: str, payload: bytes) -> RecordDict:
 def _read(kind: str, record: RecordDict) -> tuple[str, bytes]:
     if set(record) != {"document", "arrays"}:
         raise ProtocolError(f"{kind}: expected records document and arrays, got {', '.join(sorted(record)) or 'none'}")
-    document, arrays = record["document"], record["arrays"]
+    text, arrays = read_document(kind, record["document"]), record["arrays"]
+    if not isinstance(arrays, ArrayRecord) or set(arrays) != {"payload"}:
+        raise ProtocolError(f"{kind}: expected one array, payload")
+    return text, _read_blob(kind, arrays["payload"])
+
+
+def read_document(kind: str, document: object) -> str:
+    """The text of a document record, `kind` being "unit" or "update".
+
+    Raises:
+        ProtocolError: It is no such record, or too long.
+    """
     if not isinstance(document, ConfigRecord) or set(document) != {kind} or not isinstance(text := document[kind], str):
         raise ProtocolError(f"{kind}: the document record is not {{{kind!r}: text}}")
     if len(text) > MAX_DOCUMENT_BYTES:
         raise ProtocolError(f"{kind}: document: expected at most {MAX_DOCUMENT_BYTES} characters, got {len(text)}")
-    if not isinstance(arrays, ArrayRecord) or set(arrays) != {"payload"}:
-        raise ProtocolError(f"{kind}: expected one array, payload")
-    return text, _read_blob(kind, arrays["payload"])
+    return text
 
 
 def _read_blob(kind: str, blob: Array) -> bytes:

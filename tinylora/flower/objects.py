@@ -1,27 +1,49 @@
-"""Flower's messages travel as a tree of hashed objects: taking them apart, and putting them together within limits."""
+"""Flower's messages travel as a tree of hashed objects: taking them apart, and putting them together within limits.
 
+    Message → RecordDict → ConfigRecord (the document)
+                         → ArrayRecord → Array → ArrayChunk, ArrayChunk, ... (the payload, in parts of 5 MiB)
+
+A worker puts a whole message together in memory. The rounds side has many workers: it asks for one object after the
+other, from the root down, and writes the payload's parts to a file as they come.
+"""
+
+import hashlib
+import json
+import os
 import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn
 
-from flwr.app import Message
+from flwr.app import ConfigRecord, Error, Message
 
 from tinylora.errors import ProtocolError
 from tinylora.flower.compat.wire import (
     ObjectPullError,
     ObjectTree,
+    ObjectUnavailableError,
     get_all_nested_objects,
+    get_object_body_of_any,
+    get_object_head_values_from_object_content,
     get_object_tree,
     inflate_object_from_contents,
     iterate_object_tree,
     no_object_id_recompute,
     pull_objects,
 )
+from tinylora.flower.messages import read_document
 from tinylora.protocol.documents import MAX_DOCUMENT_BYTES
 
 OVERHEAD_BYTES = MAX_DOCUMENT_BYTES + 65_536
 """What a message may hold beside its payload: the document and the heads of the objects."""
 _SMALLEST_CHUNK = 65_536  # a payload is cut in chunks of 5 MiB, of 1 MiB on slow uplinks; below this it is an attack
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _PATIENCE_S = 0.05, 2.0, 7200.0  # a slow uplink may need an hour for a large update
+
+Pull = Callable[[str], bytes]
+"""An object by its id: `ObjectUnavailableError` while it is not there yet, `ObjectPullError` if it never comes."""
 
 
 def take_apart(message: Message) -> tuple[dict, ObjectTree]:
@@ -31,43 +53,63 @@ def take_apart(message: Message) -> tuple[dict, ObjectTree]:
         return get_all_nested_objects(message), get_object_tree(message)
 
 
-def put_together(message_id: str, tree: ObjectTree, pull: Callable[[str], bytes], *, limit_bytes: int) -> Message:
-    """Pull the objects of a message, waiting for those that its sender has not uploaded yet.
+def put_together(
+    message_id: str, tree: ObjectTree, pull: Pull, *, limit_bytes: int, patience_s: float = _PATIENCE_S
+) -> Message:
+    """Pull the objects of a message, waiting up to `patience_s` for those that its sender has not uploaded yet.
 
     Nothing is parsed before everything is here and small enough.
 
     Raises:
         ProtocolError: Too many objects or bytes, an object that never came, or no message in the end.
     """
-    object_ids = [branch.object_id for branch in iterate_object_tree(tree)]
+    object_ids = list(_ids(message_id, tree, limit_bytes))
     budget = _Budget(limit_bytes + OVERHEAD_BYTES)
-    if len(object_ids) > 64 + limit_bytes // _SMALLEST_CHUNK:
-        raise ProtocolError(f"message {message_id[:12]}: {len(object_ids)} objects, too many for {limit_bytes} bytes")
     try:
         contents = pull_objects(
             object_ids,
             lambda object_id: budget.take(pull(object_id)),
             initial_backoff=_FIRST_WAIT_S,
             backoff_cap=_LONGEST_WAIT_S,
-            max_time=_PATIENCE_S,
+            max_time=patience_s,
             max_tries_per_object=None,
         )
     except ObjectPullError as error:
-        raise ProtocolError(f"message {message_id[:12]}: {error}") from None
+        raise PartMissing(f"message {message_id[:12]}: {error}") from None
     message = _inflate(message_id, contents)
     message.metadata.__dict__["_message_id"] = message_id
     return message
 
 
+def _ids(message_id: str, tree: ObjectTree, limit_bytes: int) -> set[str]:
+    found = {branch.object_id for branch in iterate_object_tree(tree)}
+    if len(found) > 64 + limit_bytes // _SMALLEST_CHUNK:
+        raise ProtocolError(f"message {message_id[:12]}: {len(found)} objects, too many for {limit_bytes} bytes")
+    return found
+
+
 def _inflate(message_id: str, contents: dict[str, bytes]) -> Message:
-    try:
+    with _bytes_from_outside(message_id):
         message = inflate_object_from_contents(message_id, contents)
-    except Exception as error:  # bytes from outside: flwr's parsers raise whatever they stumble over
-        reason = str(error) or type(error).__name__
-        raise ProtocolError(f"message {message_id[:12]}: its objects make no sense: {reason}") from None
     if not isinstance(message, Message):
         raise ProtocolError(f"message {message_id[:12]}: it holds a {type(message).__name__}")
     return message
+
+
+@contextmanager
+def _bytes_from_outside(message_id: str) -> Iterator[None]:
+    """Flwr's parsers raise whatever they stumble over."""
+    try:
+        yield
+    except ProtocolError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ProtocolError(f"message {message_id[:12]}: its objects make no sense: {reason}") from None
+
+
+class PartMissing(ProtocolError):
+    """An object of a message will never come: its sender was cut off. The same message may be sent again."""
 
 
 class _Budget:
@@ -87,3 +129,167 @@ class _Budget:
             if self._left_bytes < 0:
                 raise ProtocolError(f"message: larger than the {self._limit_bytes} bytes allowed (max_update_mib)")
         return content
+
+
+# --- a reply, straight to a file ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """A reply that is all here: an error, or a document and a payload, in a file where it is not empty."""
+
+    error: Error | None = None
+    document: str = ""
+    payload: bytes = b""
+    file: Path | None = None
+    """Where the payload is, if it is not in memory."""
+    sha256: str = ""
+    """Of the file's bytes."""
+
+
+Spooling = Generator[bool, None, Spooled]
+"""A reply on its way. Yields whenever the next object is not there yet: whether any came since it was asked last."""
+
+
+def spool(message_id: str, tree: ObjectTree, pull: Pull, *, limit_bytes: int, folder: Path) -> Spooling:
+    """Pull a reply's objects in order, its payload into a new file of `folder`, flushed to disk.
+
+    A slow upload holds no thread: what was yielded may be asked again later. Memory is that of one object. Whatever
+    ends it early removes the file.
+
+    Raises:
+        ProtocolError: Too many objects or bytes, not the objects of a reply, or (`PartMissing`) a part never came.
+        OSError: The file cannot be written; nothing was taken from the sender, and the reply may be spooled again.
+    """
+    reader = _Reader(message_id, _ids(message_id, tree, limit_bytes), pull, _Budget(limit_bytes + OVERHEAD_BYTES))
+    head = yield from reader.read(message_id, "Message")
+    if not head.children:
+        error = _inflate(message_id, {message_id: head.content}).error
+        return Spooled(error=error)
+    records = yield from reader.read(head.only_child(), "RecordDict")
+    names = records.names("document", "arrays")
+    document = yield from reader.read(names["document"], "ConfigRecord")
+    with _bytes_from_outside(message_id):
+        text = read_document("update", ConfigRecord.inflate(document.content))
+    arrays = yield from reader.read(names["arrays"], "ArrayRecord")
+    array = yield from reader.read(arrays.names("payload")["payload"], "Array")
+    parts, n_bytes = array.parts()
+    if not n_bytes:
+        return Spooled(document=text, sha256=hashlib.sha256(b"").hexdigest())
+    file, sha256 = yield from _write_parts(reader, parts, n_bytes, folder)
+    return Spooled(document=text, file=file, sha256=sha256)
+
+
+def _write_parts(
+    reader: "_Reader", parts: list[str], n_bytes: int, folder: Path
+) -> Generator[bool, None, tuple[Path, str]]:
+    file, hashed = folder / uuid.uuid4().hex, hashlib.sha256()
+    try:
+        with open(file, "xb", opener=_private) as out:
+            for part in parts:
+                body = (yield from reader.read(part, "ArrayChunk")).body
+                hashed.update(body)
+                out.write(body)
+            if out.tell() != n_bytes:
+                raise ProtocolError(f"update: payload: expected {n_bytes} bytes as its shape says, got {out.tell()}")
+            _flush(out)
+    except BaseException:  # GeneratorExit too: nobody waits for it any more
+        file.unlink(missing_ok=True)
+        raise
+    return file, hashed.hexdigest()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _flush(out: IO[bytes]) -> None:
+    out.flush()
+    os.fsync(out.fileno())
+
+
+@dataclass(frozen=True)
+class _Object:
+    """One object of a message, read as far as its head."""
+
+    message_id: str
+    content: bytes
+    children: list[str]
+
+    @property
+    def body(self) -> bytes:
+        """What follows the head."""
+        return get_object_body_of_any(self.content)
+
+    def only_child(self) -> str:
+        """The content of a message."""
+        if len(self.children) != 1:
+            self._complain(f"expected one content, got {len(self.children)}")
+        return self.children[0]
+
+    def names(self, *expected: str) -> dict[str, str]:
+        """Object ids by these names and no others."""
+        found = self._json()
+        if set(found) != set(expected) or not set(map(str, found.values())) <= set(self.children):
+            self._complain(f"expected {' and '.join(expected)}, got {', '.join(sorted(found)) or 'nothing'}")
+        return found
+
+    def parts(self) -> tuple[list[str], int]:
+        """Ids of the payload's parts in order, and how many bytes they shall have together."""
+        found = self._json()
+        dtype, stype, shape = found.get("dtype"), found.get("stype"), found.get("shape")
+        order = found.get("arraychunk_ids")
+        n_bytes = shape[0] if isinstance(shape, list) and len(shape) == 1 else None
+        if (dtype, stype) != ("uint8", "safetensors") or type(n_bytes) is not int or n_bytes < 0:
+            self._complain("payload: expected uint8 safetensors of one dimension")
+        if not isinstance(order, list) or len(order) > 64 + n_bytes // _SMALLEST_CHUNK:
+            self._complain("payload: its parts are not a list, or too many for its size")
+        if not all(type(number) is int and 0 <= number < len(self.children) for number in order):
+            self._complain("payload: it names parts that it does not have")
+        return [self.children[number] for number in order], n_bytes
+
+    def _json(self) -> dict[str, Any]:
+        with _bytes_from_outside(self.message_id):
+            found = json.loads(self.body)
+        if not isinstance(found, dict):
+            self._complain("expected an object of JSON")
+        return found
+
+    def _complain(self, what: str) -> NoReturn:
+        raise ProtocolError(f"message {self.message_id[:12]}: {what}")
+
+
+@dataclass
+class _Reader:
+    """Reads objects of one message, and no others."""
+
+    message_id: str
+    known: set[str]
+    pull: Pull
+    budget: _Budget
+    is_moving: bool = False
+    """An object came since it was told last that none is there."""
+
+    def read(self, object_id: str, kind: str) -> Generator[bool, None, _Object]:
+        """The object, which must be of this kind; yields while it is not there.
+
+        Raises:
+            ProtocolError: It is another kind of object, or not one of this message's, or too much of it.
+        """
+        if object_id not in self.known:
+            raise ProtocolError(f"message {self.message_id[:12]}: it names an object that it does not hold")
+        while True:
+            try:
+                content = self.budget.take(self.pull(object_id))
+                break
+            except ObjectUnavailableError:
+                yield self.is_moving
+                self.is_moving = False
+            except ObjectPullError as error:
+                raise PartMissing(f"message {self.message_id[:12]}: {error}") from None
+        with _bytes_from_outside(self.message_id):
+            found, children, _ = get_object_head_values_from_object_content(content)
+        self.is_moving = True
+        if found != kind:
+            raise ProtocolError(f"message {self.message_id[:12]}: expected a {kind}, got a {found[:40]}")
+        return _Object(self.message_id, content, children)
