@@ -89,7 +89,7 @@ def _door(link: Link, folder: RunFolder, files: RunFiles) -> FrontDoor:
         status=lambda: {"run": files.settings.name, "phase": link.phase},
     )
     routes = {**join_routes(link, RunCard(files.settings, files.base, files.token)), **pages}
-    return FrontDoor(routes, link.fleet, NodeAuth(link.is_registered), spool=folder.root)
+    return FrontDoor(routes, link.flower, NodeAuth(link.is_registered), spool=folder.root)
 
 
 def _greet(folder: RunFolder, files: RunFiles, served: Served, log: Callable[[str], None]) -> None:

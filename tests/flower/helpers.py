@@ -187,7 +187,7 @@ def federation(
         ca_file=folder / "ca.pem", bundle_file=folder / "bundle.safetensors", status=lambda: {"phase": link.phase}
     )
     routes = {**join_routes(link, RunCard(settings or RunSettings(), facts, TOKEN)), **pages}
-    door = FrontDoor(routes, link.fleet, NodeAuth(link.is_registered), limits=Limits(tries_per_minute=1000))
+    door = FrontDoor(routes, link.flower, NodeAuth(link.is_registered), limits=Limits(tries_per_minute=1000))
     with (
         serve_internal(link.app, listen("127.0.0.1", 0)) as inside,
         serve_public(door, listen("127.0.0.1", port), tls=None) as served,

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -78,12 +79,12 @@ class Link:
 
     Attributes:
         app: All of it, for those who send `admin` in `ADMIN_HEADER`.
-        fleet: All of it for anybody: only the front door may call it, for `FLEET_PATHS`, after its own checks.
+        flower: All of it for anybody: only the front door may call it, for `FLEET_PATHS`, after its own checks.
         phase: What the state route tells; the coordinator sets it.
     """
 
     app: ASGIApp
-    fleet: ASGIApp
+    flower: FastAPI
     state: LinkState
     admin: str = field(repr=False)
     superexec_secret: bytes = field(repr=False)
@@ -92,6 +93,14 @@ class Link:
     def online_workers(self) -> list[str]:
         """Names of the workers that are connected now."""
         return sorted(worker_of(node.public_key) for node in self.state.get_node_info(statuses=[NodeStatus.ONLINE]))
+
+    def routes(self) -> list[tuple[str, str]]:
+        """Every route of the installed Flower, (METHOD, path), whether or not its documentation names it."""
+        documented = self.flower.openapi()["paths"].items()
+        found = {(verb.upper(), path) for path, verbs in documented for verb in verbs}
+        for route in iter_route_contexts(self.flower.routes):
+            found |= {(verb, str(route.path)) for verb in route.methods or {"GET"}}
+        return sorted(found)
 
     def register(self, public_pem: bytes, name: str = "") -> None:
         """Add a worker's key to Flower's nodes, with the worker's name; again is harmless.

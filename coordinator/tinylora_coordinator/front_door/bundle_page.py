@@ -7,13 +7,14 @@ gets half of the old and half of the new. The ETag is the sha256: a broken downl
 import hashlib
 import os
 import re
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 _PART_BYTES = 2**16
@@ -92,20 +93,20 @@ async def _answer(opened: IO[bytes], etag: str, scope: Scope, receive: Receive, 
         "content-length": str(part.stop - part.start),
         "content-disposition": 'attachment; filename="bundle.safetensors"',
     }
-    raw = [(key.encode(), value.encode()) for key, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-    await _send_part(opened, Part(0, 0) if scope["method"] == "HEAD" else part, send)
+    if scope["method"] == "HEAD":
+        await Response(None, status, headers)(scope, receive, send)
+    else:  # it stops reading the file when the client leaves
+        await StreamingResponse(_read_part(opened, part), status, headers)(scope, receive, send)
 
 
-async def _send_part(opened: IO[bytes], part: Part, send: Send) -> None:
+async def _read_part(opened: IO[bytes], part: Part) -> AsyncIterator[bytes]:
     at = part.start
     while at < part.stop:
         data = await run_in_threadpool(os.pread, opened.fileno(), min(_PART_BYTES, part.stop - at), at)
         if not data:
             raise OSError("the bundle's file was shortened while it was sent")
         at += len(data)
-        await send({"type": "http.response.body", "body": data, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+        yield data
 
 
 class _Hashes:

@@ -5,6 +5,8 @@ from h11's own state after each step, so there is no second parser to disagree w
 """
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,8 @@ from tinylora_coordinator.front_door.sockets import Connection, Phase
 
 CONNECTION = "tinylora.connection"
 """Where a request's scope has its connection's record: `scope["state"][CONNECTION]`."""
+
+_NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class DoorProtocol(H11Protocol):
@@ -40,7 +44,7 @@ class DoorProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The handshake is done."""
-        self._connection.abort = transport.abort
+        self._connection.abort = self._drop
         self._connection.turn(Phase.HEAD, self._clock())
         super().connection_made(transport)
 
@@ -75,6 +79,11 @@ class DoorProtocol(H11Protocol):
         """It is closed."""
         self._released()
         super().connection_lost(exc)
+
+    def _drop(self) -> None:
+        """Reset, so that the kernel too forgets what it holds for this client."""
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.abort()
 
     def _look(self) -> None:
         match self.conn.their_state:

@@ -65,11 +65,14 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise NetworkError(
             f"{host}:{port}: {error.strerror or error}; choose another --host or --port, or stop what listens there"
         ) from None
+    # Accepted sockets inherit it. asyncio forgets it for them, and then each answer waits 40 ms for its second half.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def server_tls(certificate: Path, key: Path) -> ssl.SSLContext:
