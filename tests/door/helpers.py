@@ -116,7 +116,7 @@ def _fields(lines: Iterator[bytes]) -> Iterator[tuple[str, str]]:
         yield name.lower(), value.strip()
 
 
-def head(method: str, target: str, *, length: int | None = None, **headers: str) -> bytes:
+def head(method: str, target: str, length: int | None = None, /, **headers: str) -> bytes:
     """A request's head; underscores in header names become dashes."""
     lines = [f"{method} {target} HTTP/1.1", f"host: {HOST}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]

@@ -84,7 +84,7 @@ def test_a_method_too_many_is_refused_with_those_there_are(door: Door, method: s
         if method in methods.split(", "):
             continue
         with door.connect() as connection:
-            connection.sendall(head(method, path, length=0))
+            connection.sendall(head(method, path, 0))
             answer = read_answer(connection, is_head=method == "HEAD")
         assert answer.status == 405 and answer.headers["allow"] == methods, path
 
@@ -112,7 +112,7 @@ def test_odd_spellings_are_other_paths(link: Link, plain: Door, target: str) -> 
     headers = signed(plain.worker) | {ADMIN_HEADER: link.admin}
     for method in ("GET", "POST", "HEAD"):
         for version in ("HTTP/1.1", "HTTP/1.0"):
-            raw = head(method, target, length=0, **headers).replace(b"HTTP/1.1", version.encode(), 1)
+            raw = head(method, target, 0, **headers).replace(b"HTTP/1.1", version.encode(), 1)
             with plain.connect() as connection:
                 connection.sendall(raw)
                 status = read_answer(connection, is_head=method == "HEAD").status
@@ -147,7 +147,7 @@ def test_what_is_no_http_is_not_obeyed(plain: Door, name: str) -> None:
 def test_a_smuggled_second_request_is_not_answered(door: Door) -> None:
     inner = b"POST /v1/control/list-runs HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
     with door.connect() as connection:
-        connection.sendall(head("POST", JOIN_PATH, length=5, transfer_encoding="chunked") + b"0\r\n\r\n" + inner)
+        connection.sendall(head("POST", JOIN_PATH, 5, transfer_encoding="chunked") + b"0\r\n\r\n" + inner)
         assert read_answer(connection).status in (400, 411)
         assert read_answer(connection).status == 0  # it hung up
 
@@ -163,7 +163,7 @@ def test_who_asks_for_whom_does_not_matter(link: Link, door: Door) -> None:
         "x_forwarded_for": "127.0.0.1", "x_real_ip": "127.0.0.1", "forwarded": "for=127.0.0.1", "x_original_url": "/x",
         "x_rewrite_url": "/v1/control/list-runs", "x_http_method_override": "POST", ADMIN_HEADER: link.admin,
     }  # fmt: skip
-    assert door.ask(head("POST", "/v1/control/list-runs", length=0, **tricks)).status == 404
+    assert door.ask(head("POST", "/v1/control/list-runs", 0, **tricks)).status == 404
     assert (
         door.ask(head("GET", "/health", **tricks).replace(f"host: {HOST}".encode(), b"host: evil.example")).status
         == 200

@@ -47,17 +47,17 @@ def test_a_stranger_is_turned_away_before_a_byte_of_the_body(door: Door, fleet: 
     n_calls = len(fleet.calls)
     for shown in ({}, signed(new_identity()), {ADMIN_HEADER: "x"}):
         with door.connect() as connection:
-            connection.sendall(head("POST", PUSH, length=5 * MIB, **shown))
+            connection.sendall(head("POST", PUSH, 5 * MIB, **shown))
             assert read_answer(connection).status == 401 and is_hung_up(connection)
     assert len(fleet.calls) == n_calls
 
 
 def test_who_waits_for_a_hundred_is_not_asked_for_the_body(door: Door) -> None:
     with door.connect() as connection:
-        connection.sendall(head("POST", PUSH, length=5 * MIB, expect="100-continue"))
+        connection.sendall(head("POST", PUSH, 5 * MIB, expect="100-continue"))
         assert read_answer(connection).status == 401
     with door.connect() as connection:
-        connection.sendall(head("POST", PUSH, length=3, expect="100-continue", **signed(door.worker)))
+        connection.sendall(head("POST", PUSH, 3, expect="100-continue", **signed(door.worker)))
         assert read_answer(connection).status == 100
         connection.sendall(b"abc")
         assert read_answer(connection).body == b"3"
@@ -65,14 +65,14 @@ def test_who_waits_for_a_hundred_is_not_asked_for_the_body(door: Door) -> None:
 
 def test_a_worker_passes_with_small_and_large_bodies(door: Door, fleet: Fleet) -> None:
     for size in (0, 3, 65_536, 65_537, 5 * MIB + 1000):
-        answer = door.ask(head("POST", PUSH, length=size, **signed(door.worker)) + b"x" * size)
+        answer = door.ask(head("POST", PUSH, size, **signed(door.worker)) + b"x" * size)
         assert (answer.status, answer.body) == (200, str(size).encode())
     assert list(door.folder.glob("tmp*")) == []
 
 
 def test_flower_sees_nothing_of_a_strangers_making(door: Door, fleet: Fleet) -> None:
     odd = {ADMIN_HEADER: "x", "x_forwarded_for": "1.2.3.4", "cookie": "a=b", "content_encoding": "gzip"}
-    door.ask(head("POST", PULL, length=0, content_type="application/protobuf", **odd, **signed(door.worker)))
+    door.ask(head("POST", PULL, 0, content_type="application/protobuf", **odd, **signed(door.worker)))
     scope, _ = fleet.calls[-1]
     assert (scope["path"], scope["raw_path"], scope["query_string"], scope["state"]) == (PULL, PULL.encode(), b"", {})
     names = {name.decode() for name, _ in scope["headers"]}
@@ -87,7 +87,7 @@ def test_a_large_body_is_refused_by_its_length_alone(tmp_path: Path, path: str, 
         raise AssertionError("it was called")
 
     with open_door(tmp_path, routes={("POST", JOIN_PATH): join}, is_tls=False) as door, door.connect() as connection:
-        connection.sendall(head("POST", path, length=length, **signed(door.worker)))
+        connection.sendall(head("POST", path, length, **signed(door.worker)))
         assert read_answer(connection).status in (400, 413) and is_hung_up(connection)
 
 
@@ -99,7 +99,7 @@ def test_a_body_needs_a_length(door: Door) -> None:
 
 
 def test_a_page_takes_no_body(door: Door) -> None:
-    assert door.ask(head("GET", "/health", length=5) + b"hello").status == 413
+    assert door.ask(head("GET", "/health", 5) + b"hello").status == 413
 
 
 @pytest.mark.parametrize("size", [8_200, 9_000, 60_000, 300_000])
@@ -159,7 +159,7 @@ def test_a_handshake_that_does_not_end_is_cut_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [1000, 5 * MIB])
 def test_a_body_that_does_not_come_is_cut_off(short: Door, length: int) -> None:
     with short.connect() as connection:
-        connection.sendall(head("POST", PUSH, length=length, **signed(short.worker)) + b"x" * 10)
+        connection.sendall(head("POST", PUSH, length, **signed(short.worker)) + b"x" * 10)
         assert is_hung_up(connection)
 
 
@@ -224,11 +224,11 @@ def test_in_a_full_house_a_newcomer_is_served(tmp_path: Path) -> None:
         door.connect() as worker,
         door.connected(2) as held,
     ):
-        worker.sendall(head("POST", PULL, length=0, **signed(door.worker)))
+        worker.sendall(head("POST", PULL, 0, **signed(door.worker)))
         assert read_answer(worker).status == 200
         assert door.ask(head("GET", "/health")).status == 200
         assert is_hung_up(held[0])
-        worker.sendall(head("POST", PULL, length=0, **signed(door.worker)))
+        worker.sendall(head("POST", PULL, 0, **signed(door.worker)))
         assert read_answer(worker).status == 200  # it was not the one who had to leave
 
 
@@ -253,7 +253,7 @@ def test_a_few_large_bodies_at_once_are_in_memory_and_the_others_wait(tmp_path: 
     limits = Limits(large_bodies=2)
     with open_door(tmp_path, fleet=fleet, limits=limits, is_tls=False) as door, door.connected(6) as held:
         for connection in held:
-            connection.sendall(head("POST", PUSH, length=70_000, **signed(door.worker)) + b"x" * 70_000)
+            connection.sendall(head("POST", PUSH, 70_000, **signed(door.worker)) + b"x" * 70_000)
         assert [read_answer(connection).body for connection in held] == [b"70000"] * 6
     assert most[0] == 2
 
@@ -262,9 +262,9 @@ def test_one_worker_sends_so_many_large_bodies_at_once(tmp_path: Path) -> None:
     limits = Limits(large_bodies_per_node=2)
     with open_door(tmp_path, limits=limits, is_tls=False) as door, door.connected(2) as held:
         for connection in held:  # the 100 tells that it is being read
-            connection.sendall(head("POST", PUSH, length=70_000, expect="100-continue", **signed(door.worker)))
+            connection.sendall(head("POST", PUSH, 70_000, expect="100-continue", **signed(door.worker)))
             assert read_answer(connection).status == 100
-        answer = door.ask(head("POST", PUSH, length=70_000, **signed(door.worker)))
+        answer = door.ask(head("POST", PUSH, 70_000, **signed(door.worker)))
         assert answer.status == 429 and answer.headers["retry-after"] == "5"
         for connection in held:
             connection.sendall(b"x" * 70_000)
@@ -276,7 +276,7 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
         for file in tmp_path.iterdir():
             assert file.name == "keys"
         tmp_path.rename(tmp_path.with_name("gone"))
-        answer = door.ask(head("POST", PUSH, length=70_000, **signed(door.worker)))
+        answer = door.ask(head("POST", PUSH, 70_000, **signed(door.worker)))
         tmp_path.with_name("gone").rename(tmp_path)
     assert answer.status == 503 and answer.headers["retry-after"] == "60"
 
