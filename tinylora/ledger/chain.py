@@ -60,21 +60,21 @@ def find_faults(rows: Iterable[RawRow], previous: str, first: int) -> Iterator[t
         first: Number that the first of them should have.
 
     Yields:
-        Number that the row should have, its body, and what is wrong with it, or nothing.
+        Its number, its body, and what is wrong with it, or nothing.
     """
-    believable = {previous}
-    for expected, row in enumerate(rows, first):
+    believable, expected = {previous}, first
+    for row in rows:
+        number = row.number if isinstance(row.number, int) else expected
         computed = {_link(earlier, row) for earlier in believable}
-        stored = row.chain.decode("ascii", "replace") if isinstance(row.chain, bytes) else ""
+        stored = _bytes(row.chain).decode("ascii", "replace")
         fault = ""
-        if row.number != expected:
-            fault = f"expected event {expected}, found {row.number}: events are missing"
+        if number != expected:
+            fault = f"expected event {expected} here: the rows between are missing"
         elif stored not in computed:
             fault = "altered: its hash is not that of its contents and of the events before it"
-        yield row.number if isinstance(row.number, int) else expected, _bytes(row.body), fault
+        yield number, _bytes(row.body), fault
         believable = {link for link in (*computed, stored) if _HASH.fullmatch(link)}
-        if row.number != expected:
-            return
+        expected = number + 1
 
 
 def _link(previous: str, row: RawRow) -> str:

@@ -34,6 +34,8 @@ def as_storage_error(directory: Path, file: Path) -> Iterator[None]:
         raise _of_sqlite(error.orig, directory, file) from None
     except (sqlite3.Error, SQLAlchemyError) as error:
         raise _of_sqlite(error, directory, file) from None
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{file}: text in it is damaged ({error}); restore it from a backup") from None
     except OSError as error:
         raise _of_system(error, directory) from None
 

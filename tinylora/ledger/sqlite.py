@@ -4,82 +4,64 @@ A blob is on disk before the event that names it, so a ledger never knows of byt
 rows derived from them are one transaction. One process writes; any number read meanwhile (`open_readonly`).
 """
 
-import contextlib
-import os
-import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import ValidationError
-from sqlalchemy import Connection, LargeBinary, cast, create_engine, func, select
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Connection
 
 from tinylora.errors import StorageError
-from tinylora.failpoints import around, reach
-from tinylora.federation.events import Event, event_from_json, event_to_json
+from tinylora.failpoints import reach
+from tinylora.federation.events import Event, event_to_json
 from tinylora.ledger import tables
 from tinylora.ledger.blobs import BlobFolder
-from tinylora.ledger.chain import START, EventRow, RawRow, find_faults, linked
+from tinylora.ledger.chain import EventRow, linked
+from tinylora.ledger.database import Database, register_transaction
 from tinylora.ledger.derived import apply_changes, read_rows, write_rows
 from tinylora.ledger.faults import BrokenDisk, as_storage_error
 from tinylora.ledger.lock import FolderLock
+from tinylora.ledger.log import chain_at, last_number, read_events, read_unchained
 from tinylora.ledger.rows import Row, Value, changes, fold_rows, named_blobs
 from tinylora.ledger.schema import FIRST, HEAD, revision_of
 from tinylora.ledger.snapshots import read_snapshot, write_snapshot
 from tinylora.ledger.tables import TableName
+from tinylora.ledger.verify import Fault, check_blobs, check_log
 from tinylora.protocol.documents import sha256 as sha256_of
 
 FILE = "ledger.sqlite"
 LOCK = "ledger.lock"
-BUSY_S = 10.0
 
-around(
-    "ledger.open.file",
-    "ledger.open.wal",
-    "ledger.migrate.begin",
-    "ledger.migrate.steps",
-    "ledger.migrate.rows",
-    "ledger.migrate.commit",
-    "ledger.append.begin",
-    "ledger.append.events",
-    "ledger.append.rows",
-    "ledger.append.commit",
-    "ledger.rebuild.begin",
-    "ledger.rebuild.rows",
-    "ledger.rebuild.commit",
-    "ledger.close.checkpoint",
-)
-
-AnySelf = TypeVar("AnySelf", bound="SqliteLedger")
+register_transaction("ledger.migrate", "steps", "rows")
+register_transaction("ledger.append", "events", "rows")
+register_transaction("ledger.rebuild", "rows")
 
 
 class SqliteLedger:
     """The contract of `ports.Ledger` on disk.
 
+    Opening it to write brings an older format to the present one, and clears away what a process that was killed left:
+    the spool, and files that no event names or that one declared gone.
+
     Args:
         directory: Made if it is not there.
+        is_readonly: As `open_readonly` says.
 
     Raises:
         StorageError: The directory cannot be written, another process writes to it, or a newer program wrote it.
     """
 
-    def __init__(self, directory: Path | str) -> None:
+    def __init__(self, directory: Path | str, *, is_readonly: bool = False) -> None:
         self._directory = Path(directory)
         self._file = self._directory / FILE
         self._blobs = BlobFolder(self._directory)
         self._broken = ""
         self._lock: FolderLock | None = None
-        with as_storage_error(self._directory, self._file):
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._lock = FolderLock(self._directory / LOCK, holder="writer of the ledger")
-            try:
-                self._open()
-            except BaseException:
-                self._lock.close()
-                raise
+        self._head = (0, "")
+        with self._speaking():
+            if is_readonly:
+                self._open_to_read()
+            else:
+                self._open_to_write()
 
     @classmethod
     def open_readonly(cls, directory: Path | str) -> "SqliteLedger":
@@ -90,23 +72,11 @@ class SqliteLedger:
         Raises:
             StorageError: There is no ledger, or a newer program wrote it.
         """
-        ledger = cls.__new__(cls)
-        ledger._directory = Path(directory)
-        ledger._file = ledger._directory / FILE
-        ledger._blobs = BlobFolder(ledger._directory)
-        ledger._broken = ""
-        ledger._lock = None
-        if not ledger._file.exists():
-            raise StorageError(f"{directory}: no ledger here; expected the file {FILE}")
-        with as_storage_error(ledger._directory, ledger._file):
-            ledger._connection = _connect(ledger._file, is_readonly=True)
-            with ledger._reading():
-                pass
-        return ledger
+        return cls(directory, is_readonly=True)
 
     @property
     def spool(self) -> Path:
-        """Folder for bodies on their way in; what lies there when a writer opens the ledger is removed."""
+        """Folder for bodies on their way in, from which `adopt_blob` takes them by renaming."""
         return self._blobs.spool
 
     # --- events ------------------------------------------------------------------------------------------------------
@@ -118,19 +88,19 @@ class SqliteLedger:
             DiskFull: Nothing was added; the same call may succeed later.
             StorageError: The disk is not writable, or an event names a blob that was never stored; nothing was added.
         """
-        with self._writing():
+        with self._changing():
             rows = self._chained(events, now_s)
-            with self._transaction("ledger.append"):
+            if not rows:
+                return
+            with self._database.writing("ledger.append") as connection:
                 reach("ledger.append.events.before")
-                if rows:
-                    self._connection.execute(tables.event.insert(), [row._asdict() for row in rows])
+                connection.execute(tables.event.insert(), [row._asdict() for row in rows])
                 reach("ledger.append.events.after")
                 reach("ledger.append.rows.before")
                 for row, event in zip(rows, events, strict=True):
-                    apply_changes(self._connection, changes(row.number, event, self._blobs.sizes()))
+                    apply_changes(connection, changes(row.number, event, self._blobs.sizes()))
                 reach("ledger.append.rows.after")
-            if rows:
-                self._head = (rows[-1].number, rows[-1].chain)
+            self._head = (rows[-1].number, rows[-1].chain)
             reach("ledger.append.commit.after")
 
     def events(self, after: int = 0) -> Sequence[Event]:
@@ -139,22 +109,18 @@ class SqliteLedger:
         Raises:
             StorageError: The file cannot be read, or an event was altered.
         """
-        with self._reading() as connection:
-            revision = revision_of(connection, self._file)
+        with self._reading() as (connection, revision):
             if not revision:
                 return ()
-            if revision == FIRST:
-                rows = connection.exec_driver_sql(
-                    "SELECT number, body FROM event WHERE number > ? ORDER BY number", (after,)
-                )
-                return tuple(self._parse(number, body) for number, body in rows)
-            return tuple(self._checked_events(connection, after))
+            return tuple((read_unchained if revision == FIRST else read_events)(connection, after))
 
     def head(self) -> tuple[int, str]:
-        """Number of events, and the hash over all of them."""
+        """Number of events, and the hash over all of them, hex."""
         if self._lock is not None:
             return self._head
-        return self._last()
+        with self._reading_tables() as connection:
+            number = last_number(connection)
+            return number, chain_at(connection, number)
 
     def chain_at(self, number: int) -> str:
         """Hash over the first `number` events, hex.
@@ -162,8 +128,8 @@ class SqliteLedger:
         Raises:
             StorageError: There are fewer.
         """
-        with self._reading() as connection:
-            return self._chain_at(connection, number)
+        with self._reading_tables() as connection:
+            return chain_at(connection, number)
 
     # --- what the events say -----------------------------------------------------------------------------------------
 
@@ -173,16 +139,38 @@ class SqliteLedger:
         Raises:
             StorageError: The file cannot be read.
         """
-        with self._reading() as connection:
+        with self._reading_tables() as connection:
             return read_rows(connection, table, **where)
 
     def rebuild(self) -> None:
-        """Compute the derived tables anew, from the events alone."""
-        with self._writing(), self._transaction("ledger.rebuild"):
-            reach("ledger.rebuild.rows.before")
-            self._derive()
-            reach("ledger.rebuild.rows.after")
-        reach("ledger.rebuild.commit.after")
+        """Compute the derived tables anew, from the events alone.
+
+        Raises:
+            DiskFull: They are as they were.
+            StorageError: An event was altered, or the disk is not writable.
+        """
+        with self._changing():
+            with self._database.writing("ledger.rebuild") as connection:
+                reach("ledger.rebuild.rows.before")
+                self._derive(connection)
+                reach("ledger.rebuild.rows.after")
+            reach("ledger.rebuild.commit.after")
+
+    def verify(self) -> tuple[Fault, ...]:
+        """Everything that is wrong: altered or missing events, rows that say something else, blobs lost or altered.
+
+        It reads all there is, blobs too; another process may write meanwhile.
+
+        Raises:
+            StorageError: The file cannot be opened at all, or is of a format without hashes.
+        """
+        with self._reading_tables() as connection:
+            log = check_log(connection)
+        with self._speaking():
+            suspects = dict(check_blobs(self._blobs, log.blobs))
+        # What was pruned by event while we looked is not missing.
+        gone = {str(row["sha256"]) for row in self.rows("blob") if row["state"] != "live"} if suspects else set()
+        return (*log.faults, *(fault for name, fault in suspects.items() if name not in gone))
 
     # --- blobs -------------------------------------------------------------------------------------------------------
 
@@ -194,7 +182,7 @@ class SqliteLedger:
             StorageError: The disk is not writable.
         """
         name = sha256 or sha256_of(data)
-        with self._writing():
+        with self._changing():
             self._blobs.put(data, name)
         return name
 
@@ -205,7 +193,7 @@ class SqliteLedger:
             DiskFull: The file is where it was; the same call may succeed later.
             StorageError: The disk is not writable, or the file is on another one.
         """
-        with self._writing():
+        with self._changing():
             self._blobs.adopt(file, sha256)
         return sha256
 
@@ -215,7 +203,7 @@ class SqliteLedger:
         Raises:
             StorageError: No such blob, or its bytes no longer match the name.
         """
-        with as_storage_error(self._directory, self._file):
+        with self._speaking():
             return self._blobs.get(sha256)
 
     def drop_blobs(self, names: Sequence[str]) -> None:
@@ -224,11 +212,11 @@ class SqliteLedger:
         Raises:
             StorageError: An event still needs one of them; nothing was deleted.
         """
-        with self._writing():
-            needed = sorted(set(names) & self._live_blobs())
+        with self._changing():
+            needed = [name for name in names if self.rows("blob", sha256=name, state="live")]
             if needed:
                 raise StorageError(
-                    f"blob {needed[0]}: an event names it and none says that it is gone; prune it by event"
+                    f"blob {needed[0]}: an event names it and none says that it is gone; nothing deleted"
                 )
             self._blobs.drop(names)
 
@@ -236,7 +224,7 @@ class SqliteLedger:
         """Size of all blobs together."""
         if self._lock is not None:
             return self._blobs.stored_bytes()
-        with as_storage_error(self._directory, self._file):
+        with self._speaking():
             return self._blobs.measure()
 
     # --- snapshots ---------------------------------------------------------------------------------------------------
@@ -248,7 +236,7 @@ class SqliteLedger:
             DiskFull: The last one is still there.
             StorageError: There are not so many events, or the disk is not writable.
         """
-        with self._writing():
+        with self._changing():
             write_snapshot(self._directory, n_events, self.chain_at(n_events), text)
 
     def load_snapshot(self) -> tuple[int, str] | None:
@@ -256,67 +244,82 @@ class SqliteLedger:
         found = read_snapshot(self._directory)
         if found is None:
             return None
-        with self._reading() as connection:
-            chain = select(tables.event.c.chain).where(tables.event.c.number == found.n_events)
-            if connection.execute(chain).scalar_one_or_none() != found.chain:
+        with self._reading() as (connection, revision):
+            if revision != HEAD or found.n_events > last_number(connection):
                 return None
-        return found.n_events, found.text
+            is_of_this_log = chain_at(connection, found.n_events) == found.chain
+        return (found.n_events, found.text) if is_of_this_log else None
 
     # --- life --------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Let go of the files; the ledger can be opened again."""
-        with as_storage_error(self._directory, self._file):
+        with self._speaking():
             try:
-                reach("ledger.close.checkpoint.before")
+                self._database.close()
             finally:
-                self._connection.close()
                 if self._lock is not None:
                     self._lock.close()
-            reach("ledger.close.checkpoint.after")
 
-    def __enter__(self: AnySelf) -> AnySelf:
+    def __enter__(self) -> "SqliteLedger":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self) -> None:
-        reach("ledger.open.file.before")
-        os.close(os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600))
-        reach("ledger.open.file.after")
-        self._connection = _connect(self._file, is_readonly=False)
+    def _open_to_read(self) -> None:
+        if not self._file.exists():
+            raise StorageError(f"{self._directory}: no ledger here; expected the file {FILE}")
+        self._database = Database(self._file, is_readonly=True)
+        with self._reading():
+            return
+
+    def _open_to_write(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(self._directory / LOCK, holder="writer of the ledger")
+        try:
+            self._database = Database(self._file, is_readonly=False)
+        except BaseException:
+            self._lock.close()
+            raise
         try:
             self._blobs.prepare()
             self._upgrade()
-            self._head = self._last()
-            self._blobs.keep_only(self._live_blobs())
+            with self._reading() as (connection, _):
+                number = last_number(connection)
+                self._head = (number, chain_at(connection, number))
+            self._blobs.keep_only({str(row["sha256"]) for row in self.rows("blob", state="live")})
         except BaseException:
-            self._connection.close()
+            self.close()
             raise
 
     def _upgrade(self) -> None:
         """Bring the file to the present format, rows and all, in one transaction: readers see the one or the other."""
-        with self._reading() as connection:
-            revision = revision_of(connection, self._file)
-        if revision == HEAD:
-            return
+        with self._reading() as (_, revision):
+            if revision == HEAD:
+                return
         # Alembic takes a quarter of a second to load, and most openings have no use for it.
         from tinylora.ledger.migrate import upgrade
 
-        with self._transaction("ledger.migrate"):
+        with self._database.writing("ledger.migrate") as connection:
             reach("ledger.migrate.steps.before")
-            upgrade(self._connection, revision)
+            upgrade(connection, revision)
             reach("ledger.migrate.steps.after")
             reach("ledger.migrate.rows.before")
-            self._derive()
+            self._derive(connection)
             reach("ledger.migrate.rows.after")
         reach("ledger.migrate.commit.after")
 
-    # --- transactions ------------------------------------------------------------------------------------------------
+    # --- inside ------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _speaking(self) -> Iterator[None]:
+        """What goes wrong within is told in our words."""
+        with as_storage_error(self._directory, self._file):
+            yield
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
         """What is done within may write; after an I/O error nothing may any more.
 
         A flush that failed is never tried again: the system may have thrown the bytes away and say yes the next time
@@ -325,39 +328,31 @@ class SqliteLedger:
         if self._lock is None:
             raise StorageError(f"{self._directory}: opened for reading only")
         if self._broken:
-            raise StorageError(f"{self._directory}: not written to any more after an error of the disk: {self._broken}")
+            raise StorageError(
+                f"{self._directory}: not written to any more, because of an earlier error: {self._broken}"
+            )
         try:
-            with as_storage_error(self._directory, self._file):
+            with self._speaking():
                 yield
         except BrokenDisk as error:
             self._broken = str(error)
             raise
 
     @contextmanager
-    def _transaction(self, name: str) -> Iterator[None]:
-        """All of it or nothing; the failpoint behind the commit is the caller's, once it has noted what it wrote."""
-        reach(f"{name}.begin.before")
-        try:
-            self._connection.exec_driver_sql("BEGIN IMMEDIATE")
-            reach(f"{name}.begin.after")
-            yield
-            reach(f"{name}.commit.before")
-            self._connection.commit()
-        except BaseException:
-            _roll_back(self._connection)
-            raise
+    def _reading(self) -> Iterator[tuple[Connection, str]]:
+        """One view of the file, with its format: another process may bring it to a newer one at any time."""
+        with self._speaking(), self._database.reading() as connection:
+            yield connection, revision_of(connection, self._file)
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        """One unchanging view of the file, whatever is written meanwhile."""
-        with as_storage_error(self._directory, self._file):
-            try:
-                self._connection.exec_driver_sql("BEGIN")
-                yield self._connection
-            finally:
-                _roll_back(self._connection)
-
-    # --- inside ------------------------------------------------------------------------------------------------------
+    def _reading_tables(self) -> Iterator[Connection]:
+        """The same, of a file in the present format."""
+        with self._reading() as (connection, revision):
+            if revision != HEAD:
+                raise StorageError(
+                    f"{self._file}: of an older format, without hashes; serve the run once to bring it up to date"
+                )
+            yield connection
 
     def _chained(self, events: Sequence[Event], now_s: float) -> list[EventRow]:
         """The rows of these events, behind the last one there is."""
@@ -378,83 +373,7 @@ class SqliteLedger:
                 f"{event.type}: names blob {missing[0]}, which is not in {self._directory}; store it first"
             )
 
-    def _checked_events(self, connection: Connection, after: int) -> Iterator[Event]:
-        rows = raw_rows(connection, after)
-        for number, body, fault in find_faults(rows, self._chain_at(connection, after), after + 1):
-            if fault:
-                raise StorageError(
-                    f"{self._file}: event {number}: {fault}; see all of it with verify-log, then restore a backup"
-                )
-            yield self._parse(number, body)
-
-    def _parse(self, number: int, body: bytes | str) -> Event:
-        try:
-            return event_from_json(body if isinstance(body, str) else body.decode())
-        except (ValidationError, UnicodeDecodeError) as error:
-            what = str(error).splitlines()[0]
-            raise StorageError(f"{self._file}: event {number} cannot be read ({what}); restore a backup") from None
-
-    def _chain_at(self, connection: Connection, number: int) -> str:
-        if number == 0:
-            return START
-        chain = select(tables.event.c.chain).where(tables.event.c.number == number)
-        found = connection.execute(chain).scalar_one_or_none()
-        if found is None:
-            raise StorageError(f"{self._file}: there is no event {number}")
-        return found
-
-    def _last(self) -> tuple[int, str]:
-        with self._reading() as connection:
-            number = connection.execute(select(func.max(tables.event.c.number))).scalar_one() or 0
-            return number, self._chain_at(connection, number)
-
-    def _derive(self) -> None:
-        numbered = enumerate(self._checked_events(self._connection, 0), 1)
-        write_rows(self._connection, fold_rows(numbered, self._blobs.sizes()))
-
-    def _live_blobs(self) -> set[str]:
-        return {str(row["sha256"]) for row in self.rows("blob", state="live")}
-
-
-def raw_rows(connection: Connection, after: int) -> Iterator[RawRow]:
-    """Rows of events behind the first `after`, with texts as the bytes that lie on disk."""
-    columns = tables.event.c
-    text = (cast(column, LargeBinary) for column in (columns.type, columns.body, columns.chain))
-    type_, body, chain = text
-    query = select(columns.number, type_, body, columns.at_s, chain).where(columns.number > after)
-    return (RawRow(*row) for row in connection.execute(query.order_by(columns.number)))
-
-
-def _connect(file: Path, *, is_readonly: bool) -> Connection:
-    """A connection that begins and commits only when told to; threads may hand it to each other, one at a time."""
-    engine = create_engine("sqlite://", creator=lambda: _open(file, is_readonly), poolclass=NullPool)
-    return engine.connect()
-
-
-def _open(file: Path, is_readonly: bool) -> sqlite3.Connection:
-    is_fixed = is_readonly and not os.access(file.parent, os.W_OK)
-    # Where nothing can be written, SQLite cannot make its shared memory, and there is no writer to share it with.
-    where = f"{file.absolute().as_uri()}?immutable=1" if is_fixed else f"{file.absolute().as_uri()}"
-    database = sqlite3.connect(where, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-    try:
-        if is_readonly:
-            database.execute("PRAGMA query_only = ON")
-            return database
-        reach("ledger.open.wal.before")
-        database.execute("PRAGMA journal_mode = WAL")
-        reach("ledger.open.wal.after")
-        database.execute("PRAGMA synchronous = FULL")
-        database.execute("PRAGMA foreign_keys = ON")
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def _roll_back(connection: Connection) -> None:
-    """Nothing is under way any more, whatever state a failed commit has left."""
-    raw = connection.connection.dbapi_connection
-    with contextlib.suppress(SQLAlchemyError, sqlite3.Error):
-        connection.rollback()
-        if raw is not None and raw.in_transaction:
-            raw.rollback()
+    def _derive(self, connection: Connection) -> None:
+        before = {str(row["sha256"]): int(row["bytes"] or 0) for row in read_rows(connection, "blob")}
+        numbered = enumerate(read_events(connection, 0), 1)
+        write_rows(connection, fold_rows(numbered, before | dict(self._blobs.sizes())))
