@@ -56,6 +56,8 @@ class SimulatedWorker:
     runner: Runner | None = None
     joins_at_s: float = 0.0
     """When it appears, in virtual seconds."""
+    leaves_at_s: float = math.inf
+    """When it is gone for good, with whatever it was at."""
     seconds_per_step: float = 0.0
     """Its speed; 0 draws one from the run's seed, between one half and twice the usual."""
     max_rank: int = 0
@@ -193,10 +195,11 @@ class _Seat:
     away_until_s: float = math.inf
 
     def is_online(self, now: float) -> bool:
-        return self.worker.joins_at_s <= now and not self.away_from_s <= now < self.away_until_s
+        is_here = self.worker.joins_at_s <= now < self.worker.leaves_at_s
+        return is_here and not self.away_from_s <= now < self.away_until_s
 
     def changes(self) -> tuple[float, ...]:
-        return self.worker.joins_at_s, self.away_from_s, self.away_until_s
+        return self.worker.joins_at_s, self.worker.leaves_at_s, self.away_from_s, self.away_until_s
 
 
 class SimulatedTransport:
@@ -238,8 +241,9 @@ class SimulatedTransport:
             seat.away_from_s = now + seconds / 2
             seat.away_until_s = seat.away_from_s + fault.seconds
         elif fault is None or fault.kind == "delay":
-            late_s = fault.seconds if fault else 0.0
-            self._due.append((now + seconds + late_s, _work(seat, unit, payload, seconds)))
+            due_s = now + seconds + (fault.seconds if fault else 0.0)
+            if due_s < seat.worker.leaves_at_s:
+                self._due.append((due_s, _work(seat, unit, payload, seconds)))
 
     def _fault_of(self, seat: _Seat, unit: WorkUnit) -> Fault | None:
         """What was planned for the unit, or else its loss by chance: the worker falls silent for its deadline."""
