@@ -62,7 +62,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--plots", nargs="+", default=list(PLOTS), choices=list(PLOTS))
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other settings of the defended runs")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="other settings of the defended runs"
+    )
     parser.add_argument("--dry", action="store_true", help="write no result")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -86,13 +88,15 @@ def measure(seeds: Sequence[int], plots: Sequence[str], changes: Mapping[str, ob
         ),
         "is_met": _is_met(figure),
         "figure": figure,
-        "details": {"seeds": list(seeds), "settings": _settings(world, 0, changes).model_dump(mode="json"), "runs": runs},
+        "details": {
+            "seeds": list(seeds),
+            "settings": _settings(world, 0, changes).model_dump(mode="json"),
+            "runs": runs,
+        },
     }
 
 
-def _runs(
-    world: World, seed: int, plots: Sequence[str], changes: Mapping[str, object]
-) -> Iterator[dict[str, Any]]:
+def _runs(world: World, seed: int, plots: Sequence[str], changes: Mapping[str, object]) -> Iterator[dict[str, Any]]:
     for is_defended in (True, False):
         settings = _settings(world, seed, changes if is_defended else OFF)
         clean: Mapping[str, float] = {}
@@ -146,7 +150,9 @@ def _told(events: Sequence[Event], hostile: Sequence[str]) -> dict[str, Any]:
         "honest": _counts(sent, stopped, lambda worker: worker not in hostile),
         "caught": sorted(name for name in hostile if name not in believed or name in quarantined),
         "quarantined": quarantined,
-        "codes": sorted({e.code for e in rejected.values()} | {e.code for e in events if isinstance(e, WorkerQuarantined)}),
+        "codes": sorted(
+            {e.code for e in rejected.values()} | {e.code for e in events if isinstance(e, WorkerQuarantined)}
+        ),
         "changes": [round(e.change, 4) for e in events if isinstance(e, UpdateProbed) and e.change is not None],
     }
 
@@ -181,9 +187,7 @@ def _figure(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _of(clean: Sequence[Mapping[str, Any]], seed: int, is_defended: bool) -> float:
-    return next(
-        row["perplexity"]["mean"] for row in clean if row["seed"] == seed and row["is_defended"] == is_defended
-    )
+    return next(row["perplexity"]["mean"] for row in clean if row["seed"] == seed and row["is_defended"] == is_defended)
 
 
 def _short(number: float) -> float:

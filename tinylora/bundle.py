@@ -273,14 +273,17 @@ def _check_meaning(description: Description, named: Tensors, *, where: str) -> N
     if base.feature_hash not in possible_hashes(projection, base.feature_dim):
         raise ShapeMismatch(
             f"{where}: tensor router.projection is {'missing' if projection is None else 'not the one'} that the base "
-            f"{base.base_id} needs: the hash of the routing feature differs"
+            f"{base.base_id} needs: the hash of the routing feature differs",
+            rule="projection",
         )
 
 
 def _check_nodes(what: str, paths: Iterable[NodePath], known: tuple[NodePath, ...]) -> None:
     strange = sorted(set(paths) - set(known))
     if strange:
-        raise ShapeMismatch(f"{what} of node {strange[0]!r}: no such node; the tree has {', '.join(map(repr, known))}")
+        raise ShapeMismatch(
+            f"{what} of node {strange[0]!r}: no such node; the tree has {', '.join(map(repr, known))}", rule="node"
+        )
 
 
 def _metadata_text(description: Description) -> str:
@@ -360,7 +363,8 @@ def read_bundle(file: Path) -> Bundle:
         _check_meaning(description, named, where=str(file))
         return _assemble(description, named)
     except (ProtocolError, SettingError) as error:
-        raise BundleError(f"{_told_of(file, error)}; the file contradicts its own metadata") from None
+        reason = f"{_told_of(file, error)}; the file contradicts its own metadata"
+        raise BundleError(reason, rule=error.rule or "contradiction") from None
 
 
 def inspect(file: Path) -> dict[str, Any]:
@@ -423,28 +427,30 @@ def _read_description(file: Path) -> tuple[tensors.Header, Description]:
     if fields.get("format") != FORMAT:
         raise BundleError(
             f"{file}: a bundle of format {fields.get('format')!r}, this version of TinyLoRA reads format {FORMAT}; "
-            "install the version that wrote it, or a newer one"
+            "install the version that wrote it, or a newer one",
+            rule="format",
         )
     if tensors.header_bytes(header.manifest, header.metadata) != raw:
-        raise _altered(file, "the header is not laid out as TinyLoRA writes it")
+        raise _altered(file, "the header is not laid out as TinyLoRA writes it", "layout")
     try:
         return header, Description.model_validate(_without(fields, "format", "metadata_sha256"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: metadata field {where}: {first['msg']}; no bundle of format {FORMAT}") from None
+        reason = f"{file}: metadata field {where}: {first['msg']}; no bundle of format {FORMAT}"
+        raise BundleError(reason, rule="description") from None
 
 
 def _read_header(file: Path) -> tuple[tensors.Header, bytes]:
     if not file.is_file():
         what = "a folder" if file.is_dir() else "no such file"
-        raise BundleError(f"{file}: {what}; expected a bundle, such as bundle.safetensors")
+        raise BundleError(f"{file}: {what}; expected a bundle, such as bundle.safetensors", rule="no_file")
     try:
         header = tensors.read_file_header(file)
         with file.open("rb") as stream:
             return header, stream.read(header.n_bytes)
     except ProtocolError as error:
-        raise BundleError(f"{_told_of(file, error)}; it is no whole bundle, fetch it again") from None
+        raise BundleError(f"{_told_of(file, error)}; it is no whole bundle, fetch it again", rule=error.rule) from None
     except OSError as error:
         raise BundleError(f"{file}: cannot be read: {error.strerror or error}") from None
 
@@ -452,10 +458,16 @@ def _read_header(file: Path) -> tuple[tensors.Header, bytes]:
 def _parse_metadata(file: Path, text: str | None) -> dict[str, Any]:
     """The metadata as JSON, after the check of its own sum."""
     if text is None:
-        raise BundleError(f"{file}: a safetensors file, but no bundle: it has no metadata key {METADATA_KEY!r}")
+        raise BundleError(
+            f"{file}: a safetensors file, but no bundle: it has no metadata key {METADATA_KEY!r}", rule="no_metadata"
+        )
+    if text.count("[") + text.count("{") > tensors.MAX_TENSORS:  # before parsing, which takes memory for each of them
+        raise BundleError(
+            f"{file}: metadata: expected at most {tensors.MAX_TENSORS} lists and objects", rule="many_values"
+        )
     fields = _load_canonical(text)
     if fields is None or fields.get("metadata_sha256") != _metadata_sum(fields):
-        raise _altered(file, "the metadata do not fit their sha256")
+        raise _altered(file, "the metadata do not fit their sha256", "metadata_sum")
     return fields
 
 
@@ -471,7 +483,8 @@ def _load_canonical(text: str) -> dict[str, Any] | None:
 def _check_sums_are_there(file: Path, description: Description, expected: Manifest) -> None:
     wrong = sorted(description.tensors.keys() ^ expected.keys())
     if wrong:
-        raise BundleError(f"{file}: the metadata have a sha256 for other tensors than the file has, first {wrong[0]}")
+        reason = f"{file}: the metadata have a sha256 for other tensors than the file has, first {wrong[0]}"
+        raise BundleError(reason, rule="sums")
 
 
 def _read_tensors(file: Path, description: Description) -> Tensors:
@@ -480,10 +493,10 @@ def _read_tensors(file: Path, description: Description) -> Tensors:
         with safetensors.safe_open(file, framework="pt") as stored:
             named = {name: stored.get_tensor(name) for name in sorted(description.tensors)}
     except (safetensors.SafetensorError, OSError) as error:
-        raise BundleError(f"{file}: cannot be read: {error}") from None
+        raise BundleError(f"{file}: cannot be read: {error}", rule="not_readable") from None
     for name, tensor in named.items():
         if tensors.tensor_sha256(tensor) != description.tensors[name]:
-            raise _altered(file, f"tensor {name} does not fit its sha256")
+            raise _altered(file, f"tensor {name} does not fit its sha256", "tensor_sum")
     return named
 
 
@@ -526,8 +539,8 @@ def _assemble_statistics(description: Description, named: Tensors) -> LeafStatis
     )
 
 
-def _altered(file: Path, what: str) -> BundleError:
-    return BundleError(f"{file}: altered since it was written: {what}; fetch it again")
+def _altered(file: Path, what: str, rule: str) -> BundleError:
+    return BundleError(f"{file}: altered since it was written: {what}; fetch it again", rule=rule)
 
 
 def _told_of(file: Path, error: Exception) -> str:

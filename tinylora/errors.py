@@ -18,9 +18,18 @@ after "error: " and nothing else; a traceback is a bug.
 
 
 class TinyLoraError(Exception):
-    """Base of all foreseen errors; `exit_code` is what a command ends with."""
+    """Base of all foreseen errors; `exit_code` is what a command ends with.
+
+    Args:
+        message: For people.
+        rule: For programs: one word for what was broken, where the class has many rules; else empty.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *, rule: str = "") -> None:
+        super().__init__(message)
+        self.rule = rule
 
 
 class SettingError(TinyLoraError):

@@ -44,6 +44,8 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LAYOUT = {name: position for position, name in enumerate(DTYPES)}
 _METADATA = "__metadata__"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+_METADATA_ENTRY = re.compile(rb'"__metadata__":\{"[^"\\]*":"[^"\\]*+(?:\\.[^"\\]*+)*+"\}', re.DOTALL)
+"""The one text of a file's metadata, which may hold any number of brackets; possessive, so that one pass is enough."""
 _LENGTH_BYTES = 8
 
 MAX_HEADER_BYTES = 8 << 20  # some ten thousand tensors; JSON of this size still fits in memory once it is parsed
@@ -117,11 +119,12 @@ def compare_manifests(got: Manifest, expected: Manifest, *, where: str) -> None:
     """
     for name in sorted(got.keys() | expected.keys()):
         if name not in got:
-            raise ShapeMismatch(f"{where}: tensor {name} is missing; expected {_kind(expected[name])}")
+            raise ShapeMismatch(f"{where}: tensor {name} is missing; expected {_kind(expected[name])}", rule="missing")
         if name not in expected:
-            raise ShapeMismatch(f"{where}: unexpected tensor {name}, {_kind(got[name])}")
+            raise ShapeMismatch(f"{where}: unexpected tensor {name}, {_kind(got[name])}", rule="unexpected")
         if _kind(got[name]) != _kind(expected[name]):
-            raise ShapeMismatch(f"{where}, tensor {name}: expected {_kind(expected[name])}, got {_kind(got[name])}")
+            reason = f"{where}, tensor {name}: expected {_kind(expected[name])}, got {_kind(got[name])}"
+            raise ShapeMismatch(reason, rule="kind")
 
 
 def check_finite(tensors: Tensors, *, where: str) -> None:
@@ -135,7 +138,8 @@ def check_finite(tensors: Tensors, *, where: str) -> None:
             n_wrong = int(tensor.numel() - torch.isfinite(tensor).sum())
             if n_wrong:
                 raise ProtocolError(
-                    f"{where}, tensor {name}: expected finite numbers, got {n_wrong} of {tensor.numel()} not finite"
+                    f"{where}, tensor {name}: expected finite numbers, got {n_wrong} of {tensor.numel()} not finite",
+                    rule="not_finite",
                 )
 
 
@@ -221,12 +225,12 @@ def from_bytes(data: bytes, *, limit_bytes: int | None = None) -> Tensors:
         ProtocolError: Longer than `limit_bytes`, cut off, or in any way not what `to_bytes` could have meant.
     """
     if limit_bytes is not None and len(data) > limit_bytes:
-        _refuse(f"expected at most {limit_bytes} bytes, got {len(data)}")
+        _refuse("too_long", f"expected at most {limit_bytes} bytes, got {len(data)}")
     _split_header(data)
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        _refuse(f"not readable: {error}")
+        _refuse("not_readable", f"not readable: {error}")
     check_flags(tensors)
     return dict(sorted(tensors.items()))
 
@@ -260,12 +264,15 @@ def header_length(first_bytes: bytes, n_total: int) -> int:
         ProtocolError: The file is too short for it, or the header is longer than `MAX_HEADER_BYTES`.
     """
     if len(first_bytes) < _LENGTH_BYTES:
-        _refuse(f"expected at least {_LENGTH_BYTES} bytes, got {len(first_bytes)}")
+        _refuse("short", f"expected at least {_LENGTH_BYTES} bytes, got {len(first_bytes)}")
     n_header = int.from_bytes(first_bytes[:_LENGTH_BYTES], "little")
     if n_header > MAX_HEADER_BYTES:
-        _refuse(f"header length: expected at most {MAX_HEADER_BYTES} bytes, got {n_header}")
+        _refuse("long_header", f"header length: expected at most {MAX_HEADER_BYTES} bytes, got {n_header}")
     if n_header > n_total - _LENGTH_BYTES:
-        _refuse(f"header length: {n_header} bytes announced, {n_total - _LENGTH_BYTES} there; it was cut off")
+        _refuse(
+            "header_cut_off",
+            f"header length: {n_header} bytes announced, {n_total - _LENGTH_BYTES} there; it was cut off",
+        )
     return n_header
 
 
@@ -275,10 +282,11 @@ def parse_header(text: bytes, n_total: int) -> Header:
     Raises:
         ProtocolError: The first rule that is broken, with the tensor's name.
     """
+    _check_extent(text)
     fields = _parse_json(text)
     metadata = _check_metadata(fields.pop(_METADATA, {}))
     if len(fields) > MAX_TENSORS:
-        _refuse(f"expected at most {MAX_TENSORS} tensors, got {len(fields)}")
+        _refuse("many_tensors", f"expected at most {MAX_TENSORS} tensors, got {len(fields)}")
     entries = {name: _check_entry(name, value) for name, value in fields.items()}
     n_before = _LENGTH_BYTES + len(text)
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end, item[0])))
@@ -294,11 +302,11 @@ def check_flags(tensors: Tensors) -> None:
     """
     for name, tensor in tensors.items():
         if tensor.dtype == torch.bool and tensor.numel() and int(tensor.view(torch.uint8).max()) > 1:
-            _refuse(f"tensor {name}: expected flags 0 or 1, got {int(tensor.view(torch.uint8).max())}")
+            _refuse("flag", f"tensor {name}: expected flags 0 or 1, got {int(tensor.view(torch.uint8).max())}")
 
 
-def _refuse(reason: str) -> NoReturn:
-    raise ProtocolError(f"tensors: {reason}") from None
+def _refuse(rule: str, reason: str) -> NoReturn:
+    raise ProtocolError(f"tensors: {reason}", rule=rule) from None
 
 
 def _split_header(data: bytes) -> Header:
@@ -306,15 +314,29 @@ def _split_header(data: bytes) -> Header:
     return parse_header(bytes(data[_LENGTH_BYTES : _LENGTH_BYTES + n_header]), len(data))
 
 
+def _check_extent(text: bytes) -> None:
+    """Refuse before parsing what would take long to parse: JSON of a few megabytes can hold a million objects.
+
+    No name that is allowed holds a bracket or a comma.
+    """
+    rest = _METADATA_ENTRY.sub(b"", text, count=1)
+    if rest.count(b"{") > MAX_TENSORS + 2:
+        _refuse("many_tensors", f"expected at most {MAX_TENSORS} tensors, got more")
+    if rest.count(b"[") > 2 * MAX_TENSORS or rest.count(b",") > (MAX_AXES + 4) * MAX_TENSORS:
+        _refuse("many_values", "header: expected a dtype, a shape and two offsets for each tensor, got more values")
+
+
 def _parse_json(text: bytes) -> dict[str, Any]:
     if not text.startswith(b"{"):
-        _refuse("header: expected JSON that begins with '{'; these are no safetensors bytes")
+        _refuse("not_safetensors", "header: expected JSON that begins with '{'; these are no safetensors bytes")
     try:
         fields = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except RecursionError:
-        _refuse("header: nested too deeply")
+        _refuse("too_deep", "header: nested too deeply")
+    except UnicodeDecodeError:
+        _refuse("utf8", "header: not readable as JSON: expected UTF-8")
     except ValueError as error:
-        _refuse(f"header: not readable as JSON: {error}")
+        _refuse("json", f"header: not readable as JSON: {error}")
     return fields
 
 
@@ -322,40 +344,43 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields:
-            _refuse(f"header: {name[:200]!r} stands there twice")
+            _refuse("name_twice", f"header: {name[:200]!r} stands there twice")
         fields[name] = value
     return fields
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
+    _refuse("constant", f"header: not readable as JSON: {text} is no number")
 
 
 def _check_metadata(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        _refuse("header: metadata: expected texts by name")
+        _refuse("metadata", "header: metadata: expected texts by name")
     if len(value) > 1:
-        _refuse(f"header: metadata: expected at most one key, got {len(value)}")
+        _refuse("many_metadata", f"header: metadata: expected at most one key, got {len(value)}")
     return value
 
 
 def _check_entry(name: str, value: Any) -> Entry:
     if not _NAME.fullmatch(name):
-        _refuse(f"tensor name {name[:200]!r}: expected letters, digits, dots, '_' and '-', at most 200")
+        _refuse("name", f"tensor name {name[:200]!r}: expected letters, digits, dots, '_' and '-', at most 200")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        _refuse(f"tensor {name}: expected dtype, shape and data_offsets")
+        _refuse("entry", f"tensor {name}: expected dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        _refuse(f"tensor {name}: unknown dtype {str(dtype)[:20]!r}; known: {', '.join(DTYPES)}")
-    if not _is_counts(shape) or len(shape) > MAX_AXES or math.prod(max(1, size) for size in shape) > MAX_NUMBERS:
-        _refuse(f"tensor {name}: expected a shape of at most {MAX_AXES} sizes and {MAX_NUMBERS} numbers")
+        _refuse("dtype", f"tensor {name}: unknown dtype {str(dtype)[:20]!r}; known: {', '.join(DTYPES)}")
+    if not _is_counts(shape):
+        _refuse("shape", f"tensor {name}: expected a shape of whole sizes from 0 up")
+    if len(shape) > MAX_AXES or math.prod(max(1, size) for size in shape) > MAX_NUMBERS:
+        _refuse("huge_shape", f"tensor {name}: expected a shape of at most {MAX_AXES} sizes and {MAX_NUMBERS} numbers")
     if not _is_counts(offsets) or len(offsets) != 2:
-        _refuse(f"tensor {name}: expected two offsets")
+        _refuse("offsets", f"tensor {name}: expected two offsets")
     start, end = offsets
     if end - start != _n_data_bytes(dtype, tuple(shape)):
         _refuse(
+            "size",
             f"tensor {name}: {dtype} {tuple(shape)} takes {_n_data_bytes(dtype, tuple(shape))} bytes, "
-            f"its offsets span {end - start}"
+            f"its offsets span {end - start}",
         )
     return Entry(dtype, tuple(shape), start, end)
 
@@ -369,9 +394,10 @@ def _check_coverage(ordered: dict[str, Entry], n_data: int) -> None:
     end = 0
     for name, entry in ordered.items():
         if entry.start != end:
-            _refuse(f"tensor {name}: expected to begin at byte {end} of the data, begins at {entry.start}")
+            rule = "overlap" if entry.start < end else "hole"
+            _refuse(rule, f"tensor {name}: expected to begin at byte {end} of the data, begins at {entry.start}")
         end = entry.end
     if end > n_data:
-        _refuse(f"data: {end} bytes announced, {n_data} there; they were cut off")
+        _refuse("cut_off", f"data: {end} bytes announced, {n_data} there; they were cut off")
     if end < n_data:
-        _refuse(f"data: {end} bytes announced, {n_data} there; {n_data - end} too many at the end")
+        _refuse("trailing", f"data: {end} bytes announced, {n_data} there; {n_data - end} too many at the end")

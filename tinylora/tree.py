@@ -73,9 +73,9 @@ class Topology:
         if len(set(self.leaves)) != len(self.leaves) or any(
             right.startswith(left) for left, right in zip(self.leaves, self.leaves[1:], strict=False)
         ):
-            raise SettingError(f"leaves {', '.join(self.leaves)}: one lies under another")
+            raise SettingError(f"leaves {', '.join(self.leaves)}: one lies under another", rule="tree")
         if sum(2 ** (MAX_DEPTH - len(leaf)) for leaf in self.leaves) != 2**MAX_DEPTH:
-            raise SettingError(f"leaves {', '.join(self.leaves) or '(none)'}: an inner node lacks a child")
+            raise SettingError(f"leaves {', '.join(self.leaves) or '(none)'}: an inner node lacks a child", rule="tree")
 
     @classmethod
     def perfect(cls, depth: int) -> "Topology":

@@ -28,6 +28,7 @@ from tinylora.tree import by_level
 
 PROTOCOL_VERSION = 1
 MAX_DOCUMENT_BYTES = 1_000_000
+MAX_LOSSES = 100
 
 UnitKind = Literal["sketch", "train", "probe"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -35,6 +36,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 PathText = Annotated[str, Field(pattern=r"^[01]{0,16}$")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Nats = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+"""A mean loss, with room to spare: sums of such numbers stay finite."""
 Factor = Literal["lora_A", "lora_B"]
 Manifest = dict[str, tuple[str, tuple[int, ...]]]
 """Tensor name to (safetensors dtype such as "BF16", shape)."""
@@ -63,9 +66,16 @@ class _Document(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "document"
-            raise ProtocolError(f"{cls.__name__}: field {field}: {first['msg']}") from None
+            raise _misfit(cls, error) from None
+
+
+def _misfit(kind: type[_Document], error: ValidationError) -> ProtocolError:
+    """One sentence on the first field that is wrong; the rule names it only if it is a field of ours."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    top = str(first["loc"][0]) if first["loc"] else ""
+    rule = f"{first['type']}.{top}" if top in kind.model_fields else first["type"]
+    field = ".".join(str(part) for part in first["loc"])[:200] or "document"
+    return ProtocolError(f"{kind.__name__}: field {field}: {first['msg']}", rule=rule)
 
 
 class WorkUnit(_Document):
@@ -195,23 +205,23 @@ class Update(_Document):
     tokens: Count = 0
     """Trained on in this unit."""
     n_steps: Count = 0
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    seconds: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.0
     """Busy time of the worker, for credit and deadlines; never a weight."""
     base_loads: Count = 0
     """How often this worker process has loaded the base so far: one, for its whole life."""
     max_rank: Count = 0
     """Highest rank that this worker can train; 0: any."""
-    heldout_nll_before: Finite | None = None
-    heldout_nll_after: Finite | None = None
-    log_volume: Finite | None = None
+    heldout_nll_before: Nats | None = None
+    heldout_nll_after: Nats | None = None
+    log_volume: Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)] | None = None
     """Of a sketch: how widely the texts differ among each other (`routing.sketch.log_volume`)."""
-    losses: tuple[Finite, ...] = ()
+    losses: Annotated[tuple[Nats, ...], Field(max_length=MAX_LOSSES)] = ()
     """Training loss in nats, a few values along the unit."""
     probe: ProbeResult | None = None
     """Of a probe."""
     manifest: Manifest = {}
     payload_sha256: Sha256
-    signature: str = ""
+    signature: Annotated[str, Field(max_length=512)] = ""
     """Hex of the worker key's signature over the document without this field; see `envelope`."""
 
 

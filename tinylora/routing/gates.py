@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from tinylora.errors import ProtocolError, ShapeMismatch
-from tinylora.routing.statistics import RouterStatistics
+from tinylora.routing.statistics import MAX_COUNT, RouterStatistics
 from tinylora.tree import NodePath, Topology, ancestors, children, is_path, is_under
 
 RIDGE = 1e-3
@@ -129,7 +129,7 @@ def _check_array(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
     if not np.isfinite(array).all():
         raise ProtocolError(f"{name}: expected finite numbers, got NaN or infinity")
     if name.endswith(".tau") and not array[0] > 0:
-        raise ProtocolError(f"{name}: expected a temperature above 0, got {array[0]}")
+        raise ProtocolError(f"{name}: expected a temperature above 0, got {array[0]}", rule="temperature")
 
 
 # --- from statistics -------------------------------------------------------------------------------------------------
@@ -230,7 +230,11 @@ def read_histograms(arrays: Mapping[str, Any], prefix: str = "histogram.") -> di
         if array.dtype != np.float64 or array.shape != (2, N_BINS):
             raise ShapeMismatch(f"{name}: expected float64 (2, {N_BINS}), got {array.dtype} {array.shape}")
         if not np.isfinite(array).all() or (array < 0).any() or (array != np.floor(array)).any():
-            raise ProtocolError(f"{name}: expected counts, whole numbers from 0 up, got others")
+            raise ProtocolError(f"{name}: expected counts, whole numbers from 0 up, got others", rule="count")
+        if array.sum() > MAX_COUNT:
+            raise ProtocolError(
+                f"{name}: expected at most 2^53 counts in all, got {array.sum():.6g}", rule="many_counts"
+            )
     return {name.removeprefix(prefix): array for name, array in found.items()}
 
 

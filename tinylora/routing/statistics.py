@@ -176,9 +176,11 @@ def _as_float64(array: Any, where: str) -> np.ndarray:
 
 def _check_counts(count: np.ndarray, total: np.ndarray, scatter: np.ndarray, where: str) -> None:
     if (count < 0).any() or (count > MAX_COUNT).any() or (count != np.floor(count)).any():
-        raise ProtocolError(f"{where}: count: expected whole numbers from 0 to 2^53, got {count}")
+        raise ProtocolError(f"{where}: count: expected whole numbers from 0 to 2^53, got {count}", rule="row_count")
     if total[count == 0].any() or (not count.any() and scatter.any()):
-        raise ProtocolError(f"{where}: expected sums of zero where no row was counted, got others")
+        raise ProtocolError(
+            f"{where}: expected sums of zero where no row was counted, got others", rule="rows_without_count"
+        )
 
 
 def _check_moments(statistics: RouterStatistics, where: str) -> None:
@@ -187,18 +189,25 @@ def _check_moments(statistics: RouterStatistics, where: str) -> None:
     trace = float(np.trace(scatter))
     largest = statistics.n * statistics.dim * MAX_MEAN_SQUARE
     if not 0 <= trace <= largest:
-        raise ProtocolError(f"{where}: scatter: expected a trace from 0 to {largest:.6g}, got {trace:.6g}")
+        raise ProtocolError(
+            f"{where}: scatter: expected a trace from 0 to {largest:.6g}, got {trace:.6g}", rule="trace"
+        )
     seen = statistics.count > 0
     count, total = statistics.count[seen], statistics.total[seen]
     if np.abs(total).max(initial=0.0) > np.sqrt(MAX_COUNT * max(largest, 1.0)):
-        raise ProtocolError(f"{where}: total: expected sums of features, got up to {np.abs(total).max():.6g}")
+        raise ProtocolError(
+            f"{where}: total: expected sums of features, got up to {np.abs(total).max():.6g}", rule="total"
+        )
     bound = count * trace * (1 + _TOLERANCE) + _TOLERANCE
     if ((total**2).sum(axis=1) > bound).any():
-        raise ProtocolError(f"{where}: total: expected |total|^2 <= count * trace of scatter at every prefix, got more")
+        raise ProtocolError(
+            f"{where}: total: expected |total|^2 <= count * trace of scatter at every prefix, got more", rule="moments"
+        )
     within = scatter - total.T @ (total / count[:, None])
     lowest = float(np.linalg.eigvalsh(within)[0]) if statistics.dim else 0.0
     if lowest < -_TOLERANCE * max(trace, 1.0):
         raise ProtocolError(
             f"{where}: scatter: expected a covariance without negative eigenvalues, got {lowest:.6g}; "
-            "these are not the sums of any text"
+            "these are not the sums of any text",
+            rule="negative_spread",
         )

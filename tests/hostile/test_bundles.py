@@ -1,0 +1,159 @@
+"""Every class of bad bundles is refused by its own rule, quickly and in little memory, and no other error gets out."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.bundle.test_bundle import NOBODY, make
+from tests.hostile.files import FILES, Change
+from tests.hostile.measured import MAX_BYTES, MAX_SECONDS, measured
+from tinylora import bundle as bundles
+from tinylora import tensors
+from tinylora.bundle import read_bundle, verify, write_bundle
+from tinylora.errors import BundleError
+
+
+def _fields(change: Callable[[dict[str, Any]], object]) -> Change:
+    """Other metadata, with their sum corrected."""
+
+    def changed(data: bytes) -> bytes:
+        fields = json.loads(_metadata(data))
+        change(fields)
+        return _put_together(data, fields)
+
+    return changed
+
+
+def _put_together(data: bytes, fields: dict[str, Any]) -> bytes:
+    fields["metadata_sha256"] = bundles._metadata_sum(fields)
+    return tensors.to_bytes(tensors.from_bytes(data), {"tinylora": bundles._canonical(fields)})
+
+
+def _set(**values: object) -> Change:
+    return _fields(lambda fields: fields.update(values))
+
+
+def _raw_metadata(text: str) -> Change:
+    return lambda data: tensors.to_bytes(tensors.from_bytes(data), {"tinylora": text})
+
+
+def _number(name: str, value: float) -> Change:
+    """One number of a tensor is another, and its sum is right."""
+
+    def changed(data: bytes) -> bytes:
+        named = tensors.from_bytes(data)
+        named[name] = named[name].clone()
+        named[name].view(-1)[0] = value
+        sums = {key: tensors.tensor_sha256(tensor) for key, tensor in named.items()}
+        fields = json.loads(_metadata(data)) | {"tensors": sums}
+        return _put_together(tensors.to_bytes(named), fields)
+
+    return changed
+
+
+def _metadata(data: bytes) -> str:
+    header = tensors.parse_header(data[8 : 8 + int.from_bytes(data[:8], "little")], len(data))
+    return header.metadata["tinylora"]
+
+
+def _flipped(from_end: int) -> Change:
+    return lambda data: data[: len(data) - from_end] + bytes([data[-from_end] ^ 1]) + data[len(data) - from_end + 1 :]
+
+
+def _padded(data: bytes) -> bytes:
+    n_header = int.from_bytes(data[:8], "little")
+    return (n_header + 8).to_bytes(8, "little") + data[8 : 8 + n_header] + b" " * 8 + data[8 + n_header :]
+
+
+BUNDLES: dict[str, tuple[Change, str]] = {
+    "tensors of somebody else": (lambda data: tensors.to_bytes({"a": torch.zeros(1)}), "no_metadata"),
+    "metadata that are no JSON": (_raw_metadata("tinylora"), "metadata_sum"),
+    "metadata in another layout": (_raw_metadata("{ }"), "metadata_sum"),
+    "metadata without a sum": (_raw_metadata("{}"), "metadata_sum"),
+    "a million lists in the metadata": (_raw_metadata("[" + "[]," * 1_000_000 + "[]]"), "many_values"),
+    "a hundred thousand brackets in each other": (_raw_metadata("[" * 60_000 + "]" * 60_000), "metadata_sum"),
+    "a bit of the numbers flipped": (_flipped(1), "tensor_sum"),
+    "a header padded by somebody else": (_padded, "layout"),
+    "a format to come": (_set(format=2), "format"),
+    "a field too many": (_set(code="import os"), "description"),
+    "a rank of zero": (_set(rank=0), "description"),
+    "a rank of a million": (_set(rank=1_000_000), "description"),
+    "a scale in words": (_set(scale="large"), "description"),
+    "a leaf that is a path of files": (_set(leaves=["0", "../1"]), "description"),
+    "a negative version": (_set(versions={"router": -1}), "description"),
+    "leaves of no tree": (_set(leaves=["0"]), "tree"),
+    "a leaf under a leaf": (_set(leaves=["0", "00", "01", "1"]), "tree"),
+    "an adapter of no node": (_set(leaves=[""], statistics=None), "node"),
+    "a kind of adapter that is none": (_set(kind="pickle"), "contradiction"),
+    "a policy that is none": (_set(policy="sideways"), "contradiction"),
+    "another rank than the tensors have": (_set(rank=3), "kind"),
+    "another dtype than the tensors have": (_set(dtype="F32"), "kind"),
+    "layers by the trillion": (
+        _fields(lambda fields: fields["base"]["projections"]["mlp.down_proj"].update(n_layers=10**12)),
+        "kind",
+    ),
+    "a tensor that nobody announced": (_set(nodes=["0"]), "unexpected"),
+    "a tensor that is missing": (
+        _fields(lambda f: f["base"]["projections"].update(more=f["base"]["projections"]["mlp.down_proj"])),
+        "missing",
+    ),
+    "sums of no tensors": (_set(tensors={}), "sums"),
+    "another base's projection": (_set(base=NOBODY.model_dump(mode="json")), "projection"),
+    "NaN in an adapter": (_number("node.0.mlp.down_proj.lora_B", float("nan")), "not_finite"),
+    "an infinite gate": (_number("router..w", float("inf")), "not_finite"),
+    "a temperature of zero": (_number("router..tau", 0.0), "temperature"),
+}
+CASES = {f"file: {name}": case for name, case in FILES.items()} | BUNDLES
+LATER = {"half a letter in the metadata": "metadata_sum"}
+"""Where a bundle's own checks come before the library's."""
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> bytes:
+    file: Path = tmp_path_factory.mktemp("sound") / "bundle.safetensors"
+    write_bundle(make(), file)
+    return file.read_bytes()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refused_by_its_own_rule(name, tmp_path, sound):
+    change, rule = CASES[name]
+    file = tmp_path / "bundle.safetensors"
+    file.write_bytes(change(sound))
+
+    def read() -> BundleError:
+        with pytest.raises(BundleError) as caught:
+            read_bundle(file)
+        return caught.value
+
+    error, seconds, extra = measured(read)
+    assert error.rule == LATER.get(name.removeprefix("file: "), rule), str(error)
+    assert str(error).startswith(str(file)) and len(str(error)) < 1000
+    assert seconds < MAX_SECONDS and extra < MAX_BYTES, f"{seconds:.2f} s, {extra / 2**20:.0f} MiB"
+    with pytest.raises(BundleError):
+        verify(file)
+    file.write_bytes(sound)
+    assert read_bundle(file).run == "first"
+
+
+def test_there_are_enough_classes():
+    rules = Counter(rule for _, rule in CASES.values())
+    assert len(CASES) >= 60
+    assert len(rules) >= 35
+
+
+def test_time_is_short_for_whatever_is_in_eight_megabytes(tmp_path, sound):
+    """Texts that make a careless pattern go over them again and again."""
+    file = tmp_path / "bundle.safetensors"
+    for text in (b'{"__metadata__":{"a":"' + b'\\"' * 4_000_000, b'{"' * 4_000_000, b'{"a":"' + b"\\" * 8_000_000):
+        file.write_bytes(len(text).to_bytes(8, "little") + text + sound)
+        begun = time.process_time()
+        with pytest.raises(BundleError):
+            read_bundle(file)
+        assert time.process_time() - begun < MAX_SECONDS
