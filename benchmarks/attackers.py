@@ -103,9 +103,9 @@ class Attacker:
         inner: Does the unit honestly.
         facts: Of the base.
         attack: Makes the tensors that are sent.
+        worker: Its identity.
         lie: Makes the votes of a probe; None votes honestly.
         known: Shared with the other attackers.
-        worker: Its identity.
         sign: Makes the raw signature of an update; None leaves it unsigned.
     """
 
