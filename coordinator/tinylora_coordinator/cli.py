@@ -1,13 +1,35 @@
-"""`tinylora-coordinator`: make a run, serve it, look at it, take its bundle. Verbs import what they need."""
+"""`tinylora-coordinator`: make a run, let workers in, serve it, look at it, take its bundle.
+
+Verbs import what they need. What changes a run that is being served is left as an order in the operator's file, which
+the rounds look at every second; a run that is not served carries it out when it is served next.
+"""
 
 import json
 import sys
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
+from typer.core import TyperGroup
 
 from tinylora.command_line import run
+
+if TYPE_CHECKING:
+    from tinylora_coordinator.keys import OwnCertificate
+
+CODES = "Exit codes: 0 done; 2 an option is wrong, or there is no run in DIR; 8 a file cannot be read or written."
+
+
+class _ListByDefault(TyperGroup):
+    """`workers DIR` means `workers list DIR`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     help="Coordinate a TinyLoRA run: one folder, one port.",
@@ -15,19 +37,45 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+token = typer.Typer(help="Let workers in: make, list and revoke join tokens.", no_args_is_help=True)
+workers = typer.Typer(
+    help="Who takes part (`workers DIR`); approve, revoke or erase somebody.", no_args_is_help=True, cls=_ListByDefault
+)
+app.add_typer(token, name="token")
+app.add_typer(workers, name="workers")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Certificate = Annotated[
+    Path | None, typer.Option("--certificate", help="Your own certificate, the full chain as PEM, instead of ours.")
+]
+PrivateKey = Annotated[Path | None, typer.Option("--private-key", help="Its private key, PEM without a password.")]
+Ca = Annotated[
+    Path | None, typer.Option("--ca", help="The CA at its chain's end, where the workers' systems do not know it.")
+]
+Worker = Annotated[str, typer.Argument(metavar="WORKER", help="As `workers` shows it, such as w-0123456789abcdef.")]
+Reason = Annotated[str, typer.Option("--reason", help="Stands in the run's log.")]
 
 
-@app.command()
+# --- making and serving ---------------------------------------------------------------------------------------------
+
+
+@app.command(epilog=f"{CODES} 4 the base cannot be loaded.")
 def init(
     folder: Folder,
     base: Annotated[str, typer.Option("--base", help="Base model: a local folder or a hub id.")],
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option("--host", metavar="NAME", help="Name or address that workers will use; give it several times."),
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; give it several times.")
     ] = None,
+    certificate: Certificate = None,
+    private_key: PrivateKey = None,
+    ca: Ca = None,
 ) -> None:
-    """Write a run's folder: settings with comments, facts about the base, a join token."""
+    """Write a run's folder: settings with comments, facts about the base, its own CA, certificate and keys."""
     from tinylora_coordinator.folder import (
         RunFolder,
         changed,
@@ -36,60 +84,241 @@ def init(
         parse_changes,
         write_run,
     )
+    from tinylora_coordinator.keys import check_host, check_own
 
     place = RunFolder(folder)
     check_is_new(place)
     settings = changed(parse_changes(changes or []))
+    names = [check_host(host) for host in hosts or []]
+    own = _own_certificate(certificate, private_key, ca)
+    if own is not None:
+        check_own(own)
     from tinylora.base_model import load_base  # after the cheap checks: it takes seconds
     from tinylora_coordinator.service import projection_bytes
 
     loaded = load_base(base).for_run(settings)
     check_settings(settings, loaded.facts)
-    write_run(place, settings, loaded.facts, projection_bytes(loaded.routing_feature.projection))
+    projection = projection_bytes(loaded.routing_feature.projection)
+    write_run(place, settings, loaded.facts, projection, hosts=names, own=own)
     _say(f"{folder}: a run of depth {settings.depth} on {loaded.facts.base_id}; look at {place.settings_file}, then")
     _say(f"  tinylora-coordinator serve {folder}")
+    _say(f"  tinylora-coordinator token create {folder}")
 
 
-@app.command()
+@app.command(
+    epilog="Exit codes: 0 finished, or stopped by a signal; 2 an option is wrong, or there is no run in DIR; 6 the "
+    "address cannot be opened; 8 the folder cannot be written, or is being served already."
+)
 def serve(
     folder: Folder,
-    host: Annotated[str, typer.Option(help="Address to listen on. Without TLS, keep to loopback.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 or :: for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8443,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Plain HTTP; on a loopback address only.")] = False,
+    certificate: Certificate = None,
+    private_key: PrivateKey = None,
+    ca: Ca = None,
 ) -> None:
     """Serve a run until it is finished; called again, it goes on where it was stopped."""
     from tinylora_coordinator.folder import RunFolder, read_run
+    from tinylora_coordinator.keys import check_loopback, write_own
 
+    if insecure:
+        check_loopback(host)
+    own = _own_certificate(certificate, private_key, ca)
     place = RunFolder(folder)
     read_run(place)
+    if own is not None:
+        write_own(place.keys, own)
     from tinylora.flower import use_home
 
     use_home(place.flower_home)
     from tinylora_coordinator.service import serve as serve_run
 
-    serve_run(folder, host=host, port=port)
+    serve_run(folder, host=host, port=port, insecure=insecure)
 
 
-@app.command()
+def _own_certificate(certificate: Path | None, private_key: Path | None, ca: Path | None) -> "OwnCertificate | None":
+    from tinylora.errors import SettingError
+    from tinylora_coordinator.keys import OwnCertificate
+
+    if certificate is None and private_key is None and ca is None:
+        return None
+    if certificate is None or private_key is None:
+        raise SettingError("--certificate and --private-key: give both, or neither")
+    return OwnCertificate(certificate, private_key, ca)
+
+
+# --- letting workers in ---------------------------------------------------------------------------------------------
+
+
+@token.command("create", epilog=CODES)
+def token_create(
+    folder: Folder,
+    uses: Annotated[int, typer.Option("--uses", min=1, help="How many workers it lets in.")] = 1,
+    expires: Annotated[str, typer.Option("--expires", help="How long it lets workers in: 30m, 12h, 7d ...")] = "24h",
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", help="Shown beside its workers; give it several times.")
+    ] = None,
+    approve: Annotated[bool, typer.Option("--approve", help="Its workers wait for `workers approve`.")] = False,
+    url: Annotated[str, typer.Option("--url", help="The coordinator's address, for the join command printed.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Make a join token, and print it: this once, for only its hash is kept."""
+    from tinylora_coordinator import desk
+
+    made = desk.create_token(
+        folder, now_s=time.time(), uses=uses, expires=expires, tags=tags or [], needs_approval=approve, url=url
+    )
+    if as_json:
+        _print_json(made)
+        return
+    typer.echo(made["token"])
+    _say(f"lets {uses} worker{'s' if uses > 1 else ''} in until {made['expires']}; a worker joins with")
+    _say(f"  TINYLORA_TOKEN={made['token']} \\\n  {made['command']}")
+
+
+@token.command("list", epilog=CODES)
+def token_list(folder: Folder, as_json: Json = False) -> None:
+    """List the tokens; their secrets are known to nobody here."""
+    from tinylora_coordinator import desk
+
+    rows = desk.tokens(folder, now_s=time.time())
+    if as_json:
+        _print_json(rows)
+    for row in [] if as_json else rows:
+        tags = f", {' '.join(row['tags'])}" if row["tags"] else ""
+        approval = ", with approval" if row["needs_approval"] else ""
+        used = f"{row['n_workers']} of {row['max_workers']} workers"
+        typer.echo(f"{row['token_id']} {row['state']}: {used}, until {row['expires']}{approval}{tags}")
+
+
+@token.command("revoke", epilog=CODES)
+def token_revoke(
+    folder: Folder,
+    token_id: Annotated[str, typer.Argument(metavar="TOKEN_ID", help="As `token list` shows it.")],
+    with_workers: Annotated[
+        bool, typer.Option("--with-workers", help="Revoke the workers that came with it, too.")
+    ] = False,
+) -> None:
+    """Let nobody in by this token any more. Workers that came with it stay, unless told otherwise."""
+    from tinylora_coordinator import desk
+
+    revoked = desk.revoke_token(folder, token_id, with_workers=with_workers, now_s=time.time())
+    _say(f"token {token_id} lets nobody in any more")
+    if with_workers:
+        _say(f"{len(revoked)} workers are out: {_when(folder)}")
+
+
+@workers.command("list", epilog=CODES)
+def workers_list(folder: Folder, as_json: Json = False) -> None:
+    """List the workers: who was let in, and what each has done."""
+    from tinylora_coordinator import desk
+
+    rows = desk.workers(folder)
+    if as_json:
+        _print_json(rows)
+    for row in [] if as_json else rows:
+        tags = f" [{' '.join(row['tags'])}]" if row["tags"] else ""
+        name = f" ({row['name']})" if row["name"] else ""
+        typer.echo(f"{row['worker']}{name} {row['state']}: {row['units']} units, {row['tokens']} tokens{tags}")
+
+
+@workers.command("approve", epilog=CODES)
+def workers_approve(folder: Folder, worker: Worker) -> None:
+    """Let a waiting worker in; it asks again within seconds."""
+    from tinylora_coordinator import desk
+
+    desk.approve(folder, worker)
+    _say(f"{worker} may take part")
+
+
+@workers.command("revoke", epilog=CODES)
+def workers_revoke(folder: Folder, worker: Worker, reason: Reason = "") -> None:
+    """Shut the door on a worker at once, and take its share out of the run."""
+    from tinylora_coordinator import desk
+
+    desk.remove(folder, worker, kind="revoke", reason=reason, now_s=time.time())
+    _say(f"{worker} is out; its share is taken out {_when(folder)}")
+
+
+@workers.command("erase", epilog=CODES)
+def workers_erase(folder: Folder, worker: Worker, reason: Reason = "") -> None:
+    """As revoke, and delete every blob that the worker has sent."""
+    from tinylora_coordinator import desk
+
+    desk.remove(folder, worker, kind="erase", reason=reason, now_s=time.time())
+    _say(f"{worker} is out; its share and its blobs go {_when(folder)}")
+
+
+# --- steering and looking -------------------------------------------------------------------------------------------
+
+
+@app.command(epilog=CODES)
+def pause(folder: Folder, reason: Reason = "") -> None:
+    """Give no more units out; those under way may come back."""
+    _order(folder, "pause", reason)
+
+
+@app.command(epilog=CODES)
+def resume(folder: Folder, reason: Reason = "") -> None:
+    """Give units out again."""
+    _order(folder, "resume", reason)
+
+
+@app.command(epilog=CODES)
+def finish(folder: Folder, reason: Reason = "") -> None:
+    """End the run with what there is, and release its bundle."""
+    _order(folder, "finish", reason)
+
+
+def _order(folder: Path, kind: Any, reason: str) -> None:
+    from tinylora_coordinator import desk
+
+    given = desk.order(folder, kind, reason=reason, now_s=time.time())
+    _say(f"order {given.order_id}: {kind}, {_when(folder)}")
+
+
+def _when(folder: Path) -> str:
+    """When an order is carried out."""
+    from tinylora_coordinator.desk import is_served
+
+    return "within seconds" if is_served(folder) else "when the run is served next"
+
+
+@app.command(epilog=CODES)
+def status(
+    folder: Folder,
+    as_json: Json = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Print again at each change, until it is finished.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.1, help="With --follow: seconds between looks.")] = 2.0,
+) -> None:
+    """Tell how far a run is, from its ledger; works while it is being served. With --follow, JSON is one line each."""
+    from tinylora_coordinator.overview import overview
+
+    before = None
+    while True:
+        found = overview(folder)
+        if found != before:
+            indent = None if follow else 1
+            typer.echo(json.dumps(found, indent=indent, sort_keys=True) if as_json else _as_text(found))
+        before = found
+        if not follow or found["phase"].startswith("finished"):
+            return
+        time.sleep(every)
+
+
+@app.command(epilog=f"{CODES} 3 the run has no tree yet.")
 def bundle(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", help="File to write, *.safetensors.")],
 ) -> None:
     """Write the run's tree as it stands as one bundle."""
+    from tinylora_coordinator.desk import check_output
+
+    check_output(out)
     from tinylora_coordinator.service import bundle as write
 
     _say(f"{out}: sha256 {write(folder, out)}")
-
-
-@app.command()
-def status(
-    folder: Folder,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
-) -> None:
-    """Tell how far a run is, from its ledger; works while it is being served."""
-    from tinylora_coordinator.overview import overview
-
-    found = overview(folder)
-    typer.echo(json.dumps(found, indent=1, sort_keys=True) if as_json else _as_text(found))
 
 
 def _as_text(found: dict[str, Any]) -> str:
@@ -101,11 +330,16 @@ def _as_text(found: dict[str, Any]) -> str:
     ]
     refused, expired = found["rejected"]["n"], found["expired"]["n"]
     lines.append(f"  {len(found['rounds'])} router versions, {refused} updates refused, {expired} leases expired")
+    lines += [f"  waiting: order {order['order_id']}, {order['kind']} {order['worker']}" for order in found["orders"]]
     return "\n".join(lines)
 
 
 def _place(node: str | None) -> str:
     return "nothing yet" if node is None else node or "root"
+
+
+def _print_json(found: object) -> None:
+    typer.echo(json.dumps(found, indent=1, sort_keys=True))
 
 
 def _say(line: str) -> None:

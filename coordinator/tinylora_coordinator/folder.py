@@ -1,19 +1,20 @@
-"""A run's folder. `init` writes the first four files; `serve` adds the others.
+"""A run's folder, which nobody but its owner may enter. `init` writes the first four; the others come with use.
 
 run.toml              what the operator decided; edit it before the first `serve`
 base.json             what identifies the base model, and the shapes of its linears
-token                 what a worker must show to join; readable by the owner only
+keys/                 CA, certificate, the run's key, the admin secret (`keys.py`)
 projection.safetensors  of the routing feature, where the base's embeddings are wider than it
+operator.sqlite       tokens, workers, orders (`operator_store.py`)
 ledger.sqlite, blobs/ the run's memory
 link.db, flower/      Flower's own state: nodes and messages under way
 bundle.safetensors    the result
 """
 
 import json
-import os
 import re
-import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -21,6 +22,7 @@ from pydantic import ValidationError
 from tinylora.adapters.shapes import check_projections
 from tinylora.config import BaseFacts, RunSettings, make_settings, read_settings
 from tinylora.errors import SettingError, StorageError
+from tinylora_coordinator.keys import KeyFolder, OwnCertificate, make_keys
 
 _HEAD = """\
 # A TinyLoRA run. Values may be changed until `tinylora-coordinator serve` is called for the first time; after that they
@@ -105,9 +107,14 @@ class RunFolder:
         return self.root / "base.json"
 
     @property
-    def token_file(self) -> Path:
-        """The join token."""
-        return self.root / "token"
+    def keys(self) -> KeyFolder:
+        """The run's keys."""
+        return KeyFolder(self.root / "keys")
+
+    @property
+    def lock_file(self) -> Path:
+        """Locked while the run is served; names the process."""
+        return self.root / "lock"
 
     @property
     def projection_file(self) -> Path:
@@ -136,7 +143,6 @@ class RunFiles:
 
     settings: RunSettings
     base: BaseFacts
-    token: str
 
 
 def run_id(settings: RunSettings) -> str:
@@ -183,27 +189,41 @@ def check_settings(settings: RunSettings, base: BaseFacts) -> None:
         )
 
 
-def write_run(folder: RunFolder, settings: RunSettings, base: BaseFacts, projection: bytes | None) -> None:
+def write_run(
+    folder: RunFolder,
+    settings: RunSettings,
+    base: BaseFacts,
+    projection: bytes | None,
+    *,
+    hosts: Sequence[str] = (),
+    own: OwnCertificate | None = None,
+    now: datetime | None = None,
+) -> None:
     """Write what a run starts from; run.toml comes last, so that a folder with one is complete.
 
+    Args:
+        folder: Made with mode 0700.
+        settings: As the operator decided.
+        base: Facts about the base.
+        projection: Of the routing feature, where it has one.
+        hosts: Names and addresses by which workers will reach the coordinator, beside this machine's own.
+        own: The operator's certificate, used instead of one of ours.
+        now: Time, with zone, that certificates count from; the present by default.
+
     Raises:
+        SettingError: A host is neither a name nor an address, or `own` is no certificate with its key.
         StorageError: The folder cannot be written.
     """
     try:
-        folder.root.mkdir(parents=True, exist_ok=True)
+        folder.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.root.chmod(0o700)
+        make_keys(folder.keys, run=settings.name, hosts=hosts, now=now or datetime.now(UTC), own=own)
         folder.base_file.write_text(json.dumps(base.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
         if projection is not None:
             folder.projection_file.write_bytes(projection)
-        _write_secret(folder.token_file, f"tl1.{secrets.token_urlsafe(24)}\n")
         folder.settings_file.write_text(settings_text(settings), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{folder.root}: {error.strerror or error}; choose another folder") from None
-
-
-def _write_secret(file: Path, text: str) -> None:
-    file.unlink(missing_ok=True)
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
-        out.write(text)
 
 
 def settings_text(settings: RunSettings) -> str:
@@ -239,7 +259,7 @@ def read_run(folder: RunFolder) -> RunFiles:
     settings = read_settings(folder.settings_file)
     base = _read_base(folder.base_file)
     check_settings(settings, base)
-    return RunFiles(settings, base, _read_token(folder.token_file))
+    return RunFiles(settings, base)
 
 
 def _read_base(file: Path) -> BaseFacts:
@@ -251,16 +271,6 @@ def _read_base(file: Path) -> BaseFacts:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "document"
         raise SettingError(f"{file}: {where}: {first['msg']}; `tinylora-coordinator init` writes it") from None
-
-
-def _read_token(file: Path) -> str:
-    try:
-        token = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"{file}: not readable: {error}; write a long random word into it") from None
-    if len(token) < 16:
-        raise SettingError(f"{file}: expected a token of at least 16 characters, got {len(token)}")
-    return token
 
 
 def changed(values: dict[str, object]) -> RunSettings:

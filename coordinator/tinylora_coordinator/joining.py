@@ -6,7 +6,7 @@ No answer and no log holds a token's secret.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from tinylora.config import BaseFacts, RunSettings
 from tinylora.errors import ProtocolError, RefusedError, SettingError, StorageError
@@ -32,13 +32,12 @@ from tinylora.flower.enrolment import (
 )
 from tinylora.flower.identity import worker_of
 from tinylora.flower.join_token import JoinToken, parse_token
-from tinylora.flower.messages import printable
+from tinylora.flower.link import PublicRoutes
+from tinylora.flower.texts import printable
 from tinylora.protocol.documents import PROTOCOL_VERSION
 from tinylora.protocol.envelope import SIGNED_WITH, read_public_key
 from tinylora_coordinator.operator_store import OperatorStore, Refused
 
-PublicRoutes: TypeAlias = Mapping[tuple[str, str], ASGIApp]
-"""(method, exact path) to the app that answers it."""
 Register: TypeAlias = Callable[[bytes, str], None]
 """Makes a key (PEM) with its owner's name known to Flower; again is harmless. `RefusedError`: it was removed there."""
 

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 
 from cryptography import x509
@@ -30,12 +29,16 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from tinylora import durable
 from tinylora.errors import SettingError, StorageError
 from tinylora.flower.join_token import SYSTEM, pin_of_der
 
 CA_DAYS, SERVER_DAYS, RENEW_DAYS = 3652, 730, 30
 ALWAYS_HOSTS = ("localhost", "127.0.0.1", "::1")
 _PRIVATE = ("ca.key", "server.key", "run.key", "admin")
+_PUBLIC = ("ca.pem", "server.pem", "certificate.json")
+for _file in (*_PRIVATE, *_PUBLIC):
+    durable.register_file(f"keys.{_file}")
 _AHEAD = timedelta(hours=1)  # a certificate is valid for workers whose clocks are a little behind
 _NAME = re.compile(
     r"(\*\.)?([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -103,8 +106,8 @@ class ServerIdentity:
 
     certificate: Path
     private_key: Path
-    ca_pem: bytes
-    """Served at /ca.pem; empty where the system's trust store vouches for the certificate."""
+    ca_file: Path | None
+    """Served at /ca.pem; none where the system's trust store vouches for the certificate."""
     pin: str
     """What tokens carry."""
 
@@ -136,9 +139,9 @@ def make_keys(
         if os.name != "nt":
             folder.root.chmod(0o700)
         if not folder.run_key.exists():
-            write_durably(folder.run_key, _private_pem(ed25519.Ed25519PrivateKey.generate()), private=True)
+            _write(folder.run_key, _private_pem(ed25519.Ed25519PrivateKey.generate()))
         if not folder.admin.exists():
-            write_durably(folder.admin, secrets.token_urlsafe(32).encode() + b"\n", private=True)
+            _write(folder.admin, secrets.token_urlsafe(32).encode() + b"\n")
         if own is not None:
             write_own(folder, own)
         elif not folder.ca.exists():
@@ -158,7 +161,7 @@ def write_own(folder: KeyFolder, own: OwnCertificate) -> None:
     fields = {"certificate": own.certificate, "private_key": own.private_key, "ca": own.ca}
     text = json.dumps({name: None if file is None else str(file.resolve()) for name, file in fields.items()}, indent=1)
     with _told(folder.root):
-        write_durably(folder.own, text.encode() + b"\n", private=False)
+        _write(folder.own, text.encode() + b"\n")
 
 
 def _make_ca(folder: KeyFolder, run: str, now: datetime) -> None:
@@ -171,8 +174,8 @@ def _make_ca(folder: KeyFolder, run: str, now: datetime) -> None:
         .sign(key, hashes.SHA384())
     )
     # The key first: a certificate without its key would never be replaced.
-    write_durably(folder.ca_key, _private_pem(key), private=True)
-    write_durably(folder.ca, certificate.public_bytes(serialization.Encoding.PEM), private=False)
+    _write(folder.ca_key, _private_pem(key))
+    _write(folder.ca, certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _make_server(folder: KeyFolder, hosts: Sequence[str], now: datetime) -> None:
@@ -196,8 +199,8 @@ def _make_server(folder: KeyFolder, hosts: Sequence[str], now: datetime) -> None
     )
     pem = certificate.public_bytes(serialization.Encoding.PEM) + ca.public_bytes(serialization.Encoding.PEM)
     # Between the two writes the pair does not fit: `server_identity` sees that, and makes both anew.
-    write_durably(folder.server_key, _private_pem(key), private=True)
-    write_durably(folder.server, pem, private=False)
+    _write(folder.server_key, _private_pem(key))
+    _write(folder.server, pem)
 
 
 def _builder(
@@ -242,14 +245,13 @@ def server_identity(folder: KeyFolder, *, hosts: Sequence[str], now: datetime, s
     mend_permissions(folder, say)
     if (own := read_own(folder)) is not None:
         check_own(own)
-        return ServerIdentity(own.certificate, own.private_key, *own_pin(own))
+        return ServerIdentity(own.certificate, own.private_key, own.ca, own_pin(own))
     wanted = [check_host(host) for host in hosts if not _is_everywhere(host)]
     with _told(folder.root):
         if reason := _why_renew(folder, wanted, now):
             _make_server(folder, [*_old_hosts(folder), *ALWAYS_HOSTS, *_this_host(), *wanted], now)
             say(f"{folder.server}: made anew, because {reason}")
-        ca_pem = folder.ca.read_bytes()
-    return ServerIdentity(folder.server, folder.server_key, ca_pem, pin_of(folder))
+    return ServerIdentity(folder.server, folder.server_key, folder.ca, pin_of(folder))
 
 
 def _why_renew(folder: KeyFolder, wanted: Sequence[str], now: datetime) -> str:
@@ -287,17 +289,17 @@ def pin_of(folder: KeyFolder) -> str:
         StorageError: There is no CA, or it is not readable.
     """
     if (own := read_own(folder)) is not None:
-        return own_pin(own)[1]
-    return pin_of_der(_read_certificates(folder.ca)[0].public_bytes(serialization.Encoding.DER))
+        return own_pin(own)
+    return _pin(folder.ca)
 
 
-def own_pin(own: OwnCertificate) -> tuple[bytes, str]:
-    """What is served at /ca.pem, and what tokens carry, where the operator's certificate is used."""
-    if own.ca is None:
-        return b"", SYSTEM
-    certificate = _read_certificates(own.ca)[0]
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    return pem, pin_of_der(certificate.public_bytes(serialization.Encoding.DER))
+def own_pin(own: OwnCertificate) -> str:
+    """What tokens carry where the operator's certificate is used."""
+    return SYSTEM if own.ca is None else _pin(own.ca)
+
+
+def _pin(ca: Path) -> str:
+    return pin_of_der(_read_certificates(ca)[0].public_bytes(serialization.Encoding.DER))
 
 
 def read_own(folder: KeyFolder) -> OwnCertificate | None:
@@ -407,6 +409,28 @@ def check_host(host: str) -> str:
     return text.lower()
 
 
+def check_loopback(host: str) -> None:
+    """Refuse an address that other machines reach.
+
+    Raises:
+        SettingError: It is one.
+    """
+    with suppress(ValueError):
+        if ipaddress.ip_address(host.strip("[]")).is_loopback:
+            return
+    if host != "localhost":
+        raise SettingError(f"--insecure --host {host}: without TLS only this machine may be served; use 127.0.0.1")
+
+
+def host_to_name(folder: KeyFolder) -> str:
+    """The host to name in a join command: the first one given to `init`, else this machine's name."""
+    own = read_own(folder)
+    file = folder.server if own is None else own.certificate
+    known = [host for host in _hosts_of(_read_certificates(file)[0]) if host not in ALWAYS_HOSTS and "*" not in host]
+    given = [host for host in known if host not in _this_host()] or known or ["localhost"]
+    return f"[{given[0]}]" if ":" in given[0] else given[0]
+
+
 def _general_name(host: str) -> x509.GeneralName:
     with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
@@ -433,30 +457,10 @@ def _unique(hosts: Sequence[str]) -> list[str]:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def write_durably(file: Path, data: bytes, *, private: bool) -> None:
-    """Put bytes into a file so that it holds the old or the new ones whatever happens; private ones from the start."""
-    fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        opener = partial(os.open, mode=0o600 if private else 0o644)
-        with open(fresh, "xb", opener=opener) as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        fresh.replace(file)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    _flush_folder(file.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there; the rename is all there is
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write(file: Path, data: bytes) -> None:
+    """The file holds these bytes, on disk; if it is a private one, nobody else ever reads it."""
+    mode = 0o600 if file.name in _PRIVATE else 0o644
+    durable.replace_file(file, data, name=f"keys.{file.name}", mode=mode)
 
 
 def _private_pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:

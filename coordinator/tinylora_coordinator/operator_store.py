@@ -24,6 +24,7 @@ import sqlalchemy as sql
 from sqlalchemy import event, exc
 
 from tinylora.errors import DiskFull, SettingError, StorageError
+from tinylora.failpoints import around, reach
 from tinylora.federation.ports import Order, OrderKind
 from tinylora.flower.join_token import JoinToken, new_secret, new_token_id
 
@@ -31,6 +32,7 @@ FILE = "operator.sqlite"
 FORMAT = 1
 DAY_S = 86_400.0
 BUSY_S = 10.0
+around("operator.commit")
 
 WorkerState: TypeAlias = Literal["pending", "approved", "revoked"]
 TokenState: TypeAlias = Literal["open", "used_up", "expired", "revoked"]
@@ -362,8 +364,12 @@ class OperatorStore:
 
     @contextmanager
     def _write(self) -> Iterator[sql.Connection]:
-        with _told(self._file), self._engine.begin() as database:
-            yield database
+        """One transaction: after it, all that was changed is on disk, or nothing was changed."""
+        with _told(self._file):
+            with self._engine.begin() as database:
+                yield database
+                reach("operator.commit.before")
+            reach("operator.commit.after")
 
 
 _BANNED = "this worker has been removed from the run"

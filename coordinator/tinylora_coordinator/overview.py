@@ -1,13 +1,16 @@
 """How far a run is, told from its folder alone; it may be being served meanwhile. No torch, no Flower."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinylora.federation.events import Event
+from tinylora.federation.events import Event, RunPaused, RunResumed
 from tinylora.federation.summary import summarise
 from tinylora.ledger.sqlite import FILE, SqliteLedger
 from tinylora_coordinator.folder import RunFolder, read_run, run_id
+from tinylora_coordinator.operator_store import FILE as OPERATOR_FILE
+from tinylora_coordinator.operator_store import OperatorStore
 
 
 def overview(root: Path) -> dict[str, Any]:
@@ -25,8 +28,17 @@ def overview(root: Path) -> dict[str, Any]:
         "phase": _phase(events, tables),
         "leaf_steps": settings.leaf_steps,
         "steps": {node: row["n_steps"] for node, row in tables["topology"]["nodes"].items()},
+        "orders": _orders(root),
         **tables,
     }
+
+
+def _orders(root: Path) -> list[dict[str, str]]:
+    """What the operator wants and the rounds have not done yet."""
+    if not (root / OPERATOR_FILE).exists():
+        return []
+    with OperatorStore(root) as store:
+        return [asdict(order) for order in store.orders()]
 
 
 def past_events(root: Path) -> Sequence[Event]:
@@ -42,4 +54,7 @@ def _phase(events: Sequence[Event], tables: dict[str, Any]) -> str:
         return "not begun"
     if tables["finished"]:
         return f"finished ({tables['finished']})"
+    turns = [event for event in events if isinstance(event, RunPaused | RunResumed)]
+    if turns and isinstance(turns[-1], RunPaused):
+        return "paused"
     return "training" if tables["topology"]["version"] else "waiting for sketches"

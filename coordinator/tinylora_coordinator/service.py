@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +25,8 @@ from tinylora.federation.loop import run_campaign
 from tinylora.federation.ports import Ledger
 from tinylora.flower.clock import RunClock, age_s
 from tinylora.flower.grid import HttpWire
-from tinylora.flower.link import Link, RunCard, create_link, join_routes
+from tinylora.flower.identity import worker_of
+from tinylora.flower.link import Link, create_link, state_routes
 from tinylora.flower.transport import FlowerTransport
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.numerics import TorchNumerics
@@ -38,7 +40,11 @@ from tinylora_coordinator.front_door import (
     public_pages,
     serve_internal,
     serve_public,
+    server_tls,
 )
+from tinylora_coordinator.joining import JoinCard, JoinDesk, join_routes
+from tinylora_coordinator.keys import ServerIdentity, run_public, server_identity
+from tinylora_coordinator.operator_store import OperatorStore
 from tinylora_coordinator.telling import tell
 
 LINGER_S = 30.0
@@ -52,8 +58,16 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def serve(root: Path, *, host: str, port: int, linger_s: float = LINGER_S, log: Callable[[str], None] = say) -> None:
-    """Serve the run in `root` until it is finished or a signal comes.
+def serve(
+    root: Path,
+    *,
+    host: str,
+    port: int,
+    insecure: bool = False,
+    linger_s: float = LINGER_S,
+    log: Callable[[str], None] = say,
+) -> None:
+    """Serve the run in `root` until it is finished or a signal comes; with `insecure` in plain HTTP.
 
     Raises:
         SettingError: There is no run in `root`, or its settings are not those that it was begun with.
@@ -63,11 +77,13 @@ def serve(root: Path, *, host: str, port: int, linger_s: float = LINGER_S, log: 
     folder = RunFolder(root)
     files = read_run(folder)
     limit_bytes = int(files.settings.max_update_mib * MIB)
-    with SqliteLedger(root) as ledger, _stop_on_signals() as stop:
+    identity = server_identity(folder.keys, hosts=[host], now=datetime.now(UTC), say=log)
+    tls = None if insecure else server_tls(identity.certificate, identity.private_key)
+    with SqliteLedger(root) as ledger, OperatorStore(root) as store, _stop_on_signals() as stop:
         link = create_link(folder.link_database)
         inside = serve_internal(link.app, listen("127.0.0.1", 0))
-        with inside, serve_public(_door(link, folder, files), listen(host, port), tls=None) as served:
-            _greet(folder, files, served, log)
+        with inside, serve_public(_door(link, folder, files, store, identity), listen(host, port), tls=tls) as served:
+            _greet(folder, files, served, "http" if insecure else "https", log)
             wire = HttpWire(
                 inside.host_port,
                 admin=link.admin,
@@ -82,20 +98,23 @@ def serve(root: Path, *, host: str, port: int, linger_s: float = LINGER_S, log: 
                 wait_until(lambda: stop.is_set() or not link.online_workers(), timeout_s=linger_s)
 
 
-def _door(link: Link, folder: RunFolder, files: RunFiles) -> FrontDoor:
+def _door(link: Link, folder: RunFolder, files: RunFiles, store: OperatorStore, identity: ServerIdentity) -> FrontDoor:
     pages = public_pages(
-        ca_file=folder.root / "keys" / "ca.pem",
+        ca_file=identity.ca_file,
         bundle_file=folder.bundle_file,
         status=lambda: {"run": files.settings.name, "phase": link.phase},
     )
-    routes = {**join_routes(link, RunCard(files.settings, files.base, files.token)), **pages}
-    return FrontDoor(routes, link.flower, NodeAuth(link.is_registered), spool=folder.root)
+    card = JoinCard(files.settings, files.base, run_public(folder.keys), identity.pin)
+    join = join_routes(JoinDesk(card, store, link.register))
+    nodes = NodeAuth(lambda key: link.is_registered(key) and store.is_approved(worker_of(key)))
+    return FrontDoor(
+        {**join, **state_routes(link, files.settings.name), **pages}, link.flower, nodes, spool=folder.root
+    )
 
 
-def _greet(folder: RunFolder, files: RunFiles, served: Served, log: Callable[[str], None]) -> None:
-    log(f"run {files.settings.name}: serving {folder.root} at http://{served.host_port}")
-    command = f"tinylora-worker join http://{served.host_port} --token TOKEN --base PATH --data DIR"
-    log(f"a worker joins with: {command}  (TOKEN is in {folder.token_file})")
+def _greet(folder: RunFolder, files: RunFiles, served: Served, scheme: str, log: Callable[[str], None]) -> None:
+    log(f"run {files.settings.name}: serving {folder.root} at {scheme}://{served.host_port}")
+    log(f"`tinylora-coordinator token create {folder.root}` lets a worker in")
 
 
 def _drive(

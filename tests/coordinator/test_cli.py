@@ -35,7 +35,7 @@ def test_init_writes_a_run_and_refuses_to_do_it_twice(tmp_path: Path, capsys: py
     folder = made(tmp_path / "run")
     files = read_run(RunFolder(folder))
     assert files.settings.depth == 1 and files.base.feature_dim == 256
-    assert sorted(file.name for file in folder.iterdir()) == ["base.json", "run.toml", "token"]
+    assert sorted(file.name for file in folder.iterdir()) == ["base.json", "keys", "run.toml"]
     assert call("init", folder, "--base", tiny_base_dir()) == 2
     assert "holds a run already" in capsys.readouterr().err
 

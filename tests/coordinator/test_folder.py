@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_what_was_written_is_read_back(folder: RunFolder) -> None:
     files = read_run(folder)
     assert (files.settings, files.base) == (SETTINGS, FACTS)
-    assert folder.token_file.stat().st_mode & 0o777 == 0o600 and len(files.token) > 30
+    assert folder.root.stat().st_mode & 0o777 == 0o700
 
 
 def test_every_setting_has_its_line_and_comment() -> None:
@@ -59,12 +59,6 @@ def test_any_name_gives_a_run_id(name: str) -> None:
     assert made and made.isascii() and made[0].isalnum()
 
 
-def test_two_runs_have_two_tokens(tmp_path: Path) -> None:
-    for name in "ab":
-        write_run(RunFolder(tmp_path / name), SETTINGS, FACTS, None)
-    assert read_run(RunFolder(tmp_path / "a")).token != read_run(RunFolder(tmp_path / "b")).token
-
-
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"no run here .*tinylora-coordinator init"):
         read_run(RunFolder(tmp_path))
@@ -85,7 +79,6 @@ def test_a_folder_with_a_run_is_not_overwritten(folder: RunFolder) -> None:
         ("run.toml", "window_tokens = 65", "attends to at most 64 tokens"),
         ("base.json", "{", "base.json: document"),
         ("base.json", "{}", "base.json: base_id"),
-        ("token", "short", "at least 16 characters"),
     ],
 )
 def test_a_spoiled_file_is_named_with_what_is_wrong(folder: RunFolder, name: str, text: str, reason: str) -> None:
@@ -94,10 +87,9 @@ def test_a_spoiled_file_is_named_with_what_is_wrong(folder: RunFolder, name: str
         read_run(folder)
 
 
-@pytest.mark.parametrize("name", ["base.json", "token"])
-def test_a_missing_file_is_named(folder: RunFolder, name: str) -> None:
-    (folder.root / name).unlink()
-    with pytest.raises(SettingError, match=name):
+def test_a_missing_file_is_named(folder: RunFolder) -> None:
+    folder.base_file.unlink()
+    with pytest.raises(SettingError, match=r"base\.json"):
         read_run(folder)
 
 

@@ -4,10 +4,13 @@ import os
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
-from tinylora_coordinator.folder import RunFolder, changed, read_run, write_run
+from tinylora_coordinator.folder import RunFolder, changed, write_run
+from tinylora_coordinator.keys import pin_of
+from tinylora_coordinator.operator_store import OperatorStore
 from tinylora_coordinator.overview import overview, past_events
 from tinylora_coordinator.service import bundle, serve
 from tinylora_worker.service import Options, work
@@ -49,7 +52,9 @@ def trained(root: Path) -> list[UpdateAccepted]:
 def test_a_run_survives_its_coordinator_and_ends_with_a_bundle(tmp_path: Path) -> None:
     root, data, port = tmp_path / "run", write_texts(tmp_path / "data"), free_port()
     write_run(RunFolder(root), changed(dict(SETTINGS)), tiny_base_model().facts, None)
-    token, log = read_run(RunFolder(root)).token, []
+    log: list[str] = []
+    with OperatorStore(root) as store:
+        token = store.create_token(pin_of(RunFolder(root).keys), now_s=time.time()).text
     options = Options(f"127.0.0.1:{port}", token, str(tiny_base_dir()), (data,), tmp_path / "home", name="mine")
     endings: list[str] = []
 

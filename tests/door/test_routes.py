@@ -7,10 +7,10 @@ import httpx
 import pytest
 
 from tests.door.helpers import HOST, Door, head, open_door, read_answer, signed
-from tests.flower.helpers import FACTS, TOKEN
+from tests.flower.helpers import FACTS, routes_in, store_with_token
 from tinylora.config import RunSettings
 from tinylora.flower.enrolment import JOIN_PATH, STATE_PATH
-from tinylora.flower.link import ADMIN_HEADER, FLEET_PATHS, Link, RunCard, create_link, join_routes
+from tinylora.flower.link import ADMIN_HEADER, FLEET_PATHS, Link, create_link
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic, about flwr's use
 
@@ -29,9 +29,10 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Link:
 
 @pytest.fixture(scope="module")
 def door(link: Link, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    routes = join_routes(link, RunCard(RunSettings(), FACTS, TOKEN))
     folder = tmp_path_factory.mktemp("door")
-    with open_door(folder, fleet=link.flower, routes=routes, may_enter=link.is_registered) as served:
+    store = store_with_token(folder)
+    routes = routes_in(link, store, RunSettings(), FACTS)
+    with store, open_door(folder, fleet=link.flower, routes=routes, may_enter=link.is_registered) as served:
         yield served
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 from tinylora_coordinator.front_door import (
     FrontDoor,
@@ -17,6 +18,8 @@ from tinylora_coordinator.front_door import (
     serve_internal,
     serve_public,
 )
+from tinylora_coordinator.joining import JoinCard, JoinDesk, join_routes
+from tinylora_coordinator.operator_store import OperatorStore
 
 from tinylora.config import BaseFacts, ProjectionShape, RunSettings
 from tinylora.federation.ports import Reply
@@ -24,14 +27,15 @@ from tinylora.flower.enrolment import Address, join
 from tinylora.flower.fleet import FleetClient, Pace
 from tinylora.flower.grid import HttpWire
 from tinylora.flower.identity import Identity, new_identity
-from tinylora.flower.link import Link, RunCard, create_link, join_routes
+from tinylora.flower.join_token import SYSTEM, parse_token
+from tinylora.flower.link import Link, PublicRoutes, create_link, state_routes
 from tinylora.flower.messages import Handle
 from tinylora.flower.transport import FlowerTransport
 from tinylora.protocol.documents import Update, WorkUnit, sha256
 
 logging.getLogger("flwr").addFilter(lambda record: record.levelno >= logging.ERROR)
 
-TOKEN = "tl1.test-token"
+TOKEN = f"tl1.{SYSTEM}.tests.{'s' * 32}"
 FACTS = BaseFacts(
     base_id="tiny",
     fingerprint="a" * 64,
@@ -176,6 +180,22 @@ def _work(worker: Worker) -> None:
         worker.endings.append(error)
 
 
+def store_with_token(folder: Path) -> OperatorStore:
+    """An operator's file in which `TOKEN` lets everybody in."""
+    store = OperatorStore(folder)
+    token = parse_token(TOKEN)
+    module = "tinylora_coordinator.operator_store"
+    with patch(f"{module}.new_token_id", lambda: token.token_id), patch(f"{module}.new_secret", lambda: token.secret):
+        store.create_token(SYSTEM, now_s=0.0, expires_in_s=1e12, max_workers=10_000)
+    return store
+
+
+def routes_in(link: Link, store: OperatorStore, settings: RunSettings, facts: BaseFacts) -> PublicRoutes:
+    """How workers come in, and ask what the run is doing; tokens are pinned to no CA."""
+    join = join_routes(JoinDesk(JoinCard(settings, facts, "0" * 64, SYSTEM), store, link.register))
+    return {**join, **state_routes(link, settings.name)}
+
+
 @contextmanager
 def federation(
     folder: Path, *, settings: RunSettings | None = None, facts: BaseFacts = FACTS, port: int = 0
@@ -186,9 +206,11 @@ def federation(
     pages = public_pages(
         ca_file=folder / "ca.pem", bundle_file=folder / "bundle.safetensors", status=lambda: {"phase": link.phase}
     )
-    routes = {**join_routes(link, RunCard(settings or RunSettings(), facts, TOKEN)), **pages}
+    store = store_with_token(folder)
+    routes = {**routes_in(link, store, settings or RunSettings(), facts), **pages}
     door = FrontDoor(routes, link.flower, NodeAuth(link.is_registered), limits=Limits(tries_per_minute=1000))
     with (
+        store,
         serve_internal(link.app, listen("127.0.0.1", 0)) as inside,
         serve_public(door, listen("127.0.0.1", port), tls=None) as served,
     ):

@@ -12,12 +12,12 @@ from tinylora.flower.messages import (
     WORKER_DECLINES,
     WORKER_FAILED,
     answer,
-    printable,
     read_unit,
     read_update,
     unit_record,
     update_record,
 )
+from tinylora.flower.texts import printable
 from tinylora.protocol.documents import MAX_DOCUMENT_BYTES, Update, WorkUnit
 
 

@@ -53,7 +53,8 @@ def join(served: Federation, folder: Path, **changes: object) -> int:
 @pytest.mark.parametrize(
     ("changes", "code", "sentence"),
     [
-        ({"token": "tl1.wrong"}, 7, "token is wrong"),
+        ({"token": f"{TOKEN}x"}, 7, "token is unknown or its secret is wrong"),
+        ({"token": "tl1.wrong"}, 2, "token: expected four parts between dots, got 2"),
         ({"data": "missing.txt"}, 3, "missing.txt: no such file or folder"),
         ({"url": "ftp://here"}, 2, "expected the coordinator's address"),
         ({"base": "no/such/folder/at/all"}, 4, "no such folder"),
@@ -139,6 +140,6 @@ def test_a_signal_in_mid_unit_ends_it_cleanly(served: Federation, tmp_path: Path
             until(marker.exists, what="the unit in work")
             child.send_signal(signal.SIGTERM)
             _, error = child.communicate(timeout=60)
-        assert child.returncode == 0 and "stopped; join again to go on" in error
+        assert child.returncode == 0 and "stopped; `tinylora-worker run` goes on" in error
         reply = replies(transport, 1)["u1"]
         assert "Flower code 5" in reply.error and transport.workers() == []

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -38,14 +38,17 @@ class Family:
     children: list[Child] = field(default_factory=list)
     peak_memory_mb: float = 0.0
 
-    def start(self, name: str, command: Sequence[str], *, threads: int = 1) -> Child:
-        """Start a command with its output in `<log_dir>/<name>.log`."""
+    def start(
+        self, name: str, command: Sequence[str], *, threads: int = 1, environment: Mapping[str, str] | None = None
+    ) -> Child:
+        """Start a command with its output in `<log_dir>/<name>.log`, and with these variables beside ours."""
         self.log_dir.mkdir(parents=True, exist_ok=True)
         log_file = self.log_dir / f"{name}.log"
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        own = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        variables = os.environ | own | dict(environment or {})
         with log_file.open("wb") as log:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=variables
             )
         child = Child(name, process, log_file)
         self.children.append(child)

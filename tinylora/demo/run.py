@@ -7,6 +7,7 @@ Everything is written below one folder; nothing outside it is touched:
     run/    the coordinator's directory    home/   the workers' identities
 """
 
+import json
 import os
 import socket
 import subprocess
@@ -51,8 +52,8 @@ def run_demo(
     files = [write_shard(worker, out / "data") for worker in experiment.workers]
     _print_owners(console, experiment)
     with Family(out / "logs") as family:
-        address = _start_coordinator(family, out / "run", settings_options(settings))
-        _start_workers(family, address, out, files)
+        address, token = _start_coordinator(family, out / "run", settings_options(settings), n_workers)
+        _start_workers(family, address, token, out, files)
         _watch(console, family, out / "run", started)
         _finish(console, family, experiment, out, started)
 
@@ -97,15 +98,16 @@ def _print_owners(console: Console, experiment: Experiment) -> None:
         console.print(f"  {worker.name} owns {len(worker.texts)} documents, {n_chars / 1e6:.1f} M characters: {kinds}")
 
 
-def _start_coordinator(family: Family, directory: Path, options: list[str]) -> str:
-    """Initialise and serve a run; returns its address once it is up."""
+def _start_coordinator(family: Family, directory: Path, options: list[str], n_workers: int) -> tuple[str, str]:
+    """Initialise and serve a run; returns its address once it is up, and a token for all workers."""
     own = [sys.executable, "-m", "tinylora_coordinator"]
     init = family.start("coordinator-init", [*own, "init", str(directory), "--base", str(BASE_DIR), *options])
     _wait_for_end(init)
+    token = _make_token([*own, "token", "create", str(directory), "--uses", str(n_workers), "--json"])
     port = free_port()
     serve = family.start("coordinator", [*own, "serve", str(directory), "--host", "127.0.0.1", "--port", str(port)])
     _wait_for_port(serve, port)
-    return f"http://127.0.0.1:{port}"
+    return f"https://127.0.0.1:{port}", token
 
 
 def free_port() -> int:
@@ -115,12 +117,21 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _start_workers(family: Family, address: str, out: Path, files: Sequence[Path]) -> None:
-    token = (out / "run" / "token").read_text(encoding="utf-8").strip()
+def _make_token(command: list[str]) -> str:
+    """What `token create --json` prints; it is in no log."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
+    if done.returncode != 0:
+        raise TinyLoraError(f"coordinator-token stopped; it said: {done.stderr.strip()}")
+    return json.loads(done.stdout)["token"]
+
+
+def _start_workers(family: Family, address: str, token: str, out: Path, files: Sequence[Path]) -> None:
+    secret = {"TINYLORA_TOKEN": token}  # not among the arguments, which every process list shows
     for file in files:
         name = file.stem
-        command = [sys.executable, "-m", "tinylora_worker", "join", address, "--token", token, "--base", str(BASE_DIR)]
-        family.start(name, [*command, "--data", str(file), "--home", str(out / "home" / name), "--name", name])
+        command = [sys.executable, "-m", "tinylora_worker", "join", address, "--base", str(BASE_DIR)]
+        options = ["--data", str(file), "--home", str(out / "home" / name), "--name", name]
+        family.start(name, [*command, *options], environment=secret)
 
 
 def _wait_for_end(child: Child) -> None:

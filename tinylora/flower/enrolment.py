@@ -8,17 +8,18 @@ import json
 import time
 from dataclasses import dataclass
 from typing import Annotated, Literal, NoReturn, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinylora.config import BaseFacts, RunSettings
-from tinylora.errors import BaseModelError, NetworkError, ProtocolError, RefusedError, SettingError
+from tinylora.errors import BaseModelError, NetworkError, ProtocolError, RefusedError
 from tinylora.flower.identity import Identity
+from tinylora.flower.join_token import SYSTEM, JoinToken, parse_token
+from tinylora.flower.reach import Address, Trust, ask, meet, verify_by
+from tinylora.flower.texts import printable
 from tinylora.protocol.documents import PROTOCOL_VERSION, Name, Sha256
 
-CA_PATH = "/ca.pem"
 JOIN_PATH = "/tinylora/join"
 RECEIPTS_PATH = "/tinylora/receipts"
 STATE_PATH = "/tinylora/state"
@@ -132,40 +133,16 @@ def proof_bytes(request: JoinRequest, *, pin: str, token_id: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Address:
-    """Where a coordinator is reached."""
-
-    host_port: str
-    is_plain: bool
-
-    @classmethod
-    def parse(cls, text: str) -> "Address":
-        """Read `http://host:port`, `https://host[:port]` or `host:port` (which means http).
-
-        Raises:
-            SettingError: No host, no usable port, another scheme, or a path.
-        """
-        parts = urlsplit(text if "://" in text else f"http://{text}")
-        try:
-            port = parts.port
-        except ValueError:
-            port = 0
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.path not in ("", "/"):
-            raise SettingError(f"{text!r}: expected the coordinator's address, such as http://127.0.0.1:8443")
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        return cls(f"{host}:{port or (80 if parts.scheme == 'http' else 443)}", parts.scheme == "http")
-
-    def url(self, path: str = "") -> str:
-        """A full URL below this address."""
-        return f"{'http' if self.is_plain else 'https'}://{self.host_port}{path}"
-
-
-@dataclass(frozen=True)
 class Welcome:
-    """The coordinator's answer, and how far its clock is ahead of ours."""
+    """The coordinator's answer, by what it was recognised, and how far its clock is ahead of ours."""
 
     answer: JoinAnswer
+    trust: Trust
     clock_offset_s: float
+
+
+class NotYetApproved(RefusedError):
+    """The operator has yet to approve this worker; asking again later is right."""
 
 
 def join(
@@ -173,57 +150,79 @@ def join(
     token: str,
     identity: Identity,
     *,
+    trust: Trust | None = None,
     name: str = "",
     base: BaseFacts | None = None,
     timeout_s: float = 30.0,
 ) -> Welcome:
     """Exchange the token for a place among the run's workers; joining again is harmless.
 
+    Args:
+        address: The coordinator's.
+        token: As the operator gave it; empty where this identity has joined before.
+        identity: The worker's key; the request is signed with it.
+        trust: By what the coordinator is recognised; found out from the token where it is not known yet.
+        name: What the operator sees.
+        base: The base that this worker has loaded, if it has.
+        timeout_s: For each question.
+
     Raises:
+        SettingError: The token is none.
         NetworkError: Nobody answers there, or somebody who is no coordinator.
-        RefusedError: The token is wrong, or the two programs speak different protocols.
+        RefusedError: It is not the coordinator that the token names, the token is no good, the operator has not
+            approved this worker yet (`NotYetApproved`), or the two programs speak different protocols.
         BaseModelError: The run needs another base than `base`.
     """
-    request = JoinRequest(
-        token=token,
-        public_key=identity.public_pem.decode(),
-        name=name,
-        protocol=PROTOCOL_VERSION,
-        base=None if base is None else BaseClaim.of(base),
-    )
-    before = time.time()
-    response = _ask(address, "POST", JOIN_PATH, content=request.model_dump_json(), timeout_s=timeout_s)
-    after = time.time()
-    if response.status_code != httpx.codes.OK:
-        _raise_refusal(address, response)
+    taken = parse_token(token) if token else None
+    trust = trust or meet(address, SYSTEM if taken is None else taken.pin, timeout_s=timeout_s)
+    ahead_s = 0.0
+    for attempt in ("as our clock says", "as the coordinator's says"):
+        request = _signed_request(identity, taken, trust, time_s=time.time() + ahead_s, name=name, base=base)
+        before = time.time()
+        response = ask(
+            address,
+            "POST",
+            JOIN_PATH,
+            verify=verify_by(address, trust),
+            content=request.model_dump_json(),
+            timeout_s=timeout_s,
+        )
+        after = time.time()
+        if response.status_code == httpx.codes.OK:
+            break
+        refusal = _read_refusal(address, response)
+        if refusal.error != "clock" or not refusal.time_s or attempt != "as our clock says":
+            _raise_refusal(address, refusal)
+        ahead_s = refusal.time_s - (before + after) / 2
     answer = _read(address, response, JoinAnswer)
     offset_s = answer.time_s - (before + after) / 2
     is_known = abs(offset_s) > max(1.0, after - before)  # otherwise the network may be the reason
-    return Welcome(answer, clock_offset_s=offset_s if is_known else 0.0)
+    return Welcome(answer, trust, clock_offset_s=offset_s if is_known else 0.0)
 
 
-def ask_state(address: Address, *, timeout_s: float = 10.0) -> StateAnswer:
+def _signed_request(
+    identity: Identity, token: JoinToken | None, trust: Trust, *, time_s: float, name: str, base: BaseFacts | None
+) -> JoinRequest:
+    request = JoinRequest(
+        token="" if token is None else token.text,
+        public_key=identity.public_pem.decode(),
+        name=name[:80],
+        protocol=PROTOCOL_VERSION,
+        base=None if base is None else BaseClaim.of(base),
+        time_s=time_s,
+    )
+    signed = proof_bytes(request, pin=trust.pin, token_id="" if token is None else token.token_id)
+    return request.model_copy(update={"proof": identity.sign(signed).hex()})
+
+
+def ask_state(address: Address, *, trust: Trust | None = None, timeout_s: float = 10.0) -> StateAnswer:
     """What the run is doing.
 
     Raises:
         NetworkError: Nobody answers there, or somebody who is no coordinator.
     """
-    return _read(address, _ask(address, "GET", STATE_PATH, timeout_s=timeout_s), StateAnswer)
-
-
-def _ask(address: Address, method: str, path: str, *, timeout_s: float, content: str | None = None) -> httpx.Response:
-    try:
-        headers = {"content-type": "application/json"}
-        # Without TLS there is nothing to verify, and reading the system's certificates takes longer than the answer.
-        verify = not address.is_plain
-        return httpx.request(
-            method, address.url(path), content=content, headers=headers, timeout=timeout_s, verify=verify
-        )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise NetworkError(
-            f"{address.url()}: no coordinator answers ({error or type(error).__name__}); "
-            "check the address, and that `tinylora-coordinator serve` is running"
-        ) from None
+    verify = verify_by(address, trust or Trust())
+    return _read(address, ask(address, "GET", STATE_PATH, verify=verify, timeout_s=timeout_s), StateAnswer)
 
 
 def _read(address: Address, response: httpx.Response, kind: type[AnyDocument]) -> AnyDocument:
@@ -233,15 +232,21 @@ def _read(address: Address, response: httpx.Response, kind: type[AnyDocument]) -
         raise _not_ours(address, response) from None
 
 
-def _raise_refusal(address: Address, response: httpx.Response) -> NoReturn:
-    """Turn the coordinator's JSON reason into the error that a command ends with."""
-    try:
-        refusal = Refusal.model_validate_json(response.content)
-    except ValidationError:
-        raise _not_ours(address, response) from None
+def _read_refusal(address: Address, response: httpx.Response) -> Refusal:
+    if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        raise RefusedError(f"{address.url()}: too many tries from this address; wait a minute, and join again")
+    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        raise NetworkError(f"{address.url()}: the coordinator cannot take anybody in now; join again later")
+    return _read(address, response, Refusal)
+
+
+def _raise_refusal(address: Address, refusal: Refusal) -> NoReturn:
+    """Turn the coordinator's reason into the error that a command ends with."""
+    reason = printable(refusal.reason, at_most=500)
     if refusal.error == "base":
-        raise BaseModelError(refusal.reason)
-    raise RefusedError(f"{address.url()}: {refusal.reason}")
+        raise BaseModelError(reason)
+    kind = NotYetApproved if refusal.error == "pending" else RefusedError
+    raise kind(f"{address.url()}: {reason}")
 
 
 def _not_ours(address: Address, response: httpx.Response) -> NetworkError:

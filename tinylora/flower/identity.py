@@ -4,7 +4,6 @@ P-384, PEM and ECDSA with SHA-256 are what Flower's node authentication expects.
 """
 
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +11,13 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tinylora import durable
 from tinylora.errors import StorageError
 from tinylora.protocol.envelope import SIGNED_WITH
 
 IDENTITY_FILE = "identity.pem"
+_STEP = "worker.identity"
+durable.register_file(_STEP)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def load_or_create(home: Path) -> Identity:
     file = home / IDENTITY_FILE
     try:
         if not file.exists():
-            _write_private(file, new_identity())
+            _write_key(file, new_identity())
         key = serialization.load_pem_private_key(file.read_bytes(), password=None)
     except OSError as error:
         raise StorageError(f"{file}: {error.strerror or error}; choose another --home") from None
@@ -71,16 +73,9 @@ def load_or_create(home: Path) -> Identity:
     return Identity(key)
 
 
-def _write_private(file: Path, identity: Identity) -> None:
-    """Write the key so that it is never readable by others and never half there."""
+def _write_key(file: Path, identity: Identity) -> None:
     pem = identity.private_key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_suffix(f".{os.getpid()}.new")
-    fresh.unlink(missing_ok=True)
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-        out.write(pem)
-        out.flush()
-        os.fsync(out.fileno())
-    fresh.rename(file)
+    durable.replace_file(file, pem, name=_STEP)

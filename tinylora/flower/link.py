@@ -8,19 +8,16 @@ passes on the fleet's paths alone.
 
 import hmac
 import secrets
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
-from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tinylora.config import BaseFacts, RunSettings
-from tinylora.errors import ProtocolError, RefusedError
+from tinylora.errors import RefusedError
 from tinylora.flower.compat.link import (
     NOOP_ACCOUNT_NAME,
     NOOP_FLWR_AID,
@@ -31,21 +28,10 @@ from tinylora.flower.compat.link import (
     SuperLinkLifespanConfig,
     create_app,
 )
-from tinylora.flower.enrolment import (
-    JOIN_PATH,
-    STATE_PATH,
-    BaseClaim,
-    JoinAnswer,
-    JoinRequest,
-    Phase,
-    Refusal,
-    StateAnswer,
-    read_join_request,
-)
+from tinylora.flower.enrolment import STATE_PATH, Phase, StateAnswer
 from tinylora.flower.identity import worker_of
-from tinylora.flower.messages import printable
+from tinylora.flower.texts import printable
 from tinylora.protocol.documents import PROTOCOL_VERSION
-from tinylora.protocol.envelope import read_public_key
 
 ADMIN_HEADER = "x-tinylora-admin"
 
@@ -62,15 +48,6 @@ PublicRoutes = Mapping[tuple[str, str], ASGIApp]
 """What answers strangers, by (METHOD, exact path). The apps read neither path nor query."""
 
 _HEARTBEAT_S = 30.0
-
-
-@dataclass(frozen=True)
-class RunCard:
-    """What a joining worker is told of the run, and what it must show."""
-
-    settings: RunSettings
-    base: BaseFacts
-    token: str = field(repr=False)
 
 
 @dataclass
@@ -177,78 +154,14 @@ def _lifespan_config(database: Path, secret: bytes) -> SuperLinkLifespanConfig:
     )
 
 
-# --- joining ----------------------------------------------------------------------------------------------------
-
-
-def join_routes(link: Link, card: RunCard) -> PublicRoutes:
-    """The routes by which a worker comes in, and asks what the run is doing."""
-
-    async def join(scope: Scope, receive: Receive, send: Send) -> None:
-        body = await Request(scope, receive).body()
-        answer = await run_in_threadpool(_answer_join, link, card, body)
-        await answer(scope, receive, send)
+def state_routes(link: Link, run: str) -> PublicRoutes:
+    """The route by which anybody asks what the run is doing."""
 
     async def tell_state(scope: Scope, receive: Receive, send: Send) -> None:
-        answer = StateAnswer(run=card.settings.name, phase=link.phase, protocol=PROTOCOL_VERSION)
+        answer = StateAnswer(run=run, phase=link.phase, protocol=PROTOCOL_VERSION)
         await JSONResponse(answer.model_dump(mode="json"))(scope, receive, send)
 
-    return {("POST", JOIN_PATH): join, ("GET", STATE_PATH): tell_state}
-
-
-def _answer_join(link: Link, card: RunCard, body: bytes) -> JSONResponse:
-    """Read, judge, register, welcome."""
-    try:
-        request = read_join_request(body)
-    except ProtocolError as error:
-        return _refuse(400, Refusal(error="malformed", reason=str(error)))
-    if refused := judge(request, card):
-        return _refuse(403 if refused.error == "token" else 409, refused)
-    public_pem = request.public_key.encode()
-    try:
-        read_public_key(public_pem)
-        link.register(public_pem, request.name)
-    except (ProtocolError, RefusedError) as error:
-        return _refuse(403, Refusal(error="key", reason=str(error)))
-    answer = JoinAnswer(
-        worker=worker_of(public_pem),
-        run=card.settings.name,
-        protocol=PROTOCOL_VERSION,
-        settings=card.settings,
-        base=card.base,
-        time_s=time.time(),
-    )
-    return JSONResponse(answer.model_dump(mode="json"))
-
-
-def judge(request: JoinRequest, card: RunCard) -> Refusal | None:
-    """Why this worker may not take part, if so. The token comes first: without it nothing of the run is told."""
-    if not hmac.compare_digest(request.token.encode(), card.token.encode()):
-        reason = "the join token is wrong; ask the operator for the one in the run's folder, and copy all of it"
-        return Refusal(error="token", reason=reason)
-    if request.protocol != PROTOCOL_VERSION:
-        expected, received = str(PROTOCOL_VERSION), str(request.protocol)
-        reason = f"protocol: this run speaks version {expected}, this worker {received}; install the run's tinylora"
-        return Refusal(error="protocol", reason=reason, expected=expected, received=received)
-    if request.base is not None:
-        return _judge_base(request.base, card.base)
-    return None
-
-
-def _judge_base(claim: BaseClaim, base: BaseFacts) -> Refusal | None:
-    wanted = BaseClaim.of(base)
-    for part, expected in wanted.model_dump().items():
-        received = getattr(claim, part)
-        if received != expected:
-            reason = (
-                f"base model: this run needs {base.base_id} with {part} {expected[:16]}, this worker has loaded one "
-                f"with {received[:16]}; give the run's base with --base"
-            )
-            return Refusal(error="base", reason=reason, expected=expected, received=received)
-    return None
-
-
-def _refuse(status: int, refusal: Refusal) -> JSONResponse:
-    return JSONResponse(refusal.model_dump(mode="json"), status)
+    return {("GET", STATE_PATH): tell_state}
 
 
 # --- the guard --------------------------------------------------------------------------------------------------

@@ -76,11 +76,6 @@ def failure(message: Message, reason: str, *, code: int = WORKER_FAILED) -> Mess
     return Message(Error(code=code, reason=reason[:1000]), reply_to=message)
 
 
-def printable(text: str, *, at_most: int) -> str:
-    """Text from outside for logs and terminals: one line, nothing that moves a cursor or changes a colour."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:at_most]).strip()
-
-
 def _record(kind: str, text: str, payload: bytes) -> RecordDict:
     blob = Array(dtype="uint8", shape=(len(payload),), stype="safetensors", data=payload)
     return RecordDict({"document": ConfigRecord({kind: text}), "arrays": ArrayRecord({"payload": blob})})

@@ -23,8 +23,9 @@ from flwr.app import RecordDict
 from tinylora.errors import NetworkError
 from tinylora.federation.ports import Reply, WorkerInfo
 from tinylora.flower.compat.wire import ErrorCode, ObjectPushError
-from tinylora.flower.messages import WORKER_DECLINES, WORKER_LACKS_PARTS, printable, unit_record
+from tinylora.flower.messages import WORKER_DECLINES, WORKER_LACKS_PARTS, unit_record
 from tinylora.flower.objects import PartMissing, Spooled, Spooling
+from tinylora.flower.texts import printable
 from tinylora.protocol.documents import WorkUnit
 
 N_FETCHES = 4

@@ -1,20 +1,24 @@
-"""Signatures on updates: ECDSA with SHA-256 on P-384, the keys that Flower's node authentication uses.
+"""Signatures on updates and receipts.
 
-What is signed is the canonical JSON of the update without its `signature`, the lease's nonce and the payload's hash
-among its fields, behind a line that no other document of ours begins with. So a signature can be neither moved to
-another payload nor used twice.
+Updates: ECDSA with SHA-256 on P-384, the keys that Flower's node authentication uses. Receipts: Ed25519 by the run's
+key, which gives the same bytes each time.
+
+What is signed is the canonical JSON of the document without its `signature`, of an update with the lease's nonce and
+the payload's hash among its fields, behind a line that no other document of ours begins with. So a signature can be
+neither moved to another payload nor used twice.
 """
 
 from collections.abc import Callable
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from tinylora.errors import ProtocolError
-from tinylora.protocol.documents import Update
+from tinylora.protocol.documents import Receipt, Update
 
 DOMAIN = b"tinylora update 1\n"
+RECEIPT_DOMAIN = b"tinylora receipt 1\n"
 SIGNED_WITH = ec.ECDSA(hashes.SHA256())
 
 
@@ -58,3 +62,31 @@ def verify(update: Update, public_key: bytes) -> None:
     except (ValueError, InvalidSignature):
         reason = "is missing" if not update.signature else "was not made by the worker's key over this update"
         raise ProtocolError(f"update of unit {update.unit_id}: its signature {reason}") from None
+
+
+def receipt_bytes(receipt: Receipt) -> bytes:
+    """What the signature of a receipt covers."""
+    return RECEIPT_DOMAIN + receipt.model_copy(update={"signature": ""}).to_json().encode()
+
+
+def sign_receipt(receipt: Receipt, key: ed25519.Ed25519PrivateKey) -> Receipt:
+    """The receipt with its signature by the run's key."""
+    return receipt.model_copy(update={"signature": key.sign(receipt_bytes(receipt)).hex()})
+
+
+def verify_receipt(receipt: Receipt, run_key: str) -> None:
+    """Check the signature of a receipt.
+
+    Args:
+        receipt: As it came.
+        run_key: The run's public key, hex, as pinned when the worker joined.
+
+    Raises:
+        ProtocolError: There is none, it is no hex, or it was not made over this receipt by this key.
+    """
+    try:
+        key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(run_key))
+        key.verify(bytes.fromhex(receipt.signature), receipt_bytes(receipt))
+    except (ValueError, InvalidSignature):
+        reason = "is missing" if not receipt.signature else "was not made by the run's key over this receipt"
+        raise ProtocolError(f"receipt of unit {receipt.unit_id}: its signature {reason}") from None

@@ -8,21 +8,27 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TypeAlias
 
 from tinylora.config import BaseFacts
-from tinylora.errors import DataError
-from tinylora.flower.enrolment import Address, Welcome, ask_state, join
-from tinylora.flower.fleet import Ending, FleetClient, Pace
+from tinylora.errors import DataError, SettingError
+from tinylora.flower.enrolment import NotYetApproved, Welcome, ask_state, join
+from tinylora.flower.fleet import Ending, FleetClient, Pace, Rejoin
 from tinylora.flower.identity import Identity, load_or_create
+from tinylora.flower.join_token import parse_token
+from tinylora.flower.membership import Membership, load_membership, save_membership
 from tinylora.flower.messages import Handle
+from tinylora.flower.reach import Address, Trust
+from tinylora.flower.receipts import ReceiptBook, ReceiptCollector, ReceiptDesk
 from tinylora.protocol.documents import Update, WorkUnit
 
 MIB = 2**20
+APPROVAL_POLL_S = 10.0
+"""Between two questions whether the operator has approved this worker."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,9 @@ class Options:
     """What a volunteer said."""
 
     url: str
-    token: str
+    """Empty: where this home has joined before."""
+    token: str = field(repr=False)
+    """Empty: this home has joined before."""
     base: str
     data: tuple[Path, ...]
     home: Path
@@ -52,7 +60,12 @@ def say(line: str) -> None:
 
 
 def work(
-    options: Options, *, prepare: Prepare | None = None, pace: Pace | None = None, log: Callable[[str], None] = say
+    options: Options,
+    *,
+    prepare: Prepare | None = None,
+    pace: Pace | None = None,
+    log: Callable[[str], None] = say,
+    approval_poll_s: float = APPROVAL_POLL_S,
 ) -> Ending:
     """Join and work until the run is finished, or until SIGTERM or Ctrl-C; the coordinator is told at once.
 
@@ -61,33 +74,89 @@ def work(
         prepare: Makes the function that does units; the real trainer unless told otherwise.
         pace: How often to ask the coordinator, and how long to wait for it.
         log: Takes one line for people.
+        approval_poll_s: Between two questions whether the operator has approved this worker, where he wants to.
 
     Raises:
-        SettingError: The address makes no sense.
+        SettingError: The address or the token makes no sense, or neither is known.
         DataError: There is no usable text.
         BaseModelError: The base cannot be loaded, or the run needs another one.
         NetworkError: The coordinator is unreachable.
-        RefusedError: It says no.
+        RefusedError: It says no, or is not the one that the token names.
     """
-    address = Address.parse(options.url)
     _check_data_exists(options.data)
+    address, trust = _whom(options)
     identity = load_or_create(options.home)
-    welcome = join(address, options.token, identity, name=options.name)
-    log(f"run {welcome.answer.run}: joined {address.url()} as {identity.worker}")
+    try:
+        with _leave_on_signals():
+            welcome = _join(address, options, identity, trust, log, approval_poll_s)
+            membership = Membership.of(address, welcome)
+            save_membership(options.home, membership)
+            log(f"run {welcome.answer.run}: joined {address.url()} as {identity.worker}")
+            ending = _work(address, options, identity, welcome, prepare, pace, log)
+    except KeyboardInterrupt:
+        ending = "stopped"
+    log("the run is finished" if ending == "finished" else "stopped; `tinylora-worker run` goes on, without a token")
+    return ending
+
+
+def _whom(options: Options) -> tuple[Address, Trust | None]:
+    """Where the coordinator is, and by what it is recognised if that is known before asking it."""
+    kept = load_membership(options.home)
+    if options.token:
+        pin = parse_token(options.token).pin
+        known = kept.trust if kept is not None and kept.pin == pin and kept.ca_pem else None
+        return Address.parse(options.url), known
+    if kept is None:
+        raise SettingError(f"{options.home}: has joined no run yet; join with the token that the operator gave you")
+    return Address.parse(options.url or kept.url), kept.trust
+
+
+def _join(
+    address: Address,
+    options: Options,
+    identity: Identity,
+    trust: Trust | None,
+    log: Callable[[str], None],
+    poll_s: float,
+) -> Welcome:
+    """Join; where the operator wants to approve workers, wait until he has."""
+    is_told = False
+    while True:
+        try:
+            return join(address, options.token, identity, trust=trust, name=options.name)
+        except NotYetApproved as error:
+            if not is_told:
+                log(f"{error}: {identity.worker}; waiting")
+            is_told = True
+        threading.Event().wait(poll_s)
+
+
+def _work(
+    address: Address,
+    options: Options,
+    identity: Identity,
+    welcome: Welcome,
+    prepare: Prepare | None,
+    pace: Pace | None,
+    log: Callable[[str], None],
+) -> Ending:
+    def again(facts: BaseFacts | None = None) -> float:
+        """Join once more; returns how far the coordinator's clock is ahead."""
+        return join(address, options.token, identity, trust=welcome.trust, name=options.name, base=facts).clock_offset_s
 
     def check_base(facts: BaseFacts) -> None:
-        join(address, options.token, identity, name=options.name, base=facts)
+        again(facts)
 
-    with _leave_on_signals():
-        try:
-            prepare = prepare or partial(load_trainer, feature_dim=welcome.answer.base.feature_dim)
-            handle = prepare(options, identity, check_base)
-            client = _client(address, identity, welcome, logged(handle, log), pace, log)
-            ending = client.work()
-        except KeyboardInterrupt:
-            ending = "stopped"
-    log("the run is finished" if ending == "finished" else "stopped; join again to go on")
-    return ending
+    prepare = prepare or partial(load_trainer, feature_dim=welcome.answer.base.feature_dim)
+    handle = prepare(options, identity, check_base)
+    desk = ReceiptDesk(address, welcome.trust, identity, welcome.answer.run_key, welcome.clock_offset_s)
+    with ReceiptCollector(desk, ReceiptBook(options.home), log=log) as receipts:
+
+        def done(unit: WorkUnit, update: Update) -> None:
+            log(describe(unit, update))
+            receipts.expect(unit.unit_id)
+
+        return _client(address, identity, welcome, told(handle, done), again, pace, log).work()
 
 
 def _client(
@@ -95,6 +164,7 @@ def _client(
     identity: Identity,
     welcome: Welcome,
     handle: Handle,
+    rejoin: Rejoin,
     pace: Pace | None,
     log: Callable[[str], None],
 ) -> FleetClient:
@@ -102,10 +172,12 @@ def _client(
         address,
         identity,
         handle,
-        phase=lambda: ask_state(address).phase,
+        phase=lambda: ask_state(address, trust=welcome.trust).phase,
         limit_bytes=int(welcome.answer.settings.max_update_mib * MIB),
         clock_offset_s=welcome.clock_offset_s,
         pace=pace,
+        root_certificates=welcome.trust.root_certificates,
+        rejoin=rejoin,
         log=log,
     )
 
@@ -139,15 +211,15 @@ def load_trainer(options: Options, identity: Identity, check_base: CheckBase, *,
     ).run
 
 
-def logged(handle: Handle, log: Callable[[str], None]) -> Handle:
-    """The same, with one line for each unit."""
+def told(handle: Handle, done: Callable[[WorkUnit, Update], None]) -> Handle:
+    """The same, with a word after each unit."""
 
-    def told(unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
+    def telling(unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
         update, result = handle(unit, payload)
-        log(describe(unit, update))
+        done(unit, update)
         return update, result
 
-    return told
+    return telling
 
 
 def describe(unit: WorkUnit, update: Update) -> str:

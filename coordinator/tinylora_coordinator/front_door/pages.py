@@ -17,11 +17,11 @@ STATUS_PATH = "/api/v1/status"
 BUNDLE_PATH = "/api/v1/bundle"
 
 
-def public_pages(*, ca_file: Path, bundle_file: Path, status: Callable[[], Mapping[str, Any]]) -> PublicRoutes:
+def public_pages(*, ca_file: Path | None, bundle_file: Path, status: Callable[[], Mapping[str, Any]]) -> PublicRoutes:
     """The pages that need nobody's key.
 
     Args:
-        ca_file: The certificate that workers pin, PEM; 404 while there is none.
+        ca_file: The certificate that workers pin, PEM; None, and 404, where a public CA vouches for us.
         bundle_file: The published bundle, replaced as a whole; 404 while there is none.
         status: The run's status as JSON; called in a thread.
     """
@@ -42,11 +42,11 @@ def public_pages(*, ca_file: Path, bundle_file: Path, status: Callable[[], Mappi
     }
 
 
-def _ca_page(ca_file: Path) -> ASGIApp:
+def _ca_page(ca_file: Path | None) -> ASGIApp:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
+        if ca_file is not None and ca_file.is_file():
             page = Response(ca_file.read_bytes(), media_type="application/x-pem-file")
-        except OSError:
+        else:
             page = JSONResponse({"error": "not_found", "reason": "this coordinator has no CA of its own"}, 404)
         await page(scope, receive, send)
 
