@@ -182,8 +182,9 @@ def _work(worker: Worker) -> None:
 
 def store_with_token(folder: Path) -> OperatorStore:
     """An operator's file in which `TOKEN` lets everybody in."""
-    store = OperatorStore(folder)
-    token = parse_token(TOKEN)
+    store, token = OperatorStore(folder), parse_token(TOKEN)
+    if store.tokens(now_s=0.0):
+        return store
     module = "tinylora_coordinator.operator_store"
     with patch(f"{module}.new_token_id", lambda: token.token_id), patch(f"{module}.new_secret", lambda: token.secret):
         store.create_token(SYSTEM, now_s=0.0, expires_in_s=1e12, max_workers=10_000)
