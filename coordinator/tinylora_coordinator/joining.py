@@ -120,6 +120,7 @@ class JoinDesk:
             token_id="" if token is None else token.token_id,
             secret="" if token is None else token.secret,
             now_s=now_s,
+            check=lambda: self._check_program(request),
         )
         if isinstance(enrolled, Refused):
             is_missing = enrolled.code == "token" and token is None

@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,13 +225,30 @@ class OperatorStore:
     # --- workers --------------------------------------------------------------------------------------------------
 
     def enrol(
-        self, worker: str, public_key: str, *, name: str, token_id: str, secret: str, now_s: float
+        self,
+        worker: str,
+        public_key: str,
+        *,
+        name: str,
+        token_id: str,
+        secret: str,
+        now_s: float,
+        check: Callable[[], None] = lambda: None,
     ) -> Worker | Refused:
         """Let somebody in who has proved that he holds `public_key`, or say why not.
 
         Whoever is known stays so and needs no token. A stranger takes one of his token's places; that they are counted
         and taken in one transaction keeps the cap, however many come at once. An unknown token and a wrong secret have
         the same answer, after the same comparison.
+
+        Args:
+            worker: His name, from the key.
+            public_key: PEM.
+            name: What he calls himself.
+            token_id: Of the token that he shows; may be empty if he is known.
+            secret: Of that token.
+            now_s: The time.
+            check: Called before a stranger with a good token is written down; if it raises, he never was here.
 
         Raises:
             StorageError: The file cannot be written.
@@ -247,6 +264,7 @@ class OperatorStore:
             taken = sql.select(sql.func.count()).where(_WORKERS.c.token_id == token_id)
             if refused := _judge(token, database.execute(taken).scalar_one(), now_s):
                 return refused
+            check()
             state: WorkerState = "pending" if token.needs_approval else "approved"
             row = {"worker": worker, "public_key": public_key, "token_id": token_id, "name": name, "state": state}
             database.execute(sql.insert(_WORKERS).values(row | {"first_seen_s": now_s}))

@@ -72,7 +72,7 @@ class JoinRequest(BaseModel):
     """Whole; empty where the key is known to the run already."""
     public_key: Annotated[str, Field(max_length=4096)]
     name: Annotated[str, Field(max_length=80)] = ""
-    protocol: int
+    protocol: Annotated[int, Field(ge=0, lt=2**31)]
     time_s: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """When the proof was made, by the coordinator's clock as far as the worker knows it."""
     proof: Annotated[str, Field(max_length=512, pattern="^([0-9a-f]{2})*$")] = ""
