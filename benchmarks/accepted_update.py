@@ -53,7 +53,9 @@ FACTS = BaseFacts(
         for name, (n_in, n_out) in SHAPES.items()
     },
 )
-SETTINGS = RunSettings(depth=1, rank=8, unit_steps=10, leaf_steps=1000, min_workers=2, min_sequences=1)
+SETTINGS = RunSettings(
+    depth=1, rank=8, unit_steps=10, leaf_steps=1000, min_workers=2, min_sequences=1, probes=0, clip=0
+)
 
 
 def measure() -> dict[str, Any]:

@@ -64,6 +64,12 @@ class TorchNumerics:
             drawn |= tensors.with_prefix(init_adapter(base, spec, seed=seed, path=path), f"node.{path}.")
         return tensors.to_bytes(drawn)
 
+    def candidate(self, update: bytes, start: bytes) -> bytes:
+        """The adapters of an update, whole, as `candidate.<path>.*`."""
+        found = {name: tensor for name, tensor in tensors.from_bytes(update).items() if name.startswith("node.")}
+        whole = join(tensors.from_bytes(start), found)
+        return tensors.to_bytes({f"candidate.{name.removeprefix('node.')}": tensor for name, tensor in whole.items()})
+
     def rename(self, payload: bytes, names: Mapping[NodePath, Sequence[NodePath]]) -> bytes:
         """The adapters of some nodes under other names."""
         found, renamed = tensors.from_bytes(payload), {}

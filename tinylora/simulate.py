@@ -30,6 +30,7 @@ from tinylora.training import UnitRunner
 
 SECONDS_PER_STEP = 1.0
 SKETCH_S = 2.0
+PROBE_S = 1.0
 PATIENCE_WITH_LOSSES_S = 1e9
 """Where updates are lost by chance, a worker may be unlucky many times in a row, and virtual seconds cost nothing."""
 
@@ -62,6 +63,8 @@ class SimulatedWorker:
     """Its speed; 0 draws one from the run's seed, between one half and twice the usual."""
     max_rank: int = 0
     """Highest rank that its machine can train; 0 is any. Used for `shard`: a runner knows its own."""
+    token: str = ""
+    """Name of the join token that it comes with."""
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------
@@ -227,7 +230,11 @@ class SimulatedTransport:
     def workers(self) -> Sequence[WorkerInfo]:
         """Workers that are online now, by name."""
         now = self._clock.now()
-        return [WorkerInfo(name, name) for name, seat in sorted(self._seats.items()) if seat.is_online(now)]
+        return [
+            WorkerInfo(name, name, token=seat.worker.token)
+            for name, seat in sorted(self._seats.items())
+            if seat.is_online(now)
+        ]
 
     def send(self, worker: str, unit: WorkUnit, payload: bytes) -> None:
         """Let the worker do the unit; its reply is due when its virtual time is over."""
@@ -278,7 +285,9 @@ def _work(seat: _Seat, unit: WorkUnit, payload: bytes, seconds: float) -> Reply:
 
 
 def _seconds_of(unit: WorkUnit, seconds_per_step: float) -> float:
-    return unit.n_steps * seconds_per_step if unit.kind == "train" else SKETCH_S * seconds_per_step
+    if unit.kind == "train":
+        return unit.n_steps * seconds_per_step
+    return (SKETCH_S if unit.kind == "sketch" else PROBE_S) * seconds_per_step
 
 
 def _drawn_speed(seed: int, worker: str) -> float:

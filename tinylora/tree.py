@@ -43,6 +43,11 @@ def is_under(path: NodePath, top: NodePath) -> bool:
     return path.startswith(top)
 
 
+def are_in_line(one: NodePath, other: NodePath) -> bool:
+    """Whether one of the two lies on the way from the root to the other; a node is in line with itself."""
+    return is_under(one, other) or is_under(other, one)
+
+
 def is_path(text: str) -> bool:
     """Whether `text` names a node: at most `MAX_DEPTH` turns, each 0 or 1."""
     return len(text) <= MAX_DEPTH and set(text) <= {"0", "1"}

@@ -22,7 +22,7 @@ from tinylora.federation.campaign import Campaign
 from tinylora.federation.events import Event
 from tinylora.federation.ledger_memory import MemoryLedger
 from tinylora.federation.ports import Ledger
-from tinylora.protocol.documents import Update, WorkUnit, only_factors, sha256
+from tinylora.protocol.documents import ProbeResult, Update, WorkUnit, only_factors, sha256
 from tinylora.routing.gates import N_BINS
 from tinylora.routing.statistics import PREFIXES, RouterStatistics, statistics_of
 from tinylora.simulate import FaultPlan, SimulatedWorker, run_simulated
@@ -58,15 +58,33 @@ class FakeRunner:
     shard_tokens: int = 10_000
     spoil: Callable[[WorkUnit, Tensors], Tensors] | None = None
     max_rank: int = 0
+    mass: dict[str, float] | None = None
+    """Of its text by leaf, as a probe tells it."""
     has_histograms: bool = False
     """Off where temperatures do not matter: fitting them takes most of such a run's time."""
 
     def run(self, unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
         """Count steps, and tell where the text lies."""
+        if unit.kind == "probe":
+            return self._probe(unit, tensors.from_bytes(payload))
         made = self._sketch() if unit.kind == "sketch" else self._train(unit, tensors.from_bytes(payload))
         made = self.spoil(unit, made) if self.spoil else made
         update, data = answer(unit, made, worker=self.worker, shard_tokens=self.shard_tokens)
         return update.model_copy(update={"max_rank": self.max_rank}), data
+
+    def _probe(self, unit: WorkUnit, given: Tensors) -> tuple[Update, bytes]:
+        """The more steps an adapter has, the better: 1 nat less for 4096 / 100 of them."""
+        tokens = max(1, unit.probe_windows * (unit.window_tokens - 1))
+        current, candidate = (_level(given, prefix) for prefix in ("node.", "candidate."))
+        result = ProbeResult(
+            tokens=tokens,
+            nll_parent=5.0 * tokens,
+            nll_current=(5.0 - 100 * current) * tokens,
+            nll_candidate=(5.0 - 100 * candidate) * tokens,
+            mass=self.mass or {},
+        )
+        update, data = answer(unit, {}, worker=self.worker, shard_tokens=self.shard_tokens)
+        return update.model_copy(update={"probe": result, "max_rank": self.max_rank}), data
 
     def _sketch(self) -> Tensors:
         return statistics_tensors({"": self.sums})
@@ -104,6 +122,12 @@ class FakeRunner:
                 counts[side, N_BINS // 2 + (3 if side else -3)] += 10
                 counts[side, N_BINS // 2] += 1
         return counts
+
+
+def _level(given: Tensors, prefix: str) -> float:
+    """What the B of these adapters hold on average."""
+    found = [tensor.mean().item() for name, tensor in given.items() if name.startswith(prefix) and name.endswith("B")]
+    return sum(found) / len(found) if found else 0.0
 
 
 def _nudge(centre: Sequence[float], leaf: str) -> list[float]:
@@ -168,7 +192,7 @@ def with_spoil(worker: SimulatedWorker, spoil: Callable[[WorkUnit, Tensors], Ten
     """The same worker, spoiling its updates."""
     runner = worker.runner
     assert isinstance(runner, FakeRunner)
-    return replace(worker, runner=FakeRunner(runner.worker, runner.centre, spoil=spoil))
+    return replace(worker, runner=replace(runner, spoil=spoil))
 
 
 def assert_counted_once(campaign: Campaign, ledger: Ledger) -> None:

@@ -383,7 +383,7 @@ def test_updates_are_signed_over_document_and_payload_hash():
         ({"adapter": "mora"}, ProtocolError, "adapter 'mora': expected one of lora, nested"),
         ({"ranks": {"mlp.up_proj": 3}}, ProtocolError, "mlp.up_proj = 3: expected 1 to 2"),
         ({"ranks": {"head": 1}}, ProtocolError, "ranks: head: no such projection"),
-        ({"kind": "probe"}, ProtocolError, "kind 'probe' is unknown to this worker"),
+        ({"kind": "probe"}, ProtocolError, "probe_windows: expected more than 0"),
         ({"node_version": 1}, ShapeMismatch, r"tensor node\.0\.mlp\.down_proj\.lora_A is missing"),
         ({"manifest": {"router..w": ("F64", (32,))}}, ShapeMismatch, r"tensor router\.\.w is missing"),
     ],

@@ -35,6 +35,7 @@ SETTINGS = RunSettings(
     warmup_steps=1,
     router_period=2,
     seed=3,
+    probes=0,
 )
 
 

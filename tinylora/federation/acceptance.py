@@ -1,9 +1,11 @@
 """Whether an update is believed. Pure decisions on facts, in a fixed order, one code for each reason.
 
-    length → document → lease, worker, nonce → run, kind, node, versions → signature → hash → names, dtypes, shapes →
-    finite → statistics → distance
+    length → document → signature → lease, worker, nonce → run, kind, node, versions → hash → names, dtypes, shapes →
+    finite → statistics → distance, or the votes of a probe
 
-Each check raises `Refusal`; the run's state is untouched then, except that the worker's own lease is freed.
+Each check raises `Refusal`; the run's state is untouched then, except that the worker's own lease is freed. Until its
+signature was found right nothing proves that an update is from the worker whose name is on it, unless the transport
+vouches for that; what is not proven frees no lease, and is held against nobody.
 
 An update whose lease expired is still accepted while its node has not moved on and nothing took its place, that is: no
 lease on the same leaves, and none to the same worker, was given since. So nothing is ever counted twice.
@@ -16,11 +18,11 @@ from enum import StrEnum
 from tinylora.adapters.prefixes import highest_rank, prefix_spec
 from tinylora.adapters.shapes import adapter_manifest
 from tinylora.errors import ProtocolError
-from tinylora.federation.campaign import Campaign, Lease
 from tinylora.federation.events import Part
 from tinylora.federation.ports import PayloadFacts, Reply
+from tinylora.federation.state import Campaign, Lease
 from tinylora.federation.units import was_issued
-from tinylora.protocol.documents import MAX_DOCUMENT_BYTES, Manifest, Update, only_factors, sha256
+from tinylora.protocol.documents import MAX_DOCUMENT_BYTES, Manifest, ProbeResult, Update, only_factors, sha256
 from tinylora.protocol.envelope import verify
 from tinylora.routing.gates import N_BINS
 from tinylora.routing.statistics import PREFIXES
@@ -52,25 +54,33 @@ class Code(StrEnum):
     TOO_FAR = "too_far"
     SHARD_TOO_SMALL = "shard_too_small"
     RANK_TOO_LOW = "rank_too_low"
+    BAD_PROBE = "bad_probe"
+    WORSE_ON_HELDOUT = "worse_on_heldout"
     DECLINED = "declined"
 
 
 class Refusal(Exception):
     """An update is not believed; `code` says to programs why, the text to people."""
 
-    def __init__(self, code: Code, reason: str) -> None:
+    def __init__(self, code: Code, reason: str, *, is_proven: bool = True) -> None:
         super().__init__(reason)
         self.code = code
         self.reason = reason
+        self.is_proven = is_proven
+
+
+def check_length(reply: Reply) -> None:
+    """Refuse a document longer than any is, before it is read."""
+    if len(reply.update_json) > MAX_DOCUMENT_BYTES:
+        raise Refusal(Code.TOO_LARGE, f"document: expected at most {MAX_DOCUMENT_BYTES} characters")
 
 
 def check_size(state: Campaign, reply: Reply) -> None:
-    """Refuse what is longer than the run allows, before anything is read."""
+    """Refuse a payload longer than the run allows, before it is read."""
     limit = int(state.settings.max_update_mib * MIB)
-    if len(reply.payload) > limit:
-        raise Refusal(Code.TOO_LARGE, f"payload: expected at most {limit} bytes, got {len(reply.payload)}")
-    if len(reply.update_json) > MAX_DOCUMENT_BYTES:
-        raise Refusal(Code.TOO_LARGE, f"document: expected at most {MAX_DOCUMENT_BYTES} characters")
+    size = reply.file.stat().st_size if reply.file else len(reply.payload)
+    if size > limit:
+        raise Refusal(Code.TOO_LARGE, f"payload: expected at most {limit} bytes, got {size}")
 
 
 def read_document(reply: Reply) -> Update:
@@ -106,9 +116,8 @@ def _without_lease(state: Campaign, worker: str, unit_id: str) -> Refusal:
 
 
 def check_answer(state: Campaign, lease: Lease, update: Update) -> None:
-    """Refuse an update that does not answer what was asked: another run, kind, node, version or number of steps."""
+    """Refuse an update that does not answer what was asked: another kind, node, version or number of steps."""
     asked = {
-        "run": state.run,
         "kind": lease.kind,
         "node": lease.node,
         "topology_version": lease.topology_version,
@@ -130,13 +139,21 @@ def check_signature(update: Update, public_key: str) -> None:
     try:
         verify(update, public_key.encode())
     except ProtocolError as error:
-        raise Refusal(Code.BAD_SIGNATURE, str(error)) from None
+        raise Refusal(Code.BAD_SIGNATURE, str(error), is_proven=False) from None
 
 
-def check_hash(update: Update, payload: bytes) -> None:
-    """Refuse a payload other than the one the document speaks of."""
+def check_run(state: Campaign, update: Update) -> None:
+    """Refuse what was made for another run; anybody may have brought it here."""
+    if update.run != state.run:
+        reason = f"unit {update.unit_id}: run: expected {state.run!r}, got {update.run!r}"
+        raise Refusal(Code.WRONG_UNIT, reason, is_proven=False)
+
+
+def check_hash(update: Update, payload: bytes, *, is_signed: bool) -> None:
+    """Refuse a payload other than the one the document speaks of; a signature says nothing of who changed it."""
     if sha256(payload) != update.payload_sha256:
-        raise Refusal(Code.BAD_HASH, f"payload: expected sha256 {update.payload_sha256}, got {sha256(payload)}")
+        reason = f"payload: expected sha256 {update.payload_sha256}, got {sha256(payload)}"
+        raise Refusal(Code.BAD_HASH, reason, is_proven=not is_signed)
 
 
 def check_shard(state: Campaign, update: Update) -> None:
@@ -169,11 +186,14 @@ def expected_parts(state: Campaign, lease: Lease) -> dict[Part, Manifest]:
 
     A sketch holds statistics, named by the root's path. A train update holds the adapters that it was to train, of the
     factors and with the rows that it was to train. It may also hold histograms of its gates, any of them; if it trains
-    a subtree, statistics of all its leaves; where the run averages weights, weights of its gates, all of them.
+    a subtree, statistics of all its leaves; where the run averages weights, weights of its gates, all of them. A probe
+    may hold histograms, and nothing else.
     """
     dim = state.base.feature_dim
     if lease.kind == "sketch":
         return {"statistics": _statistics_manifest(("",), dim)}
+    if lease.kind == "probe":
+        return {"histogram": _histogram_manifest(state.topology.inner if state.topology else ())}
     leaves, gates = state.leaves_below(lease.node), state.gates_of(lease.node)
     trained = state.trained_by(lease)
     spec = prefix_spec(state.settings.spec, state.base, lease.prefix_rank)
@@ -208,7 +228,7 @@ def check_manifest(state: Campaign, lease: Lease, claimed: Manifest, got: Manife
         raise Refusal(Code.BAD_MANIFEST, f"{where}: the document's manifest is not that of the payload")
     parts = expected_parts(state, lease)
     _check_known(where, got, {name: entry for part in parts.values() for name, entry in part.items()})
-    needed = "statistics" if lease.kind == "sketch" else "adapters"
+    needed = {"sketch": "statistics", "train": "adapters", "probe": ""}[lease.kind]
     held: list[Part] = [part for part, tensors in parts.items() if tensors.keys() & got.keys() or part == needed]
     for part in held:
         missing = sorted(parts[part].keys() - got.keys())
@@ -250,3 +270,40 @@ def check_numbers(state: Campaign, lease: Lease, facts: PayloadFacts) -> None:
             f"{state.settings.learning_rate:g} can move it by {bound:.3g} at the very most"
         )
         raise Refusal(Code.TOO_FAR, reason)
+
+
+# --- probes ----------------------------------------------------------------------------------------------------------
+
+MOST_NATS = 100.0
+"""Per token: beyond what any model says of any text, a uniform guess among a million tokens costs 14."""
+MASS_TOLERANCE = 1e-6
+
+
+def check_probe(state: Campaign, lease: Lease, update: Update) -> None:
+    """Refuse votes that cannot be sums over the held-out windows that were asked for; and votes that nobody asked for.
+
+    Probes that scored nothing, more tokens than the windows hold, a loss below zero or beyond all bounds, shares of
+    text that go to no leaf of the tree, or that add up to more than all of it.
+    """
+    result = update.probe
+    if (result is not None) != (lease.kind == "probe"):
+        wanted = "the sums that a probe is to bring" if lease.kind == "probe" else "no probe"
+        raise Refusal(Code.BAD_PROBE, f"unit {lease.unit_id}: expected {wanted}")
+    fault = _probe_fault(state, result) if result is not None else ""
+    if fault:
+        raise Refusal(Code.BAD_PROBE, f"unit {lease.unit_id}: {fault}")
+
+
+def _probe_fault(state: Campaign, result: ProbeResult) -> str:
+    most = state.settings.probe_windows * state.settings.window_tokens
+    if not 0 < result.tokens <= most:
+        return f"tokens: expected 1 to {most}, got {result.tokens}"
+    for name in ("nll_parent", "nll_current", "nll_candidate"):
+        nats = getattr(result, name) / result.tokens
+        if not 0 <= nats <= MOST_NATS:
+            return f"{name}: expected 0 to {MOST_NATS:g} nats per token, got {nats:g}"
+    strange = sorted(set(result.mass) - set(state.leaves))
+    if strange:
+        return f"mass: leaf {strange[0]!r} is not in the tree"
+    whole = math.fsum(result.mass.values())
+    return f"mass: expected at most 1 in all, got {whole:g}" if whole > 1 + MASS_TOLERANCE else ""

@@ -2,7 +2,7 @@
 
 import statistics
 
-from tinylora.federation.campaign import Campaign, Worker
+from tinylora.federation.state import Campaign, Worker
 from tinylora.protocol.documents import UnitKind
 
 MIN_OBSERVATIONS = 3

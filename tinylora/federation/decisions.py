@@ -3,8 +3,9 @@
 The questions are asked in a fixed order, and the first that has an answer gives the commands; the loop executes them
 and asks again. So each question may rely on all before it being settled:
 
-    who came, went, returned → which leases are overdue → is the run over → can the tree be set → which nodes can move
-    on → does the tree change its shape → are new gates due → who needs a leaf → who gets which unit
+    who came, went, returned → who gets no more units → which leases are overdue → which votes are complete → is the run
+    over → can the tree be set → which nodes can move on → does the tree change its shape → are new gates due → who
+    needs a leaf → who gets which unit: first probes, because updates wait for them
 """
 
 import math
@@ -12,12 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tinylora.federation.campaign import Campaign, Worker, are_in_line
 from tinylora.federation.deadlines import SHORTEST_DEADLINE_S
 from tinylora.federation.growing import Growth, growing, is_held_back
 from tinylora.federation.ports import WorkerInfo
+from tinylora.federation.probing import Ask, Settle, asked, settled
+from tinylora.federation.routing_share import captured
+from tinylora.federation.standing import is_on_probation, why_quarantine
+from tinylora.federation.state import Campaign, Worker
 from tinylora.protocol.documents import UnitKind
-from tinylora.tree import NodePath
+from tinylora.tree import NodePath, are_in_line
 
 PATIENCE_S = 3600.0
 """A run in which nothing went forward for so long, and nobody is at work, ends with what it has."""
@@ -49,6 +53,15 @@ class Expire:
     """Take a lease back."""
 
     unit_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """Give a worker nothing more, and take out what it taught the routers."""
+
+    worker: str
+    code: str
     reason: str
 
 
@@ -107,12 +120,32 @@ class Finish:
 
 
 Command: TypeAlias = (
-    Welcome | Return | Lose | Expire | SetTopology | Average | Growth | Solve | Assign | Give | Adopt | Finish
+    Welcome
+    | Return
+    | Lose
+    | Quarantine
+    | Expire
+    | Settle
+    | SetTopology
+    | Average
+    | Growth
+    | Solve
+    | Assign
+    | Ask
+    | Give
+    | Adopt
+    | Finish
 )
 
 
 def decide(
-    state: Campaign, now: float, online: Sequence[WorkerInfo], *, since_s: float = 0.0, patience_s: float = PATIENCE_S
+    state: Campaign,
+    now: float,
+    online: Sequence[WorkerInfo],
+    *,
+    since_s: float = 0.0,
+    patience_s: float = PATIENCE_S,
+    rejoin_s: float = 0.0,
 ) -> list[Command]:
     """The next commands; none when there is nothing to do but wait.
 
@@ -122,28 +155,31 @@ def decide(
         online: Workers that the transport can reach.
         since_s: When this process took up the run: time before it is nobody's fault.
         patience_s: After so long without progress, and with nobody at work, the run ends.
+        rejoin_s: For so long after that, nobody who had a unit is taken for lost: they have yet to find this process.
     """
     if state.finished:
         return []
     return (
-        _presence(state, online)
+        _presence(state, online, is_rejoining=now < since_s + rejoin_s)
+        or _standing(state)
         or _overdue(state, now)
+        or list(settled(state, now))
         or _end(state, now, max(since_s, state.progress_at_s) + patience_s)
         or _topology(state, now)
         or _averages(state)
         or _growth(state)
         or _gates(state)
-        or _assignments(state, now)
-        or _work(state, now)
-        or _adoption(state, now)
+        or _leasing(state, now)
     )
 
 
-def wakes_at(state: Campaign, now: float, *, since_s: float = 0.0, patience_s: float = PATIENCE_S) -> float:
+def wakes_at(
+    state: Campaign, now: float, *, since_s: float = 0.0, patience_s: float = PATIENCE_S, rejoin_s: float = 0.0
+) -> float:
     """When `decide` may answer differently although nothing arrives; always later than `now`."""
     times = [lease.deadline_s for lease in state.leases.values()]
     times += [worker.rests_until_s for worker in state.workers.values() if worker.is_online and not worker.refusal]
-    times += [max(since_s, state.progress_at_s) + patience_s]
+    times += [max(since_s, state.progress_at_s) + patience_s, since_s + rejoin_s]
     if state.topology is None and state.first_sketch_at_s is not None:
         times += [state.first_sketch_at_s + state.settings.start_after_s, _sketching_until_s(state)]
     return min((time for time in times if time > now), default=math.inf)
@@ -152,12 +188,22 @@ def wakes_at(state: Campaign, now: float, *, since_s: float = 0.0, patience_s: f
 # --- who is there ----------------------------------------------------------------------------------------------------
 
 
-def _presence(state: Campaign, online: Sequence[WorkerInfo]) -> list[Command]:
+def _presence(state: Campaign, online: Sequence[WorkerInfo], *, is_rejoining: bool) -> list[Command]:
     infos = {info.worker: info for info in online}
-    gone = [Lose(name) for name, worker in sorted(state.workers.items()) if worker.is_online and name not in infos]
+    gone = [
+        Lose(name)
+        for name, worker in sorted(state.workers.items())
+        if worker.is_online and name not in infos and not (is_rejoining and worker.unit_id)
+    ]
     back = [Return(name) for name in sorted(infos) if name in state.workers and not state.workers[name].is_online]
     new = [Welcome(infos[name]) for name in sorted(infos) if name not in state.workers]
     return [*gone, *back, *new]
+
+
+def _standing(state: Campaign) -> list[Command]:
+    reasons = ((name, why_quarantine(worker)) for name, worker in sorted(state.workers.items()))
+    found: list[Command] = [Quarantine(name, *why) for name, why in reasons if why is not None]
+    return found or [Quarantine(name, "routing_capture", reason) for name, reason in captured(state)]
 
 
 def _overdue(state: Campaign, now: float) -> list[Command]:
@@ -172,7 +218,7 @@ def _end(state: Campaign, now: float, patient_until_s: float) -> list[Command]:
     if state.topology and all(state.is_done(top) for top in state.nodes):
         is_settled = not state.router.n_updates and not state.router.has_news
         return _growth(state) or [Finish("every leaf has had its steps") if is_settled else Solve("the end")]
-    if state.workers and now >= patient_until_s and not state.leases:
+    if state.workers and now >= patient_until_s and not state.leases and not state.is_paused:
         return [Finish(f"nobody could go on; {_missing(state)}")]
     return []
 
@@ -224,13 +270,14 @@ def _averages(state: Campaign) -> list[Command]:
 
 
 def _is_round_over(state: Campaign, top: NodePath) -> bool:
-    """All leases on the part's version are settled, and each of its adapters was trained by at least one worker."""
+    """No lease on the part's version is open, no update of it pending, and each adapter was trained by somebody."""
     paths = state.adapters_of(top)
-    return not state.open_leases(paths) and all(_is_trained(state, top, path) for path in paths)
+    is_settled = not state.open_leases(paths) and not state.pending_on(top)
+    return is_settled and all(_is_trained(state, top, path) for path in paths)
 
 
 def _is_trained(state: Campaign, top: NodePath, path: NodePath) -> bool:
-    return any(path in state.trained_by(update) for update in state.nodes[top].contributions)
+    return any(path in state.trained_by(update) for update in state.waiting(top))
 
 
 def _gates(state: Campaign) -> list[Command]:
@@ -247,6 +294,13 @@ def _gates(state: Campaign) -> list[Command]:
 
 
 # --- work ------------------------------------------------------------------------------------------------------------
+
+
+def _leasing(state: Campaign, now: float) -> list[Command]:
+    """Nothing while the operator has the run paused."""
+    if state.is_paused:
+        return []
+    return list(asked(state, now)) or _assignments(state, now) or _work(state, now) or _adoption(state, now)
 
 
 def _assignments(state: Campaign, now: float) -> list[Command]:
@@ -289,19 +343,19 @@ def _work(state: Campaign, now: float) -> list[Command]:
 def _has_own_work(state: Campaign, worker: Worker, node: NodePath) -> bool:
     """There is something left to train, and it did not contribute to the present round of any of it yet."""
     parts = tuple(top for top in state.stage(node) if not is_held_back(state, top))
-    mine = (update for top in parts for update in state.nodes[top].contributions if update.worker == worker.worker)
+    mine = (update for top in parts for update in state.waiting(top) if update.worker == worker.worker)
     return bool(parts) and not any(are_in_line(node, update.node) for update in mine)
 
 
 def _adoption(state: Campaign, now: float) -> list[Command]:
-    """The first orphaned node goes to somebody idle."""
-    idle = tuple(
-        name for name, worker in sorted(state.workers.items()) if worker.is_free(now) and not worker.needs_sketch
-    )
-    if not idle:
+    """The first orphaned node goes to somebody idle; to one on probation only where there is nobody else."""
+    idle = [worker for _, worker in sorted(state.workers.items()) if worker.is_free(now) and not worker.needs_sketch]
+    proven = [worker for worker in idle if not is_on_probation(worker)]
+    candidates = tuple(worker.worker for worker in proven or idle)
+    if not candidates:
         return []
     orphans = _orphans(state, now)
-    return [Adopt(orphans[0], idle)] if orphans else []
+    return [Adopt(orphans[0], candidates)] if orphans else []
 
 
 def _orphans(state: Campaign, now: float) -> list[NodePath]:

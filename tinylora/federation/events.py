@@ -142,6 +142,8 @@ class UpdateRejected(_Event):
     worker: Name
     code: Name
     reason: str
+    is_proven: bool = True
+    """Whether it came from this worker for certain; otherwise it is held against nobody."""
     at_s: Finite
 
 

@@ -8,8 +8,8 @@ other rests.
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tinylora.federation.campaign import Campaign
 from tinylora.federation.growth import MERGE_ACCURACY, PLATEAU_ROUNDS, TRIAL_ROUNDS, has_stopped, is_worth_it
+from tinylora.federation.state import Campaign
 from tinylora.tree import NodePath, ancestors, children
 
 

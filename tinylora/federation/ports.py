@@ -240,6 +240,13 @@ class Numerics(Protocol):
         """The adapters that nodes begin with, as every worker draws them."""
         ...
 
+    def candidate(self, update: bytes, start: bytes) -> bytes:
+        """The adapters of an update, whole: what it trained in the place of what it began with.
+
+        Tensors `candidate.<path>.*`, for a probe to score beside the `node.<path>.*` of the same nodes.
+        """
+        ...
+
     def rename(self, payload: bytes, names: Mapping[NodePath, Sequence[NodePath]]) -> bytes:
         """The adapters of some nodes under other names, each under as many as are given, and nothing else."""
         ...

@@ -15,9 +15,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from tinylora.federation.campaign import Campaign, Worker
 from tinylora.federation.growth import balanced_accuracy
 from tinylora.federation.ports import Ledger, Numerics
+from tinylora.federation.state import Campaign, Worker
 from tinylora.routing.gates import Gates, average_gates, calibrate, drift, read_histograms, solve_gates
 from tinylora.routing.statistics import RouterStatistics, sum_statistics
 from tinylora.tree import NodePath, Topology
@@ -108,7 +108,8 @@ def _solved(state: Campaign, blobs: Blobs, topology: Topology) -> Gates:
 
 def _averaged_weights(state: Campaign, blobs: Blobs, topology: Topology) -> Gates:
     """The gates trained by the workers since the last version, averaged; the first version is zero, and undecided."""
-    contributions = {place: blobs.weights(blob) for place, blob in sorted(state.router.weights.items())}
+    places = {(name, node): blob for name, own in state.router.weights.items() for node, blob in own.items()}
+    contributions = {place: blobs.weights(blob) for place, blob in sorted(places.items())}
     present = blobs.weights(state.router.blob) if state.router.blob else Gates({}, state.base.feature_dim)
     return average_gates(contributions, topology, present)
 

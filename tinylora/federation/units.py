@@ -1,35 +1,20 @@
-"""What a unit says and carries, from the state of the run. Pure; the loop adds the bytes."""
+"""What a unit says and carries, from the state of the run. Pure; the loop adds the bytes.
+
+The fold drafts a unit when it is leased, and keeps the draft while the lease is open: whatever happens to the run in
+the meantime, the same unit can be sent again.
+"""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tinylora.adapters.prefixes import highest_rank
-from tinylora.federation.campaign import Campaign, Lease
+from tinylora.federation.state import Campaign, Draft, Lease, Worker
 from tinylora.protocol.documents import Factor, Manifest, WorkUnit, sha256
 from tinylora.tree import NodePath, by_level, is_under
 
-
-@dataclass(frozen=True)
-class Contents:
-    """What a unit's payload holds: blobs to take tensors from, and the prefixes of their names."""
-
-    blobs: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = ()
-
-
-def contents(state: Campaign, lease: Lease) -> Contents:
-    """The current adapters that a unit trains or applies, and the gates on the way to them; nothing for a sketch.
-
-    Its size grows with the subtree and the depth, never with the tree.
-    """
-    if lease.kind != "train":
-        return Contents()
-    nodes = (*lease.frozen, *state.trained_by(lease))
-    parts = by_level({state.top_of(node) for node in nodes})
-    blobs = (*(state.nodes[top].blob for top in parts), state.router.blob)
-    adapters = [f"node.{node}." for node in nodes]
-    gates = [f"{name}.{inner}." for inner in state.gates_of(lease.node) for name in ("router", "weights_router")]
-    return Contents(tuple(blob for blob in blobs if blob), (*adapters, *gates))
+NO_PAYLOAD = sha256(b"")
 
 
 @dataclass(frozen=True)
@@ -47,12 +32,12 @@ class Task:
 def task(state: Campaign, node: NodePath, *, is_adopted: bool) -> Task:
     """What a holder of `node` trains next; of an adopted node its own adapter, or those of all leaves below it.
 
-    A node of the trunk that has no version yet is not among the frozen ones: it adds nothing.
+    A node of the trunk that has no adapter yet is not among the frozen ones: it adds nothing.
     """
     parts = (state.top_of(node),) if is_adopted else state.stage(node)
     trained = [path for top in parts for path in ((top,) if state.is_trunk(top) else state.leaves_below(node))]
     above = [top for top in state.way_to(node) if state.is_trunk(top) and any(is_under(path, top) for path in trained)]
-    frozen = tuple(top for top in above if top not in trained and state.nodes[top].version)
+    frozen = tuple(top for top in above if top not in trained and state.nodes[top].blob)
     return Task(tuple(trained), frozen, parts)
 
 
@@ -95,10 +80,78 @@ def simple_nonce(run: str, seed: int, unit: str) -> str:
     return hashlib.sha256(f"{run}/{seed}/{unit}".encode()).hexdigest()[:32]
 
 
-def make_unit(state: Campaign, lease: Lease, payload: bytes, manifest: Manifest) -> WorkUnit:
+def draft(state: Campaign, lease: Lease) -> Draft:
+    """The unit of a lease that is about to be given, or has just been.
+
+    Its payload: for training, the current adapters that it trains or applies, and the gates on the way to them; for a
+    probe, these adapters, those of the candidate, and all gates; nothing for a sketch. Of training the size grows with
+    the subtree and the depth, never with the tree.
+    """
+    document = _document(state, lease)
+    if lease.kind == "sketch":
+        return Draft(document)
+    nodes = (*lease.frozen, *state.trained_by(lease))
+    parts = by_level({state.top_of(node) for node in nodes})
+    blobs = tuple(blob for blob in (*(state.nodes[top].blob for top in parts), state.router.blob) if blob)
+    adapters = tuple(f"node.{node}." for node in nodes)
+    if lease.kind == "probe":
+        unit = _with_probe(state, lease, _with_nodes(state, lease, document))
+        return Draft(unit, blobs, (*adapters, "router."), state.pending[lease.subject].update.blob)
+    gates = tuple(f"{name}.{inner}." for inner in state.gates_of(lease.node) for name in ("router", "weights_router"))
+    return Draft(_with_training(state, lease, _with_nodes(state, lease, document)), blobs, (*adapters, *gates))
+
+
+def finished(draft: Draft, payload: bytes, manifest: Manifest) -> WorkUnit:
     """The document that goes to the worker with `payload`."""
+    return draft.unit.model_copy(update={"manifest": manifest, "payload_sha256": sha256(payload)})
+
+
+def training(state: Campaign, worker: str, node: NodePath, *, is_adopted: bool) -> dict[str, Any]:
+    """What the lease of a train unit says of the work."""
+    work = task(state, node, is_adopted=is_adopted)
+    part = state.nodes[work.parts[-1]]
+    left = min(state.budget(top) - state.nodes[top].steps for top in work.parts)
+    return {
+        "topology_version": state.topology_version,
+        "router_version": state.router.version,
+        "node_version": version_of(state, work.parts[-1]),
+        "first_step": part.steps,
+        "n_steps": min(state.settings.unit_steps, left),
+        "nodes": work.nodes,
+        "frozen": work.frozen,
+        "factors": factors_of(state, work.parts[-1]),
+        "prefix_rank": prefix_rank_of(state, worker),
+    }
+
+
+def probing(state: Campaign, subject: str) -> dict[str, Any]:
+    """What the lease of a probe says of the work: what the unit under scrutiny trained, beside the same ancestors."""
+    scored = state.pending[subject].lease
+    return {
+        "topology_version": state.topology_version,
+        "router_version": state.router.version,
+        "node_version": scored.node_version,
+        "n_steps": 0,
+        "nodes": state.trained_by(scored),
+        "frozen": scored.frozen,
+        "subject": subject,
+    }
+
+
+def version_of(state: Campaign, top: NodePath) -> int:
+    """The version that a unit on this part begins from; 0, from the run's seed, where it has no adapters (any more)."""
+    node = state.nodes[top]
+    return node.version if node.blob else 0
+
+
+def home_of(state: Campaign, worker: Worker) -> NodePath | None:
+    """The node that all of a worker's text belongs to, if there is one."""
+    return None if worker.is_mixed else worker.node
+
+
+def _document(state: Campaign, lease: Lease) -> WorkUnit:
     settings, base = state.settings, state.base
-    document = WorkUnit(
+    return WorkUnit(
         unit_id=lease.unit_id,
         run=state.run,
         kind=lease.kind,
@@ -113,21 +166,20 @@ def make_unit(state: Campaign, lease: Lease, payload: bytes, manifest: Manifest)
         sketch_min_sequences=settings.min_sequences,
         seed=settings.seed,
         router_sync=settings.router_sync,
-        manifest=manifest,
-        payload_sha256=sha256(payload),
+        payload_sha256=NO_PAYLOAD,
     )
-    return document if lease.kind == "sketch" else _with_training(state, lease, document)
 
 
-def _with_training(state: Campaign, lease: Lease, document: WorkUnit) -> WorkUnit:
+def _with_nodes(state: Campaign, lease: Lease, document: WorkUnit) -> WorkUnit:
+    """With the adapters that it is about, and where they are in the tree."""
     settings = state.settings
-    return document.model_copy(
-        update={
+    return _changed(
+        document,
+        {
             "leaves": state.leaves_below(lease.node),
             "nodes": lease.nodes,
-            "node_versions": tuple(state.nodes[state.top_of(node)].version for node in lease.nodes),
+            "node_versions": tuple(version_of(state, state.top_of(node)) for node in lease.nodes),
             "frozen": lease.frozen,
-            "prefix_rank": lease.prefix_rank,
             "topology_leaves": state.leaves,
             "topology_version": lease.topology_version,
             "router_version": lease.router_version,
@@ -136,6 +188,16 @@ def _with_training(state: Campaign, lease: Lease, document: WorkUnit) -> WorkUni
             "rank": settings.rank,
             "ranks": settings.ranks,
             "scale": settings.scale,
+        },
+    )
+
+
+def _with_training(state: Campaign, lease: Lease, document: WorkUnit) -> WorkUnit:
+    settings = state.settings
+    return _changed(
+        document,
+        {
+            "prefix_rank": lease.prefix_rank,
             "factors": lease.factors,
             "has_new_axes": any(state.nodes[top].has_new_axes for top in state.parts_of(lease)),
             "first_step": lease.first_step,
@@ -145,5 +207,14 @@ def _with_training(state: Campaign, lease: Lease, document: WorkUnit) -> WorkUni
             "learning_rate": settings.learning_rate,
             "warmup_steps": settings.warmup_steps,
             "is_adopted": lease.is_adopted,
-        }
+        },
     )
+
+
+def _with_probe(state: Campaign, lease: Lease, document: WorkUnit) -> WorkUnit:
+    home = home_of(state, state.workers[lease.worker])
+    return _changed(document, {"subject": lease.subject, "probe_windows": state.settings.probe_windows, "home": home})
+
+
+def _changed(document: WorkUnit, fields: Mapping[str, Any]) -> WorkUnit:
+    return document.model_copy(update=dict(fields))

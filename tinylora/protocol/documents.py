@@ -137,6 +137,8 @@ class WorkUnit(_Document):
     """Of a probe: the unit whose update is to be scored. Its adapters are in the payload as `candidate.<path>.*`."""
     probe_windows: Count = 0
     """Of a probe: windows of held-out text to score."""
+    home: PathText | None = None
+    """Of a probe: the node that the worker's own text belongs to, where it belongs to one."""
     router_sync: Literal["statistics", "weights", "both"] = "statistics"
     seed: Count = 0
     manifest: Manifest = {}

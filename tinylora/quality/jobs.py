@@ -204,6 +204,8 @@ def run_settings(config: QualityConfig, job: Job) -> RunSettings:
         "min_workers": job.n_workers,
         "min_sequences": 8,
         "first_deadline_s": 1e6,
+        "probes": 0,  # what is compared here is learning, not what protects it
+        "clip": 0,
     }
     return make_settings(job.system, values | job.settings)
 

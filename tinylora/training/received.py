@@ -1,6 +1,6 @@
 """What a worker was sent, checked against what it holds before anything is computed with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from tinylora.tensors import (
     from_bytes,
     manifest_of,
     strip_prefix,
+    with_prefix,
 )
 from tinylora.tree import NodePath, Topology, ancestors, is_under
 
@@ -36,6 +37,8 @@ class Received:
     """`router.*`: what the run routes by."""
     averaged: Gates
     """`weights_router.*`: gates by averaged weights, where the run keeps them."""
+    candidates: dict[NodePath, Tensors] = field(default_factory=dict)
+    """Of a probe: the adapters that are to be scored."""
 
     @property
     def present(self) -> Gates:
@@ -71,15 +74,23 @@ def check_unit(unit: WorkUnit, facts: BaseFacts, *, max_rank: int = 0) -> None:
         reason = f"windows of {unit.window_tokens} tokens, but {facts.base_id} attends to {facts.max_window_tokens}"
         raise ProtocolError(f"{where}: {reason}; lower window_tokens in the run's settings")
     if unit.kind == "train":
-        _check_training(unit, facts, where)
+        _check_positive(unit, ("rank", "n_steps", "total_steps", "batch_windows", "learning_rate"), where)
+        _check_tree(unit, facts, where)
         _check_nodes(unit, where)
         _check_rank(unit, facts, max_rank, where)
+    if unit.kind == "probe":
+        _check_positive(unit, ("rank", "probe_windows"), where)
+        _check_tree(unit, facts, where)
+        _check_nodes(unit, where)
 
 
-def _check_training(unit: WorkUnit, facts: BaseFacts, where: str) -> None:
-    for field in ("rank", "n_steps", "total_steps", "batch_windows", "learning_rate"):
-        if not getattr(unit, field) > 0:
-            raise ProtocolError(f"{where}: {field}: expected more than 0, got {getattr(unit, field)}")
+def _check_positive(unit: WorkUnit, names: tuple[str, ...], where: str) -> None:
+    for name in names:
+        if not getattr(unit, name) > 0:
+            raise ProtocolError(f"{where}: {name}: expected more than 0, got {getattr(unit, name)}")
+
+
+def _check_tree(unit: WorkUnit, facts: BaseFacts, where: str) -> None:
     try:
         check_projections(facts, unit.spec)
     except SettingError as error:
@@ -135,6 +146,7 @@ def open_payload(unit: WorkUnit, payload: bytes, facts: BaseFacts) -> Received:
     check_finite(tensors, where=where)
     return Received(
         adapters={node: _adapter(unit, node, tensors, facts) for node in unit.applied},
+        candidates={node: _adapter(unit, node, tensors, facts, "candidate") for node in _scored(unit)},
         gates=Gates.from_arrays(_gates(tensors, "router."), "router.", dim=facts.feature_dim),
         averaged=Gates.from_arrays(
             _gates(tensors, "weights_router."), "weights_router.", dim=facts.feature_dim, with_tau=False
@@ -142,20 +154,24 @@ def open_payload(unit: WorkUnit, payload: bytes, facts: BaseFacts) -> Received:
     )
 
 
+def _scored(unit: WorkUnit) -> tuple[NodePath, ...]:
+    return tuple(unit.trained) if unit.kind == "probe" else ()
+
+
 def _gates(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _adapter(unit: WorkUnit, node: NodePath, tensors: Tensors, facts: BaseFacts) -> Tensors:
-    prefix, spec = f"node.{node}.", prefix_spec(unit.spec, facts, unit.prefix_rank)
-    if unit.trained.get(node) == 0:
+def _adapter(unit: WorkUnit, node: NodePath, tensors: Tensors, facts: BaseFacts, kind: str = "node") -> Tensors:
+    prefix, spec = f"{kind}.{node}.", prefix_spec(unit.spec, facts, unit.prefix_rank)
+    if unit.trained.get(node) == 0 and kind == "node":
         drawn = init_adapter(facts, unit.spec, seed=unit.seed, path=node)
         return cut(drawn, unit.spec, spec.ranks) if unit.prefix_rank else drawn
-    state = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    got = manifest_of(state)
+    state = strip_prefix({name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}, prefix)
+    got = manifest_of(with_prefix(state, f"node.{node}."))
     expected = adapter_manifest(facts, spec, path=node, dtype=_float_of(got))
     compare_manifests(got, expected, where=f"unit {unit.unit_id}")
-    return {name: tensor.to(torch.float32) for name, tensor in strip_prefix(state, prefix).items()}
+    return {name: tensor.to(torch.float32) for name, tensor in state.items()}
 
 
 def _float_of(manifest: Manifest) -> str:

@@ -24,17 +24,18 @@ from tinylora.adapters.nested import nested_loss
 from tinylora.adapters.prefixes import prefix_spec
 from tinylora.adapters.tied import shared_factors
 from tinylora.base_model import LoadedBase, loads
-from tinylora.errors import ProtocolError
+from tinylora.errors import DataError
 from tinylora.model import TreeModel
-from tinylora.protocol.documents import Update, WorkUnit, only_factors, sha256
+from tinylora.protocol.documents import ProbeResult, Update, WorkUnit, only_factors, sha256
 from tinylora.protocol.envelope import sign as sign_update
+from tinylora.routing.features import RoutingFeature
 from tinylora.routing.gates import Gate, Gates, local_gate_steps, solve_gates
 from tinylora.routing.policy import Router
 from tinylora.routing.sketch import collect, document_features, sketch
 from tinylora.routing.statistics import RouterStatistics
 from tinylora.shards import Document, Shard, batches, check_size
 from tinylora.tensors import Tensors, manifest_of, to_bytes, with_prefix
-from tinylora.training import sending, split
+from tinylora.training import probing, sending, split
 from tinylora.training.optimiser import LossOf, Moments, OnStep, Optimiser, Schedule, take_steps, thin
 from tinylora.training.received import Received, check_unit, open_payload
 from tinylora.tree import NodePath, Topology, is_under
@@ -60,6 +61,7 @@ class Work:
     nll_before: float | None = None
     nll_after: float | None = None
     log_volume: float | None = None
+    probe: ProbeResult | None = None
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,15 @@ class UnitRunner:
         self._feature = base.routing_feature
         self._device = self._feature.table.device
         self._memory = Memory()
+        self._heldout: tuple[RoutingFeature, np.ndarray] | None = None
 
     def run(self, unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
         """Carry out one unit; returns the update, signed if this runner can, and its payload.
 
         Raises:
             BaseModelError: The unit is for another base or tokenizer.
-            ProtocolError: The unit contradicts itself or its payload, or is of a kind that this worker does not know.
-            DataError: The shard is too small for the unit.
+            ProtocolError: The unit contradicts itself or its payload.
+            DataError: The shard is too small for the unit, or has no held-out text to score an update on.
         """
         started = self._clock()
         self._follow(unit)
@@ -128,7 +131,7 @@ class UnitRunner:
         elif unit.kind == "train":
             work = self._train(unit, received)
         else:
-            raise ProtocolError(f"unit {unit.unit_id}: kind {unit.kind!r} is unknown to this worker; update tinylora")
+            work = self._probe(unit, received)
         return self._write(unit, work, self._clock() - started)
 
     def _follow(self, unit: WorkUnit) -> None:
@@ -161,6 +164,7 @@ class UnitRunner:
             heldout_nll_after=work.nll_after,
             log_volume=work.log_volume,
             losses=work.losses,
+            probe=work.probe,
             manifest=manifest_of(work.tensors),
             payload_sha256=sha256(payload),
         )
@@ -179,6 +183,43 @@ class UnitRunner:
 
     def _features(self, documents: Sequence[Document]) -> np.ndarray:
         return document_features(self._feature, [document.tokens for document in documents])
+
+    # --- scoring others ----------------------------------------------------------------------------------------------
+
+    def _probe(self, unit: WorkUnit, received: Received) -> Work:
+        """Another worker's update beside what it would replace, on own held-out text."""
+        rows = self._rows_like(unit, received)
+        if rows is None:
+            raise DataError(f"unit {unit.unit_id}: this shard has no held-out text to score an update on")
+        topology, features = Topology(unit.topology_leaves), self._heldout_features()
+        mass = probing.shares(features, received.present, topology)
+        above = {node: received.adapters[node] for node in unit.frozen}
+        current = {node: received.adapters[node] for node, version in unit.trained.items() if version}
+        router = None
+        if unit.is_subtree:
+            gates = _moved(received.present, "", above=unit.node)
+            router = Router(self._feature, pointing_to(unit.node, gates), around(unit), nodes=unit.applied)
+        with self._tree(unit, replace(received, adapters=above), router) as model:
+            result = probing.score(model, rows, current, received.candidates, mass)
+        tensors = probing.histograms(features, received.present, unit.home) if unit.home is not None else {}
+        return Work(tensors, probe=result)
+
+    def _rows_like(self, unit: WorkUnit, received: Received) -> tuple[Tensor, Tensor] | None:
+        """Windows of those held-out documents that the gates would most likely send to the unit's node."""
+        documents = self.shard.heldout
+        if not documents:
+            return None
+        n_tokens = unit.probe_windows * unit.window_tokens
+        features = self._features(documents)
+        chosen = split.nearest(documents, features, received.present, unit.node, min_tokens=n_tokens)
+        rows = heldout_rows(chosen, unit.window_tokens, unit.probe_windows)
+        return None if rows is None else (rows[0].to(self._device), rows[1].to(self._device))
+
+    def _heldout_features(self) -> np.ndarray:
+        """What the router sees of the held-out text: the same for every probe of a run."""
+        if self._heldout is None or self._heldout[0] is not self._feature:
+            self._heldout = self._feature, probing.features_of(self._feature, self.shard.heldout)
+        return self._heldout[1]
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -388,14 +429,16 @@ def pointing_to(node: NodePath, gates: Gates) -> Gates:
     return Gates(above | _moved(gates, node).nodes, gates.dim)
 
 
-def heldout_rows(documents: Sequence[Document], window_tokens: int) -> tuple[Tensor, Tensor] | None:
+def heldout_rows(
+    documents: Sequence[Document], window_tokens: int, most_windows: int = N_HELDOUT_WINDOWS
+) -> tuple[Tensor, Tensor] | None:
     """A few windows, evenly spaced over the held-out text, with document numbers; None where there is no such text."""
     if not documents or sum(len(document.tokens) for document in documents) < 2:
         return None
     stream = np.concatenate([document.tokens for document in documents]).astype(np.int64)
     numbers = np.repeat(np.arange(len(documents)), [len(document.tokens) for document in documents])
     width = min(window_tokens, len(stream))
-    n_windows = min(N_HELDOUT_WINDOWS, len(stream) // width)
+    n_windows = min(most_windows, len(stream) // width)
     starts = np.linspace(0, len(stream) - width, n_windows).astype(np.int64)
     places = starts[:, None] + np.arange(width)
     return torch.from_numpy(stream[places]), torch.from_numpy(numbers[places])

@@ -39,7 +39,8 @@ def histogram_tensors(
 ) -> Tensors:
     """Tensors `histogram.<inner>`: scores of held-out text at each gate on the way to its leaf, by true side."""
     total: dict[NodePath, Float64[np.ndarray, "side bin"]] = {}
-    for features, leaf in _read(feature, documents, leaf_of):
+    for features, number in running_rows(feature, documents):
+        leaf = leaf_of[number]
         for node, gate in gates.above(leaf).nodes.items():
             is_right = np.full(len(features), leaf[len(node)] == "1")
             counts = histogram(gate.scores(features), is_right)
@@ -47,16 +48,16 @@ def histogram_tensors(
     return {f"histogram.{node}": torch.from_numpy(counts) for node, counts in sorted(total.items())}
 
 
-def _read(
-    feature: RoutingFeature, documents: Sequence[Document], leaf_of: Sequence[NodePath]
-) -> Iterator[tuple[Float64[np.ndarray, "position feature"], NodePath]]:
-    """Running means from each document's start at thinned positions, until enough tokens were read."""
+def running_rows(
+    feature: RoutingFeature, documents: Sequence[Document]
+) -> Iterator[tuple[Float64[np.ndarray, "position feature"], int]]:
+    """Running means from each document's start at thinned positions, until enough tokens were read; its number."""
     n_left = MAX_HISTOGRAM_TOKENS
-    for document, leaf in zip(documents, leaf_of, strict=True):
+    for number, document in enumerate(documents):
         tokens = document.tokens[: min(n_left, MAX_DOCUMENT_TOKENS)]
         n_left -= len(tokens)
         if len(tokens):
-            yield running_means(feature, tokens)[::HISTOGRAM_STRIDE], leaf
+            yield running_means(feature, tokens)[::HISTOGRAM_STRIDE], number
 
 
 def prefix_rows(
