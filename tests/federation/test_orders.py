@@ -19,6 +19,7 @@ from tinylora.federation.events import (
 from tinylora.federation.ledger_memory import MemoryLedger
 from tinylora.federation.loop import run_campaign
 from tinylora.federation.ports import Order
+from tinylora.federation.retention import named
 from tinylora.numerics import TorchNumerics
 from tinylora.simulate import SimulatedTransport, VirtualClock
 
@@ -76,11 +77,10 @@ def test_a_run_is_paused_across_its_processes():
     events = ledger.events()
     half = MemoryLedger()
     half.append(events[: events.index(only(events, RunFinished)[0])], 0.0)
-    assert fold(half.events()).is_paused
-    for event in events:
-        for blob in (getattr(event, "blob", ""),):
-            if blob:
-                half.put_blob(ledger.get_blob(blob))
+    state = fold(half.events())
+    assert state is not None and state.is_paused
+    for blob in {blob for event in events for blob in named(event)}:
+        half.put_blob(ledger.get_blob(blob))
     campaign, _, _, _ = run_with((400.0, _order(3, "resume")), ledger=half)
     assert campaign.finished == "every leaf has had its steps"
     assert_counted_once(campaign, half)
@@ -90,7 +90,7 @@ def test_finish_ends_the_run_with_what_it_has():
     campaign, events, _, desk = run_with((7.0, _order(1, "finish", reason="enough")))
     assert campaign.finished == "enough"
     assert desk.outcomes == {"o1": "finished"}
-    assert events[-1].at_s == pytest.approx(7.0, abs=1.0)
+    assert only(events, RunFinished)[0].at_s == pytest.approx(7.0, abs=1.0)
 
 
 def test_orders_for_a_finished_run():

@@ -1,4 +1,4 @@
-"""Taking a run up: open leases are sent again, byte by byte; a snapshot and the tail of the log are as good as the log."""
+"""Taking a run up: open leases are sent again, byte by byte; a snapshot and the log's tail are as good as the log."""
 
 import functools
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import pytest
 from tests.federation.facts import FACTS, SETTINGS
 from tests.federation.world import assert_counted_once, crowd, only, run_world
 from tinylora.config import RunSettings
-from tinylora.federation.campaign import apply, fold
+from tinylora.federation.campaign import Campaign, apply, fold
 from tinylora.federation.events import Event, RunStarted, UnitLeased, WorkerLost
 from tinylora.federation.ledger_memory import MemoryLedger
 from tinylora.federation.loop import Rounds, run_campaign
@@ -65,8 +65,19 @@ class _Wire:
         return []
 
 
+def _settings(events: Sequence[Event]) -> RunSettings:
+    (start,) = only(events, RunStarted)
+    return start.settings
+
+
+def _at(n: int, events: Sequence[Event]) -> Campaign:
+    state = fold(events[:n])
+    assert state is not None
+    return state
+
+
 def _taken_up(half: MemoryLedger, wire: _Wire, settings: RunSettings) -> Rounds:
-    rounds = Rounds(half, wire, VirtualClock(fold(half.events()).latest_at_s), TorchNumerics())
+    rounds = Rounds(half, wire, VirtualClock(_at(len(half.events()), half.events()).latest_at_s), TorchNumerics())
     rounds.open(RunStarted(run="test", settings=settings, base=FACTS))
     return rounds
 
@@ -74,13 +85,13 @@ def _taken_up(half: MemoryLedger, wire: _Wire, settings: RunSettings) -> Rounds:
 @pytest.mark.parametrize("name", WORLDS)
 def test_whatever_was_open_is_sent_again_as_it_was(name):
     events, ledger = _world(name)
-    settings = events[0].settings
+    settings = _settings(events)
     first: dict[str, tuple[WorkUnit, bytes]] = {}
     for n, event in enumerate(events, start=1):
         if n % 3 and not isinstance(event, UnitLeased):
             continue
         half = _cut(events, ledger, n)
-        state = fold(half.events())
+        state = _at(n, events)
         wire = _Wire(sorted(state.workers))
         rounds = _taken_up(half, wire, settings)
         rounds._leasing.resend(set(state.workers))
@@ -94,9 +105,10 @@ def test_whatever_was_open_is_sent_again_as_it_was(name):
 
 def test_who_is_not_there_gets_its_unit_when_it_comes():
     events, ledger = _world("probes")
-    n = next(i for i, event in enumerate(events) if isinstance(event, UnitLeased)) + 1
+    first = only(events, UnitLeased)[0]
+    n = events.index(first) + 1
     wire = _Wire([])
-    rounds = _taken_up(_cut(events, ledger, n), wire, events[0].settings)
+    rounds = _taken_up(_cut(events, ledger, n), wire, _settings(events))
     times = {"since_s": 0.0, "patience_s": 1e9, "rejoin_s": 60.0}
     rounds.step(wire, times, lambda: False)
     assert not wire.sent
@@ -105,16 +117,17 @@ def test_who_is_not_there_gets_its_unit_when_it_comes():
     wire.online = ["w0"]
     rounds.step(wire, times, lambda: False)
     rounds.step(wire, times, lambda: False)
-    assert [unit.unit_id for _, unit, _ in wire.sent] == [events[n - 1].unit_id]
+    assert [unit.unit_id for _, unit, _ in wire.sent] == [first.unit_id]
 
 
 def test_who_does_not_come_back_is_lost_after_a_while():
     events, ledger = _world("probes")
-    n = next(i for i, event in enumerate(events) if isinstance(event, UnitLeased)) + 1
+    first = only(events, UnitLeased)[0]
+    n = events.index(first) + 1
     half = _cut(events, ledger, n)
-    workers = [worker for worker in crowd(4) if worker.name != events[n - 1].worker]
+    workers = [worker for worker in crowd(4) if worker.name != first.worker]
     campaign, more, _ = run_world(workers, ledger=half, **{**WORLDS["probes"], "min_workers": 4})
-    (lost,) = [event for event in only(more, WorkerLost) if event.worker == events[n - 1].worker]
+    (lost,) = [event for event in only(more, WorkerLost) if event.worker == first.worker]
     assert lost.at_s == pytest.approx(60.0, abs=1.0)
     assert campaign.finished
 
@@ -138,14 +151,17 @@ def test_a_process_killed_after_every_step_ends_with_the_same_tree():
     settings = SETTINGS.model_copy(update=FEW)
     workers, ledger, clock = crowd(4), MemoryLedger(), VirtualClock()
     transport = _Deaf(workers, [worker.runner for worker in workers], clock)
-    for _ in range(2000):
+
+    def once() -> Campaign:
         steps = iter((False, True))
-        campaign = run_campaign(
+        return run_campaign(
             ledger, transport, clock, run="test", settings=settings, base=FACTS, numerics=TorchNumerics(),
-            stop=lambda steps=steps: next(steps), poll_s=1e9,
+            stop=lambda: next(steps), poll_s=1e9,
         )  # fmt: skip
-        if campaign.finished:
-            break
+
+    campaign = once()
+    while not campaign.finished:
+        campaign = once()
     assert campaign.finished == calm.finished
     assert {top: node.blob for top, node in campaign.nodes.items()} == {t: n.blob for t, n in calm.nodes.items()}
     assert_counted_once(campaign, ledger)
@@ -184,14 +200,14 @@ def test_the_loop_keeps_a_snapshot_and_starts_from_it(monkeypatch):
 def test_a_snapshot_of_another_version_or_a_damaged_one_is_left_alone(text):
     events, ledger = _world("probes")
     half = _cut(events, ledger, len(events))
-    kept = write_snapshot(fold(events))
+    kept = write_snapshot(_at(len(events), events))
     half.save_snapshot(len(events), kept[: len(kept) // 2] if text == "damaged" else text)
     assert _taken_up_state(half, events) == fold(events)
 
 
 def _taken_up_state(half: MemoryLedger, events: Sequence[Event]):
     rounds = Rounds(half, _Wire([]), VirtualClock(), TorchNumerics())
-    rounds.open(RunStarted(run="test", settings=events[0].settings, base=FACTS))
+    rounds.open(RunStarted(run="test", settings=_settings(events), base=FACTS))
     return rounds.state
 
 
