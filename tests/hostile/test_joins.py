@@ -80,12 +80,11 @@ def _post(body: bytes | str | dict[str, Any], **headers: str) -> bytes:
 def world(tmp_path_factory) -> Iterator[World]:
     folder: Path = tmp_path_factory.mktemp("run")
     with OperatorStore(folder) as store:
-        late = {"now_s": NOW_S - 100_000}
         tokens = {
             "good": store.create_token(PIN, now_s=NOW_S),
             "many": store.create_token(PIN, now_s=NOW_S, max_workers=99),
             "used up": store.create_token(PIN, now_s=NOW_S),
-            "expired": store.create_token(PIN, expires_in_s=10, **late),
+            "expired": store.create_token(PIN, now_s=NOW_S - 100_000, expires_in_s=10),
             "revoked": store.create_token(PIN, now_s=NOW_S),
             "slow": store.create_token(PIN, now_s=NOW_S, needs_approval=True),
         }
@@ -103,8 +102,8 @@ def world(tmp_path_factory) -> Iterator[World]:
 
 def _let_in(store: OperatorStore, token: JoinToken, identity: Identity) -> None:
     pem = identity.public_pem
-    known = {"token_id": token.token_id, "secret": token.secret, "now_s": NOW_S, "name": "x"}
-    store.enrol(worker_of(pem), pem.decode(), **known)
+    worker, by = worker_of(pem), {"token_id": token.token_id, "secret": token.secret}
+    store.enrol(worker, pem.decode(), name="x", now_s=NOW_S, **by)
 
 
 Maker = Callable[[World], bytes]
@@ -166,7 +165,7 @@ JOINS: dict[str, tuple[Maker, int, str, str]] = {
     "packed": (lambda world: _post(b"\x1f\x8b\x08\x00" + bytes(20), content_encoding="gzip"), 400, "malformed", ""),
     "too long": (_raw(" " * 70_000), 413, "length", "at most"),
     "of no length": (
-        lambda world: head("POST", JOIN_PATH, transfer_encoding="chunked") + b"2\r\n{}\r\n0\r\n\r\n", 411, "length", "length"
+        lambda world: head("POST", JOIN_PATH, transfer_encoding="chunked") + b"0\r\n\r\n", 411, "length", "length"
     ),
     "asked for": (lambda world: head("GET", JOIN_PATH), 405, "method", ""),
     "put": (lambda world: head("PUT", JOIN_PATH, 2) + b"{}", 405, "method", ""),
@@ -176,7 +175,7 @@ JOINS: dict[str, tuple[Maker, int, str, str]] = {
     "a protocol in words": (_after_signing(protocol="new"), 400, "malformed", "protocol: Input should be"),
     "a protocol of a thousand digits": (
         lambda world: _post(json.dumps(world.fields(protocol=7)).replace('"protocol": 7', '"protocol": ' + "7" * 1000)),
-        409, "protocol", "protocol",
+        400, "malformed", "protocol: Input should be less",
     ),
     "a key that is too long": (_after_signing(public_key="x" * 5000), 400, "malformed", "public_key: String"),
     "a name that is too long": (_after_signing(name="x" * 81), 400, "malformed", "name: String"),
