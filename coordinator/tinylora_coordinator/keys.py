@@ -102,14 +102,11 @@ class OwnCertificate:
 
 @dataclass(frozen=True)
 class ServerIdentity:
-    """What the public port shows, and how a worker recognises it."""
+    """What the public port shows."""
 
     certificate: Path
+    """Full chain, PEM."""
     private_key: Path
-    ca_file: Path | None
-    """Served at /ca.pem; none where the system's trust store vouches for the certificate."""
-    pin: str
-    """What tokens carry."""
 
 
 # --- making ---------------------------------------------------------------------------------------------------------
@@ -245,13 +242,13 @@ def server_identity(folder: KeyFolder, *, hosts: Sequence[str], now: datetime, s
     mend_permissions(folder, say)
     if (own := read_own(folder)) is not None:
         check_own(own)
-        return ServerIdentity(own.certificate, own.private_key, own.ca, own_pin(own))
+        return ServerIdentity(own.certificate, own.private_key)
     wanted = [check_host(host) for host in hosts if not _is_everywhere(host)]
     with _told(folder.root):
         if reason := _why_renew(folder, wanted, now):
             _make_server(folder, [*_old_hosts(folder), *ALWAYS_HOSTS, *_this_host(), *wanted], now)
             say(f"{folder.server}: made anew, because {reason}")
-    return ServerIdentity(folder.server, folder.server_key, folder.ca, pin_of(folder))
+    return ServerIdentity(folder.server, folder.server_key)
 
 
 def _why_renew(folder: KeyFolder, wanted: Sequence[str], now: datetime) -> str:
@@ -281,24 +278,26 @@ def _hosts_of(certificate: x509.Certificate) -> list[str]:
     return [*names.get_values_for_type(x509.DNSName), *addresses]
 
 
-def pin_of(folder: KeyFolder) -> str:
-    """What the run's tokens carry: the hash of its CA, or `SYSTEM`.
+def served_ca(folder: KeyFolder) -> Path | None:
+    """The CA that workers pin, served at /ca.pem; none where the system's trust store vouches for the certificate.
 
     Raises:
-        SettingError: The operator's certificate is not readable.
+        SettingError: The note of the operator's certificate is not readable.
+    """
+    own = read_own(folder)
+    return folder.ca if own is None else own.ca
+
+
+def pin_of(folder: KeyFolder) -> str:
+    """What the run's tokens carry: the hash of that CA, or `SYSTEM`.
+
+    Raises:
+        SettingError: The note of the operator's certificate is not readable.
         StorageError: There is no CA, or it is not readable.
     """
-    if (own := read_own(folder)) is not None:
-        return own_pin(own)
-    return _pin(folder.ca)
-
-
-def own_pin(own: OwnCertificate) -> str:
-    """What tokens carry where the operator's certificate is used."""
-    return SYSTEM if own.ca is None else _pin(own.ca)
-
-
-def _pin(ca: Path) -> str:
+    ca = served_ca(folder)
+    if ca is None:
+        return SYSTEM
     return pin_of_der(_read_certificates(ca)[0].public_bytes(serialization.Encoding.DER))
 
 

@@ -25,26 +25,22 @@ from tinylora.federation.loop import run_campaign
 from tinylora.federation.ports import Ledger
 from tinylora.flower.clock import RunClock, age_s
 from tinylora.flower.grid import HttpWire
-from tinylora.flower.identity import worker_of
-from tinylora.flower.link import Link, create_link, state_routes
+from tinylora.flower.link import Link, create_link
 from tinylora.flower.transport import FlowerTransport
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.numerics import TorchNumerics
 from tinylora.release import make_bundle
 from tinylora_coordinator.folder import RunFiles, RunFolder, read_run, run_id
 from tinylora_coordinator.front_door import (
-    FrontDoor,
-    NodeAuth,
     Served,
     listen,
-    public_pages,
     serve_internal,
     serve_public,
     server_tls,
 )
-from tinylora_coordinator.joining import JoinCard, JoinDesk, join_routes
-from tinylora_coordinator.keys import ServerIdentity, run_public, server_identity
+from tinylora_coordinator.keys import server_identity
 from tinylora_coordinator.operator_store import OperatorStore
+from tinylora_coordinator.public_door import make_door
 from tinylora_coordinator.telling import tell
 
 LINGER_S = 30.0
@@ -82,7 +78,7 @@ def serve(
     with SqliteLedger(root) as ledger, OperatorStore(root) as store, _stop_on_signals() as stop:
         link = create_link(folder.link_database)
         inside = serve_internal(link.app, listen("127.0.0.1", 0))
-        with inside, serve_public(_door(link, folder, files, store, identity), listen(host, port), tls=tls) as served:
+        with inside, serve_public(make_door(link, folder, files, store), listen(host, port), tls=tls) as served:
             _greet(folder, files, served, "http" if insecure else "https", log)
             wire = HttpWire(
                 inside.host_port,
@@ -96,20 +92,6 @@ def serve(
                 campaign = _drive(ledger, transport, files, stop, log)
             if _end(folder, ledger, link, campaign, log):
                 wait_until(lambda: stop.is_set() or not link.online_workers(), timeout_s=linger_s)
-
-
-def _door(link: Link, folder: RunFolder, files: RunFiles, store: OperatorStore, identity: ServerIdentity) -> FrontDoor:
-    pages = public_pages(
-        ca_file=identity.ca_file,
-        bundle_file=folder.bundle_file,
-        status=lambda: {"run": files.settings.name, "phase": link.phase},
-    )
-    card = JoinCard(files.settings, files.base, run_public(folder.keys), identity.pin)
-    join = join_routes(JoinDesk(card, store, link.register))
-    nodes = NodeAuth(lambda key: link.is_registered(key) and store.is_approved(worker_of(key)))
-    return FrontDoor(
-        {**join, **state_routes(link, files.settings.name), **pages}, link.flower, nodes, spool=folder.root
-    )
 
 
 def _greet(folder: RunFolder, files: RunFiles, served: Served, scheme: str, log: Callable[[str], None]) -> None:
