@@ -5,7 +5,7 @@ guard        which request may pass, by its head alone
 node_auth    whose fleet request it is, by its head alone
 sockets      how many connections, in which phase, and which of them took too long
 protocol     uvicorn's HTTP protocol, telling the phases
-bodies       large bodies go through a file, few at once through memory
+bodies       taken whole: large ones in a file, and few at once through memory
 app          all of that in order, before Flower's fleet and our routes
 pages        health, the CA, the status
 bundle_page  the published bundle, in ranges

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tinylora.flower.enrolment import JOIN_PATH
 from tinylora.flower.link import FLEET_PATHS, PublicRoutes
-from tinylora_coordinator.front_door.bodies import ClientGone, LargeBodies, TooMany
+from tinylora_coordinator.front_door.bodies import Bodies, ClientGone, SpoolError, TooMany
 from tinylora_coordinator.front_door.guard import AllowList, Refusal, judge_head, judge_length, length_of
 from tinylora_coordinator.front_door.limits import Limits
 from tinylora_coordinator.front_door.node_auth import AUTH_HEADERS, NodeAuth
@@ -62,7 +62,7 @@ class FrontDoor:
         self.limits = limits or Limits()
         self._routes, self._fleet, self._nodes = dict(routes), fleet, nodes
         self._allowed = AllowList([*self._routes, *(("POST", path) for path in FLEET_PATHS)])
-        self._bodies = LargeBodies(self.limits, spool)
+        self._bodies = Bodies(self.limits, spool)
         self._tries = tries or Tries(self.limits.tries_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,12 +75,25 @@ class FrontDoor:
             return
         connection: Connection = scope["state"][CONNECTION]
         receive = _timed(receive, connection, asyncio.get_running_loop().time)
+        with suppress(ClientGone):
+            try:
+                await self._answer(scope, receive, send, connection)
+            except TooMany:
+                await _refuse(_TOO_MANY, scope, receive, send)
+            except SpoolError:
+                await _refuse(_NO_SPACE, scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, connection: Connection) -> None:
         if scope["path"] in FLEET_PATHS:
             await self._pass_to_fleet(scope, receive, send, connection)
         elif scope["path"] == JOIN_PATH:
             await self._let_try(scope, receive, send)
         else:
-            await self._routes[scope["method"], scope["path"]](scope, receive, send)
+            await self._route(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        whole = await self._bodies.small(receive) if scope["method"] == "POST" else receive
+        await self._routes[scope["method"], scope["path"]](scope, whole, send)
 
     def _judge(self, scope: Scope) -> Refusal | None:
         headers = scope["headers"]
@@ -100,19 +113,10 @@ class FrontDoor:
         if node is None:
             await _refuse(_STRANGER, scope, receive, send)
         elif length_of(scope["headers"]) <= self.limits.large_body_bytes:
-            await self._fleet(_for_flower(scope), receive, send)
+            await self._fleet(_for_flower(scope), await self._bodies.small(receive), send)
         else:
-            await self._pass_large(scope, receive, send, node)
-
-    async def _pass_large(self, scope: Scope, receive: Receive, send: Send, node: bytes) -> None:
-        with suppress(ClientGone):
-            try:
-                async with self._bodies.whole(receive, node) as replay:
-                    await self._fleet(_for_flower(scope), replay, send)
-            except TooMany:
-                await _refuse(_TOO_MANY, scope, receive, send)
-            except OSError:
-                await _refuse(_NO_SPACE, scope, receive, send)
+            async with self._bodies.large(receive, node) as whole:
+                await self._fleet(_for_flower(scope), whole, send)
 
     async def _let_try(self, scope: Scope, receive: Receive, send: Send) -> None:
         place = place_of((scope["client"] or ("",))[0])
@@ -126,7 +130,7 @@ class FrontDoor:
                 self._tries.forgive(place, begun)
             await send(message)
 
-        await self._routes[scope["method"], scope["path"]](scope, receive, watch)
+        await self._route(scope, receive, watch)
 
 
 def _for_flower(scope: Scope) -> Scope:

@@ -1,4 +1,4 @@
-"""Large bodies: into a file at the client's pace, and through memory a few at a time.
+"""Bodies, taken whole before anybody works on them: large ones in a file, and through memory a few at a time.
 
 Flower takes a body as one piece of memory. A thousand workers on slow lines would hold a thousand of them for minutes;
 this way each holds a file and a small buffer, and memory is needed only for as long as Flower works on it.
@@ -16,20 +16,26 @@ from starlette.types import Message, Receive
 
 from tinylora_coordinator.front_door.limits import Limits
 
+_IN_MEMORY_BYTES = 2**14
+
 
 class ClientGone(Exception):
     """The connection ended before the body did."""
+
+
+class SpoolError(Exception):
+    """The disk takes no more."""
 
 
 class TooMany(Exception):
     """This worker sends more large bodies at once than it may."""
 
 
-class LargeBodies:
-    """The way of large bodies.
+class Bodies:
+    """The way of bodies.
 
     Args:
-        limits: How many at once.
+        limits: How many large ones at once.
         folder: Where their files are; they have no name and vanish with the process. The system's by default.
     """
 
@@ -38,28 +44,45 @@ class LargeBodies:
         self._in_memory = asyncio.Semaphore(limits.large_bodies)
         self._per_node: Counter[bytes] = Counter()
 
+    async def small(self, receive: Receive) -> Receive:
+        """A `receive` that gives the body in one piece.
+
+        Raises:
+            ClientGone: The client left.
+            SpoolError: The disk is full.
+        """
+        with self._open() as file:
+            await _spool(receive, file)
+            return _replay(file, receive)
+
     @asynccontextmanager
-    async def whole(self, receive: Receive, node: bytes) -> AsyncIterator[Receive]:
-        """A `receive` that gives the body in one piece; its memory counts until the block ends.
+    async def large(self, receive: Receive, node: bytes) -> AsyncIterator[Receive]:
+        """The same; its memory counts until the block ends.
+
+        Args:
+            receive: Gives the body in pieces.
+            node: Whose it is.
 
         Raises:
             TooMany: See the class.
             ClientGone: The client left.
-            OSError: The disk is full.
+            SpoolError: The disk is full.
         """
         if self._per_node[node] >= self._limits.large_bodies_per_node:
             raise TooMany
         self._per_node[node] += 1
         try:
-            with tempfile.TemporaryFile(dir=self._folder, buffering=0) as file:
+            with self._open() as file:
                 await _spool(receive, file)
                 async with self._in_memory:
-                    file.seek(0)
-                    yield _replay(file.read(), receive)
+                    yield _replay(file, receive)
         finally:
             self._per_node[node] -= 1
             if not self._per_node[node]:
                 del self._per_node[node]
+
+    def _open(self) -> IO[bytes]:
+        return tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=str(self._folder) if self._folder else None)
 
 
 async def _spool(receive: Receive, file: IO[bytes]) -> None:
@@ -68,13 +91,17 @@ async def _spool(receive: Receive, file: IO[bytes]) -> None:
         message = await receive()
         if message["type"] != "http.request":
             raise ClientGone
-        file.write(message.get("body", b""))
+        try:
+            file.write(message.get("body", b""))
+        except OSError as error:
+            raise SpoolError(str(error)) from error
         more = message.get("more_body", False)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def _replay(file: IO[bytes], receive: Receive) -> Receive:
     """The body first; after it whatever comes: that the client left."""
-    parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    file.seek(0)
+    parts: list[Message] = [{"type": "http.request", "body": file.read(), "more_body": False}]
 
     async def replay() -> Message:
         return parts.pop() if parts else await receive()
