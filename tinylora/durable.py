@@ -9,7 +9,6 @@ before the bytes do, and a rename is durable only once its folder was flushed.
 
 import contextlib
 import os
-import secrets
 from pathlib import Path
 
 from tinylora.failpoints import around, reach
@@ -25,6 +24,11 @@ def register_move(name: str) -> None:
     around(*(f"{name}.{step}" for step in ("rename", "folder")))
 
 
+def register_folder(name: str) -> None:
+    """Register the failpoints of `make_folder` under this name."""
+    around(*(f"{name}.{step}" for step in ("make", "folder")))
+
+
 def register_removal(name: str) -> None:
     """Register the failpoints of `remove_file` under this name."""
     around(f"{name}.unlink")
@@ -32,6 +36,8 @@ def register_removal(name: str) -> None:
 
 def replace_file(file: Path, data: bytes, *, name: str, mode: int = 0o600) -> None:
     """The file holds `data`, on disk, with these permissions; at no time does anybody see half of it.
+
+    One process at a time may do so to one file.
 
     Args:
         file: In a folder that exists.
@@ -42,7 +48,8 @@ def replace_file(file: Path, data: bytes, *, name: str, mode: int = 0o600) -> No
     Raises:
         OSError: Nothing changed; the file written beside is gone again.
     """
-    fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    # One name, not a random one: what a killed process left behind is overwritten by the next.
+    fresh = file.with_name(f".{file.name}.new")
     try:
         _write(fresh, data, name, mode)
         reach(f"{name}.rename.before")
@@ -74,6 +81,26 @@ def remove_file(file: Path, *, name: str) -> None:
     reach(f"{name}.unlink.after")
 
 
+def make_folder(folder: Path, *, name: str) -> None:
+    """The folder is there, for its owner alone, and its name is on disk; one that is there is left as it is.
+
+    Raises:
+        OSError: It was not made.
+    """
+    if folder.is_dir():
+        return
+    if not folder.parent.is_dir():
+        make_folder(folder.parent, name=name)
+    reach(f"{name}.make.before")
+    folder.mkdir(mode=0o700)
+    reach(f"{name}.make.after")
+    try:
+        flush_folder(folder.parent, name=name)
+    except BaseException:
+        folder.rmdir()
+        raise
+
+
 def flush_folder(folder: Path, *, name: str) -> None:
     """The names in this folder are on disk."""
     reach(f"{name}.folder.before")
@@ -87,7 +114,7 @@ def flush_folder(folder: Path, *, name: str) -> None:
 
 def _write(file: Path, data: bytes, name: str, mode: int) -> None:
     reach(f"{name}.write.before")
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     with os.fdopen(descriptor, "wb") as out:
         out.write(data)
         out.flush()

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from tinylora.durable import (
     flush_folder,
+    make_folder,
     move_file,
     register_file,
+    register_folder,
     register_move,
     register_removal,
     remove_file,
     replace_file,
 )
 from tinylora.errors import StorageError
-from tinylora.failpoints import around, reach
 from tinylora.protocol.documents import sha256 as sha256_of
 
 _NAME = re.compile("[0-9a-f]{64}")
@@ -25,7 +26,7 @@ register_move("ledger.adopt")
 register_removal("ledger.prune")
 register_removal("ledger.orphan")
 register_removal("ledger.spool")
-around("ledger.folder.make", "ledger.folder.folder")
+register_folder("ledger.folder")
 
 
 class BlobFolder:
@@ -49,7 +50,7 @@ class BlobFolder:
     def prepare(self) -> Mapping[str, int]:
         """Make the folders, empty the spool, and find out what there is: bytes by name."""
         for folder in (self._root, self.spool):
-            self._make(folder)
+            make_folder(folder, name="ledger.folder")
         # A process that was killed may have made folders and never flushed their names.
         flush_folder(self._root, name="ledger.folder")
         for file in self.spool.iterdir():
@@ -75,7 +76,7 @@ class BlobFolder:
         file = self.file(name)
         if self._holds(file, data):
             return
-        self._make(file.parent)
+        make_folder(file.parent, name="ledger.folder")
         try:
             replace_file(file, data, name="ledger.blob")
         except BaseException:
@@ -90,7 +91,7 @@ class BlobFolder:
         """A flushed file becomes the blob of this name by renaming; nothing of it is read."""
         file = self.file(name)
         n_bytes = source.stat().st_size
-        self._make(file.parent)
+        make_folder(file.parent, name="ledger.folder")
         try:
             move_file(source, file, name="ledger.adopt")
         except BaseException:
@@ -154,19 +155,6 @@ class BlobFolder:
 
     def _holds(self, file: Path, data: bytes) -> bool:
         return file.exists() and file.stat().st_size == len(data) and file.read_bytes() == data
-
-    def _make(self, folder: Path) -> None:
-        """The folder is there, and so is its name on disk."""
-        if folder.is_dir():
-            return
-        reach("ledger.folder.make.before")
-        folder.mkdir(mode=0o700)
-        reach("ledger.folder.make.after")
-        try:
-            flush_folder(folder.parent, name="ledger.folder")
-        except BaseException:
-            folder.rmdir()
-            raise
 
     def _note(self, name: str, n_bytes: int) -> None:
         self._forget(name)

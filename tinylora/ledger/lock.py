@@ -65,7 +65,6 @@ class FolderLock:
     def _note_pid(self) -> None:
         """Say who holds it. Only for people: on a full disk the lock works without."""
         try:
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+            os.pwrite(self._descriptor, f"{os.getpid():<20}\n".encode(), 0)
         except OSError:
             return

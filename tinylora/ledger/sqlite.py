@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
+from tinylora.durable import make_folder
 from tinylora.errors import StorageError
 from tinylora.failpoints import reach
 from tinylora.federation.events import Event, event_to_json
@@ -275,7 +276,7 @@ class SqliteLedger:
             return
 
     def _open_to_write(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
+        make_folder(self._directory, name="ledger.folder")
         self._lock = FolderLock(self._directory / LOCK, holder="writer of the ledger")
         try:
             self._database = Database(self._file, is_readonly=False)

@@ -3,13 +3,11 @@
 import sqlalchemy as sa
 from alembic import op
 
-from tinylora.failpoints import around, reach
+from tinylora.failpoints import reach
 from tinylora.ledger.chain import START, linked
 
 revision = "0002"
 down_revision = "0001"
-
-around("ledger.migrate.chain", "ledger.migrate.tables")
 
 
 def upgrade() -> None:
