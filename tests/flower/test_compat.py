@@ -133,8 +133,8 @@ MEMBERS = {
     "ControlHttpClient": {"from_server_address", "ListRuns", "StartRun", "StopRun"},
     "HttpGrid": {"push_messages", "pull_messages", "get_nodes", "get_node_ids", "set_run", "run", "close"},
     "LinkState": {
-        "create_node", "get_node_id_by_public_key", "get_node_info", "get_run_info", "stop_run", "activate_node",
-        "get_message_ins", "store_message_res", "create_run",
+        "cleanup_run", "create_node", "get_node_id_by_public_key", "get_node_info", "get_run_info", "stop_run",
+        "activate_node", "get_message_ins", "store_message_res", "create_run", "num_message_ins", "object_store",
     },
     "ApiErrorCode": {"FLEET_NODE_ACTIVATION_FAILED"},
     "ErrorCode": {"MESSAGE_UNAVAILABLE", "REPLY_MESSAGE_UNAVAILABLE", "NODE_UNAVAILABLE"},

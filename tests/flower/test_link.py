@@ -1,5 +1,6 @@
 """The link: that a key which was removed stays so, and that the inner listener answers our own processes alone."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import httpx
 import pytest
 from tinylora_coordinator.front_door import listen
 
-from tests.flower.helpers import TOKEN, Federation, federation
+from tests.flower.helpers import TOKEN, Federation, federation, make_unit, until
 from tinylora.errors import NetworkError, RefusedError
 from tinylora.flower.compat.rounds import Status
 from tinylora.flower.enrolment import STATE_PATH, join
@@ -48,6 +49,29 @@ def test_the_rounds_end_earlier_runs_and_the_link_does_not(tmp_path: Path) -> No
         with first.transport():
             running = first.link.state.get_run_info(statuses=[Status.RUNNING])
             assert [run.run_id for run in running if run.run_id == before[0].run_id] == [] and len(running) == 1
+
+
+def test_what_ended_runs_left_behind_is_dropped_when_the_link_starts_again(tmp_path: Path) -> None:
+    with federation(tmp_path) as first:
+        identity = new_identity()
+        first.link.register(identity.public_pem)
+        node = first.link.state.get_node_id_by_public_key(identity.public_pem)
+        assert node is not None and first.link.state.activate_node(node, 30.0)
+        with first.transport() as transport:  # this worker never comes for its unit
+            payload = random.Random(0).randbytes(3 * 2**20)
+            transport.send(identity.worker, make_unit("lost", payload), payload)
+            until(lambda: first.link.state.num_message_ins() == 1, what="the message")
+            again = create_link(first.database)
+            assert again.state.num_message_ins() == 1  # its run goes on
+    assert size_of(tmp_path) > 3 * 2**20
+    last = create_link(first.database)
+    assert last.state.num_message_ins() == 0 and len(last.state.object_store) == 0
+    assert size_of(tmp_path) < 2**20
+    assert last.is_registered(identity.public_pem)
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("link.db*"))
 
 
 def test_secrets_come_from_outside_where_there_is_a_supervisor(tmp_path: Path) -> None:

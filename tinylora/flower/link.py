@@ -8,7 +8,9 @@ passes on the fleet's paths alone.
 
 import hmac
 import secrets
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from tinylora.flower.compat.link import (
     LinkState,
     NodeStatus,
     NoOpControlAuthnPlugin,
+    Status,
     SuperLinkLifespan,
     SuperLinkLifespanConfig,
     create_app,
@@ -48,6 +51,7 @@ PublicRoutes = Mapping[tuple[str, str], ASGIApp]
 """What answers strangers, by (METHOD, exact path). The apps read neither path nor query."""
 
 _HEARTBEAT_S = 30.0
+_MUCH_FREE_BYTES = 2**20
 
 
 @dataclass
@@ -63,6 +67,7 @@ class Link:
     app: ASGIApp
     flower: FastAPI
     state: LinkState
+    database: Path
     admin: str = field(repr=False)
     superexec_secret: bytes = field(repr=False)
     phase: Phase = "waiting"
@@ -70,6 +75,15 @@ class Link:
     def online_workers(self) -> list[str]:
         """Names of the workers that are connected now."""
         return sorted(worker_of(node.public_key) for node in self.state.get_node_info(statuses=[NodeStatus.ONLINE]))
+
+    def prune(self) -> None:
+        """Drop what ended Flower runs left behind, and give the space back; running ones and workers are untouched.
+
+        Flower itself drops messages that were answered and fetched. What was under way when a run ended stays for ever.
+        """
+        for run in self.state.get_run_info(statuses=[Status.FINISHED]):
+            self.state.cleanup_run(run.run_id)
+        _shrink(self.database)
 
     def routes(self) -> list[tuple[str, str]]:
         """Every route of the installed Flower, (METHOD, path), whether or not its documentation names it."""
@@ -115,7 +129,8 @@ class LinkSecrets:
 def create_link(database: Path, known: LinkSecrets | None = None) -> Link:
     """Make the link over the SQLite file `database`; workers registered there by an earlier process stay registered.
 
-    Runs of Flower go on too: whoever restarts the link alone disturbs neither rounds nor workers.
+    Runs of Flower go on too: whoever restarts the link alone disturbs neither rounds nor workers. What ended runs left
+    behind is dropped.
 
     Args:
         database: Flower's file; made when missing.
@@ -124,7 +139,19 @@ def create_link(database: Path, known: LinkSecrets | None = None) -> Link:
     known = known or LinkSecrets()
     flower = create_app(_lifespan_config(database, known.superexec_secret), SuperLinkLifespan)
     state = flower.state.linkstate_factory.state()
-    return Link(_Guard(flower, known.admin), flower, state, known.admin, known.superexec_secret)
+    link = Link(_Guard(flower, known.admin), flower, state, database, known.admin, known.superexec_secret)
+    link.prune()
+    return link
+
+
+def _shrink(database: Path) -> None:
+    """Return free pages to the disk where they are many; a reader at this moment or a full disk prevents it."""
+    with closing(sqlite3.connect(database, timeout=1.0, isolation_level=None)) as connection, suppress(sqlite3.Error):
+        (n_free,) = connection.execute("PRAGMA freelist_count").fetchone()
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+        if n_free * page_bytes > _MUCH_FREE_BYTES:
+            connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _lifespan_config(database: Path, secret: bytes) -> SuperLinkLifespanConfig:

@@ -6,6 +6,7 @@ from flwr.common.constant import (
     SYSTEM_TIME_TOLERANCE,
     TIMESTAMP_HEADER,
     TIMESTAMP_TOLERANCE,
+    Status,
 )
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, NodeStatus
@@ -26,6 +27,7 @@ __all__ = [
     "LinkState",
     "NoOpControlAuthnPlugin",
     "NodeStatus",
+    "Status",
     "SuperLinkLifespan",
     "SuperLinkLifespanConfig",
     "create_app",
