@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from tests.federation.facts import FACTS, SETTINGS
-from tinylora.federation.campaign import Campaign, Worker
+from tinylora.federation.campaign import LONGEST_REST_S, Campaign, Worker, apply
 from tinylora.federation.deadlines import deadline_s, usual_seconds
+from tinylora.federation.events import LeaseExpired, UnitLeased
 
 WORKER = Worker("w0", "w0")
 
@@ -31,6 +32,24 @@ def test_median_and_spread(observed_s, usual_s):
 
 def test_never_under_five_seconds():
     assert deadline_s(_campaign(0.01, 0.01, 0.01), WORKER, "train", 10) == 5.0
+
+
+def test_whoever_missed_thousands_rests_as_long_as_ever():
+    lease = UnitLeased(
+        unit_id="u0",
+        worker="w0",
+        kind="sketch",
+        node="",
+        nonce="n",
+        topology_version=0,
+        router_version=0,
+        node_version=0,
+        at_s=0.0,
+        deadline_s=1.0,
+    )
+    state = replace(_campaign(), workers={"w0": replace(WORKER, unit_id="u0", misses=5000)}, leases={"u0": lease})
+    after = apply(state, LeaseExpired(unit_id="u0", reason="late", at_s=1.0))
+    assert after.workers["w0"].rests_until_s == 1.0 + LONGEST_REST_S
 
 
 def test_each_miss_in_a_row_doubles_it():

@@ -60,6 +60,8 @@ AnyItem = TypeVar("AnyItem")
 FIRST_REST_S = 5.0
 """Rest after a unit that a worker did not bring back; it doubles with each further one in a row."""
 LONGEST_REST_S = 600.0
+MOST_DOUBLINGS = 7
+"""After so many a rest is the longest one; a worker may miss thousands, and powers of two would overflow."""
 N_OBSERVATIONS = 64
 """Observed times kept for each kind of unit, the latest ones."""
 
@@ -220,7 +222,7 @@ def _expired(state: Campaign, event: LeaseExpired) -> Campaign:
     if lease is None:
         return state
     worker = state.workers[lease.worker]
-    rest_s = min(FIRST_REST_S * 2.0**worker.misses, LONGEST_REST_S)
+    rest_s = min(FIRST_REST_S * 2.0 ** min(worker.misses, MOST_DOUBLINGS), LONGEST_REST_S)
     worker = replace(worker, unit_id="", misses=worker.misses + 1, rests_until_s=event.at_s + rest_s)
     return _put(_release(state, event.unit_id), worker)
 
