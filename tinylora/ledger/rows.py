@@ -199,6 +199,7 @@ def _accepted(number: int, event: UpdateAccepted) -> tuple[Put | Change, ...]:
             reason="",
             accepted_event=number,
             closed_at_s=event.at_s,
+            n_steps=event.n_steps,
             tokens=event.tokens,
             blob=event.blob,
         ),

@@ -1,0 +1,219 @@
+"""The operator's file: what a token lets in, that its cap holds under load, that orders wait until they are done."""
+
+import sqlite3
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tinylora_coordinator.operator_store import DAY_S, FILE, OperatorStore, Refused, Worker
+
+from tinylora.errors import DiskFull, SettingError, StorageError
+from tinylora.failpoints import armed
+from tinylora.federation.ports import Desk
+from tinylora.flower.join_token import SYSTEM, JoinToken
+
+NOW = 1_700_000_000.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> OperatorStore:
+    return OperatorStore(tmp_path)
+
+
+@dataclass
+class Case:
+    """A stranger comes with a token at some time."""
+
+    token: JoinToken
+    secret: str
+    now_s: float = NOW
+
+    def enrol(self, store: OperatorStore, worker: str = "w-1") -> Worker | Refused:
+        token_id, key = self.token.token_id, f"key of {worker}"
+        return store.enrol(worker, key, name="n", token_id=token_id, secret=self.secret, now_s=self.now_s)
+
+
+def made(store: OperatorStore, **choices: object) -> Case:
+    token = store.create_token(SYSTEM, now_s=NOW, **choices)  # type: ignore[arg-type]
+    return Case(token, token.secret)
+
+
+# --- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_lets_one_worker_in_for_a_day_by_default(store: OperatorStore) -> None:
+    case = made(store)
+    assert case.enrol(store) == Worker("w-1", case.token.token_id, "n", "approved", NOW)
+    (token,) = store.tokens(NOW)
+    assert (token.max_workers, token.expires_s, token.n_workers, token.state) == (1, NOW + DAY_S, 1, "used_up")
+
+
+def test_the_same_worker_is_welcome_again_and_another_is_not(store: OperatorStore) -> None:
+    case = made(store)
+    first = case.enrol(store)
+    assert case.enrol(store) == first
+    assert Case(case.token, "").enrol(store) == first  # known: no token needed
+    refused = case.enrol(store, "w-2")
+    assert isinstance(refused, Refused) and refused.code == "used_up"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"secret": "x" * 32}, "token"),
+        ({"secret": ""}, "token"),
+        ({"token": JoinToken(SYSTEM, "unknown", "s")}, "token"),
+        ({"now_s": NOW + DAY_S}, "expired"),
+    ],
+)
+def test_what_lets_nobody_in(store: OperatorStore, change: dict[str, object], code: str) -> None:
+    case = made(store)
+    refused = Case(**{**vars(case), **change}).enrol(store)  # type: ignore[arg-type]
+    assert isinstance(refused, Refused) and refused.code == code and case.token.secret not in refused.reason
+    assert store.workers() == []
+
+
+def test_an_unknown_token_and_a_wrong_secret_have_one_answer(store: OperatorStore) -> None:
+    case = made(store)
+    unknown = Case(JoinToken(SYSTEM, "unknown", ""), case.secret).enrol(store)
+    assert Case(case.token, "wrong").enrol(store) == unknown
+
+
+def test_a_wrong_secret_learns_nothing_of_a_revoked_token(store: OperatorStore) -> None:
+    case = made(store)
+    store.revoke_token(case.token.token_id, NOW)
+    assert [getattr(case.enrol(store), "code", ""), getattr(Case(case.token, "x").enrol(store), "code", "")] == [
+        "token_revoked",
+        "token",
+    ]
+    assert store.tokens(NOW)[0].state == "revoked"
+
+
+def test_a_revoked_token_keeps_its_workers(store: OperatorStore) -> None:
+    case = made(store, max_workers=2)
+    case.enrol(store)
+    store.revoke_token(case.token.token_id, NOW)
+    assert isinstance(case.enrol(store), Worker) and isinstance(case.enrol(store, "w-2"), Refused)
+
+
+def test_the_cap_holds_when_two_hundred_come_at_once(tmp_path: Path) -> None:
+    with OperatorStore(tmp_path) as store:
+        case = made(store, max_workers=7)
+
+        def come(number: int) -> bool:
+            return isinstance(case.enrol(store, f"w-{number}"), Worker)
+
+        with ThreadPoolExecutor(16) as pool:
+            welcome = list(pool.map(come, range(200)))
+        assert sum(welcome) == 7 == len(store.workers()) == store.tokens(NOW)[0].n_workers
+
+
+COME = """
+import sys
+from pathlib import Path
+from tinylora_coordinator.operator_store import OperatorStore, Worker
+root, token_id, secret, now_s, first = sys.argv[1:]
+with OperatorStore(Path(root)) as store:
+    for n in range(int(first), int(first) + 30):
+        who = dict(name="", token_id=token_id, secret=secret, now_s=float(now_s))
+        print(isinstance(store.enrol(f"w-{n}", f"key {n}", **who), Worker))
+"""
+
+
+def test_the_cap_holds_between_processes(tmp_path: Path) -> None:
+    with OperatorStore(tmp_path) as store:
+        case = made(store, max_workers=20)
+        words = [str(tmp_path), case.token.token_id, case.secret, str(NOW)]
+        children = [
+            subprocess.Popen([sys.executable, "-c", COME, *words, str(first)], stdout=subprocess.PIPE, text=True)
+            for first in (0, 30)
+        ]
+        welcome = [line for child in children for line in child.communicate(timeout=60)[0].split()]
+        assert len(welcome) == 60 and welcome.count("True") == 20 == len(store.workers())
+
+
+def test_secrets_are_not_on_disk(tmp_path: Path) -> None:
+    with OperatorStore(tmp_path) as store:
+        case = made(store)
+        case.enrol(store)
+    found = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert case.secret.encode() not in found and case.secret not in repr(case.token)
+    assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("choices", [{"max_workers": 0}, {"expires_in_s": 0.0}, {"expires_in_s": -1.0}])
+def test_a_token_for_nobody_is_refused(store: OperatorStore, choices: dict[str, float]) -> None:
+    with pytest.raises(SettingError, match="at least one worker and a time in the future"):
+        made(store, **choices)
+
+
+# --- workers --------------------------------------------------------------------------------------------------------
+
+
+def test_who_needs_approval_waits_for_it(store: OperatorStore) -> None:
+    case = made(store, needs_approval=True, tags=("night", "gpu"))
+    first = case.enrol(store)
+    assert isinstance(first, Worker) and (first.state, first.tags) == ("pending", ("night", "gpu"))
+    assert not store.is_approved("w-1")
+    store.approve("w-1")
+    assert store.is_approved("w-1") and store.workers() == [case.enrol(store)]
+
+
+def test_a_revoked_worker_is_out_at_once_and_an_order_waits(store: OperatorStore) -> None:
+    case = made(store)
+    case.enrol(store)
+    order = store.revoke("w-1", reason="bad", now_s=NOW)
+    assert not store.is_approved("w-1") and store.orders() == [order]
+    assert getattr(case.enrol(store), "code", "") == "banned"
+    with pytest.raises(SettingError, match="was revoked"):
+        store.approve("w-1")
+
+
+@pytest.mark.parametrize("act", ["approve", "revoke", "erase"])
+def test_an_unknown_worker_is_named(store: OperatorStore, act: str) -> None:
+    more = {} if act == "approve" else {"reason": "", "now_s": NOW}
+    with pytest.raises(SettingError, match="worker w-9: no such worker"):
+        getattr(store, act)("w-9", **more)
+    assert store.orders() == []
+
+
+# --- orders ---------------------------------------------------------------------------------------------------------
+
+
+def test_orders_wait_in_order_until_they_are_done_once(tmp_path: Path) -> None:
+    with OperatorStore(tmp_path) as store:
+        given = [store.order(kind, now_s=NOW) for kind in ("pause", "resume", "finish")]
+    with OperatorStore(tmp_path) as again:
+        assert isinstance(again, Desk) and list(again.orders()) == given
+        again.done(given[1], "resumed")
+        again.done(given[1], "twice")
+        assert list(again.orders()) == [given[0], given[2]]
+        assert [job.outcome for job in again.jobs()] == [None, "resumed", None]
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    OperatorStore(tmp_path).close()
+    with sqlite3.connect(tmp_path / FILE) as database:
+        database.execute("PRAGMA user_version = 99")
+    with pytest.raises(StorageError, match="format 99, this program reads format 1"):
+        OperatorStore(tmp_path)
+
+
+def test_something_else_in_its_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"no database at all" * 100)
+    with pytest.raises(StorageError, match="not a database"):
+        OperatorStore(tmp_path)
+
+
+def test_a_full_disk_changes_nothing(store: OperatorStore) -> None:
+    case = made(store)
+    with armed("operator.commit.before:enospc"), pytest.raises(DiskFull, match="try again"):
+        case.enrol(store)
+    assert store.workers() == [] and isinstance(case.enrol(store), Worker)
