@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
 from sqlalchemy.exc import OperationalError
 
 from tests.federation.events import JOINED, LOST, STARTED
+from tests.ledger.histories import CONTENTS, HISTORIES, alive, write
 from tinylora.errors import DiskFull, StorageError
-from tinylora.federation.events import GatesSolved
+from tinylora.federation.events import BlobsPruned, GatesSolved
 from tinylora.federation.ledger_memory import MemoryLedger
 from tinylora.federation.ports import Ledger
 from tinylora.ledger.sqlite import FILE, SqliteLedger
@@ -52,6 +55,53 @@ def test_a_blob_that_is_not_there(ledger):
         ledger.get_blob("0" * 64)
 
 
+def test_a_file_is_adopted(ledger, tmp_path):
+    body = tmp_path / "body"
+    body.write_bytes(b"spooled")
+    assert ledger.adopt_blob(body, sha256(b"spooled")) == sha256(b"spooled")
+    assert ledger.get_blob(sha256(b"spooled")) == b"spooled"
+    assert not body.exists()
+    body.write_bytes(b"spooled")
+    ledger.adopt_blob(body, sha256(b"spooled"))
+    assert ledger.stored_bytes() == len(b"spooled")
+
+
+def test_blobs_are_dropped_and_come_again(ledger):
+    name = ledger.put_blob(b"numbers")
+    ledger.put_blob(b"others")
+    assert ledger.stored_bytes() == 13
+    ledger.drop_blobs([name, "0" * 64])
+    assert ledger.stored_bytes() == 6
+    with pytest.raises(StorageError, match=name):
+        ledger.get_blob(name)
+    ledger.put_blob(b"numbers")
+    assert ledger.get_blob(name) == b"numbers"
+    assert ledger.stored_bytes() == 13
+
+
+def test_the_last_snapshot_is_kept(ledger):
+    assert ledger.load_snapshot() is None
+    ledger.append([STARTED, JOINED], 0.0)
+    ledger.save_snapshot(1, "one")
+    ledger.save_snapshot(2, "two")
+    assert ledger.load_snapshot() == (2, "two")
+
+
+@settings(max_examples=12)
+@given(HISTORIES)
+def test_both_ledgers_remember_the_same(history):
+    """Any history: the same events from any place, the same blobs, the same bytes in all."""
+    memory = MemoryLedger()
+    events = write(memory, history)
+    with TemporaryDirectory() as folder, SqliteLedger(folder) as durable:
+        assert write(durable, history) == events
+        for after in (0, 1, len(events) // 2, len(events), len(events) + 5):
+            assert list(durable.events(after)) == list(memory.events(after)) == events[after:]
+        assert durable.stored_bytes() == memory.stored_bytes()
+        for name in alive(events):
+            assert durable.get_blob(name) == memory.get_blob(name) == CONTENTS[name]
+
+
 # --- on disk ---------------------------------------------------------------------------------------------------------
 
 
@@ -63,6 +113,44 @@ def _pragma(ledger: SqliteLedger, text: str) -> int:
 
 def _blob_files(directory: Path) -> list[Path]:
     return [file for file in (directory / "blobs").rglob("*") if file.is_file()]
+
+
+def test_what_an_event_needs_is_not_dropped(tmp_path):
+    with SqliteLedger(tmp_path) as ledger:
+        name = ledger.put_blob(b"kept")
+        ledger.append([STARTED, GatesSolved(version=1, contributors=(), drift=1.0, blob=name)], 0.0)
+        with pytest.raises(StorageError, match="an event names it"):
+            ledger.drop_blobs([name])
+        ledger.append([BlobsPruned(blobs=(name,))], 1.0)
+        ledger.drop_blobs([name])
+        assert _blob_files(tmp_path) == []
+
+
+def test_an_event_cannot_name_what_is_not_there(tmp_path):
+    with SqliteLedger(tmp_path) as ledger:
+        ledger.append([STARTED], 0.0)
+        with pytest.raises(StorageError, match=r"gates_solved: names blob aaaa.*; store it first"):
+            ledger.append([JOINED, GatesSolved(version=1, contributors=(), drift=1.0, blob="a" * 64)], 1.0)
+        assert list(ledger.events()) == [STARTED]
+
+
+@pytest.mark.parametrize("name", ["", "abc", "../" + "a" * 61, "A" * 64, "a" * 65])
+def test_only_a_hash_names_a_blob(tmp_path, name):
+    with SqliteLedger(tmp_path) as ledger, pytest.raises(StorageError, match="expected 64 hex digits"):
+        ledger.get_blob(name)
+
+
+def test_opened_again_it_clears_away_what_nobody_names(tmp_path):
+    with SqliteLedger(tmp_path) as ledger:
+        ledger.put_blob(b"never named")
+        (ledger.spool / "half").write_bytes(b"of a body")
+    reader = SqliteLedger.open_readonly(tmp_path)
+    assert len(_blob_files(tmp_path)) == 1
+    with SqliteLedger(tmp_path) as ledger:
+        assert _blob_files(tmp_path) == []
+        assert list(ledger.spool.iterdir()) == []
+        assert ledger.stored_bytes() == reader.stored_bytes() == 0
+    reader.close()
 
 
 def test_reopened_it_knows_everything(tmp_path):
