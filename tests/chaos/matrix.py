@@ -25,6 +25,10 @@ class Scenario:
     prepare: Callable[[Path], None] = lambda folder: None
     """Done once, before the first kill."""
 
+    def __str__(self) -> str:
+        """As pytest shows it."""
+        return self.name
+
 
 @dataclass(frozen=True)
 class Kill:
