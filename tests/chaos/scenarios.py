@@ -47,7 +47,7 @@ def _steps(campaign: Campaign) -> str:
 
 
 def _world(**changes: object) -> tuple[RunSettings, list[SimulatedWorker]]:
-    settings = RunSettings.model_validate(SETTINGS.model_dump() | {"min_workers": 4, "router_period": 2} | changes)
+    settings = RunSettings.model_validate(SETTINGS.model_dump() | {"min_workers": 5, "router_period": 2} | changes)
     return settings, crowd(5, has_histograms=True)
 
 
