@@ -1,11 +1,20 @@
-"""What is killed: a whole run with scripted workers, a new run's folder, tokens and orders, an old ledger's migration.
+"""What is killed: a whole run with scripted workers, a new run's folder, tokens and orders, an old ledger, a worker's home.
 
 The workers of the run are functions of the unit alone and its clock is a logical one, so two runs of the same folder can
 differ only in what the coordinator lost or did twice.
 """
 
+import math
+import shutil
+import stat
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+
+from tinylora_coordinator import rounds_process  # for its failpoints  # noqa: F401
+from tinylora_coordinator.folder import RunFolder, read_run, write_run
+from tinylora_coordinator.operator_store import OperatorStore
 
 from tests.chaos.matrix import Facts, Scenario
 from tests.federation.facts import DIM, SETTINGS
@@ -14,26 +23,122 @@ from tests.federation.world import crowd
 from tinylora.bundle import write_bundle
 from tinylora.config import RunSettings
 from tinylora.federation.campaign import Campaign, fold
-from tinylora.federation.events import Event, UpdateAccepted
+from tinylora.federation.events import BlobsPruned, Event, RunPaused, TopologySet, UpdateAccepted, WorkerErased
+from tinylora.federation.loop import run_campaign
+from tinylora.federation.ports import Order, Reply
+from tinylora.flower.identity import load_or_create
+from tinylora.flower.membership import Membership, load_membership, save_membership
+from tinylora.flower.receipts import ReceiptBook, read_receipts
 from tinylora.ledger.sqlite import SqliteLedger
+from tinylora.numerics import TorchNumerics
+from tinylora.protocol.documents import Receipt, sha256
 from tinylora.release import make_bundle
 from tinylora.routing.features import feature_hash
-from tinylora.simulate import SimulatedWorker, run_simulated
+from tinylora.simulate import SimulatedTransport, SimulatedWorker, VirtualClock, runners
 
 BUNDLE = "bundle.safetensors"
+FORMAT_1 = Path(__file__).parents[1] / "ledger" / "format_1"
 FACTS = OTHER_FACTS.model_copy(update={"feature_hash": feature_hash(None, DIM, DIM)})
 """A base whose embeddings are its routing feature, so that a bundle of it is complete."""
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+class SpoolingTransport(SimulatedTransport):
+    """Payloads come as files, as they do from the network."""
+
+    spool: Path
+
+    def poll(self) -> Sequence[Reply]:
+        """Replies that are due, their payloads in files."""
+        return [self._spooled(reply) for reply in super().poll()]
+
+    def _spooled(self, reply: Reply) -> Reply:
+        if not reply.payload:
+            return reply
+        file = self.spool / f"{reply.worker}-{reply.unit_id}"
+        file.write_bytes(reply.payload)
+        return replace(reply, payload=b"", file=file)
+
+
+@dataclass
+class Operator:
+    """Gives each order once a certain event was seen, again in every process: the file knows those that were given."""
+
+    store: OperatorStore
+    victim: str
+
+    def hear(self, event: Event) -> None:
+        """Pause and resume when the tree is set; remove and erase a worker when the run was paused."""
+        if isinstance(event, TopologySet):
+            self._give(("pause", ""), ("resume", ""))
+        elif isinstance(event, RunPaused):
+            self._give(("revoke", self.victim), ("erase", self.victim))
+
+    def _give(self, *orders: tuple[str, str]) -> None:
+        given = {job.order.kind for job in self.store.jobs()}
+        for kind, worker in orders:
+            if kind not in given:
+                self._order(kind, worker)
+
+    def _order(self, kind: str, worker: str) -> Order:
+        if kind == "revoke":
+            return self.store.revoke(worker, reason="asked to", now_s=0.0)
+        if kind == "erase":
+            return self.store.erase(worker, reason="asked to", now_s=0.0)
+        return self.store.order("pause" if kind == "pause" else "resume", now_s=0.0)
 
 
 def run_to_the_end(folder: Path, settings: RunSettings, workers: Sequence[SimulatedWorker]) -> Facts:
     """Begin the run in `folder` or take it up, and drive it to its end; returns what must not depend on kills."""
-    with SqliteLedger(folder) as ledger:
-        runners = [worker.runner for worker in workers if worker.runner]
-        campaign = run_simulated(ledger, settings, workers, FACTS, runners)
-        sha256 = write_bundle(make_bundle(campaign, ledger), folder / BUNDLE)
+    with SqliteLedger(folder) as ledger, OperatorStore(folder) as store:
+        _enrol(store, workers)
+        campaign = _drive(ledger, store, settings, workers)
+        bundle = write_bundle(make_bundle(campaign, ledger), folder / BUNDLE)
         events = ledger.events()
         assert fold(events) == campaign, "the state is not the fold of the log"
-    return {"bundle": sha256, "finished": campaign.finished, "units": _once_each(events), "steps": _steps(campaign)}
+        assert not ledger.verify(), str(ledger.verify()[0])
+        return {
+            "bundle": bundle,
+            "finished": campaign.finished,
+            "steps": " ".join(f"{top or 'root'}:{node.steps}" for top, node in sorted(campaign.nodes.items())),
+            "accepted": _once_each(events),
+            "erased": " ".join(event.worker for event in events if isinstance(event, WorkerErased)),
+            "pruned": str(any(isinstance(event, BlobsPruned) for event in events)),
+            "orders": " ".join(job.order.kind for job in store.jobs() if job.outcome),
+        }
+
+
+def _enrol(store: OperatorStore, workers: Sequence[SimulatedWorker]) -> None:
+    if not store.workers():
+        token = store.create_token("0" * 64, now_s=0.0, max_workers=100)
+        for worker in workers:
+            store.enrol(
+                worker.name, worker.name, name=worker.name, token_id=token.token_id, secret=token.secret, now_s=0.0
+            )
+
+
+def _drive(
+    ledger: SqliteLedger, store: OperatorStore, settings: RunSettings, workers: Sequence[SimulatedWorker]
+) -> Campaign:
+    past = fold(ledger.events())
+    clock = VirtualClock(past.latest_at_s if past else 0.0)
+    transport = SpoolingTransport(workers, [worker.runner for worker in workers if worker.runner], clock)
+    transport.spool = ledger.spool
+    return run_campaign(
+        ledger,
+        transport,
+        clock,
+        run=settings.name,
+        settings=settings,
+        base=FACTS,
+        numerics=TorchNumerics(),
+        desk=store,
+        on_event=Operator(store, workers[-1].name).hear,
+        poll_s=math.inf,
+    )
 
 
 def _once_each(events: Sequence[Event]) -> str:
@@ -42,18 +147,85 @@ def _once_each(events: Sequence[Event]) -> str:
     return str(len(accepted))
 
 
-def _steps(campaign: Campaign) -> str:
-    return " ".join(f"{top or 'root'}:{node.steps}" for top, node in sorted(campaign.nodes.items()))
+def _run(name: str, n_workers: int, **changes: object) -> Scenario:
+    settings = RunSettings.model_validate(
+        SETTINGS.model_dump() | {"min_workers": n_workers, "router_period": 2} | changes
+    )
+    workers = crowd(n_workers, has_histograms=True)
+    return Scenario(name, lambda folder: run_to_the_end(folder, settings, workers), _with_left_overs)
 
 
-def _world(**changes: object) -> tuple[RunSettings, list[SimulatedWorker]]:
-    settings = RunSettings.model_validate(SETTINGS.model_dump() | {"min_workers": 5, "router_period": 2} | changes)
-    return settings, crowd(5, has_histograms=True)
+def _with_left_overs(folder: Path) -> None:
+    """What an earlier crash may have left: half a body, a blob that no event names."""
+    with SqliteLedger(folder):
+        pass
+    (folder / "spool" / "half").write_bytes(b"half")
+    orphan = folder / "blobs" / "00" / ("0" * 64)
+    orphan.parent.mkdir(exist_ok=True)
+    orphan.write_bytes(b"nobody's")
 
 
-def _run(name: str, **changes: object) -> Scenario:
-    settings, workers = _world(**changes)
-    return Scenario(name, lambda folder: run_to_the_end(folder, settings, workers))
+# --- what else is durable ----------------------------------------------------------------------------------------------
 
 
-SCENARIOS = (_run("run"),)
+def new_folder(folder: Path) -> Facts:
+    """`init`, until it is complete."""
+    place = RunFolder(folder / "run")
+    if not place.settings_file.exists():
+        write_run(place, SETTINGS, FACTS, b"projection", now=NOW)
+    assert read_run(place).settings == SETTINGS
+    found = (file for file in place.root.rglob("*") if file.is_file())
+    return {str(file.relative_to(place.root)): oct(stat.S_IMODE(file.stat().st_mode)) for file in sorted(found)}
+
+
+def tokens_and_orders(folder: Path) -> Facts:
+    """A token, a worker, an order: each made unless it is there."""
+    with OperatorStore(folder) as store:
+        _enrol(store, crowd(1))
+        if not store.jobs():
+            store.order("pause", now_s=1.0)
+        for order in store.orders():
+            store.done(order, "paused")
+        return {
+            "workers": " ".join(worker.worker for worker in store.workers()),
+            "jobs": " ".join(f"{job.order.kind}: {job.outcome}" for job in store.jobs()),
+        }
+
+
+def old_ledger(folder: Path) -> Facts:
+    """A ledger of the first format, brought up to date, and its tables made anew."""
+    with SqliteLedger(folder) as ledger:
+        ledger.rebuild()
+        assert not ledger.verify(), str(ledger.verify()[0])
+        return {"head": str(ledger.head()), "state": repr(fold(ledger.events()))}
+
+
+def _copy_old_ledger(folder: Path) -> None:
+    shutil.copytree(FORMAT_1, folder, dirs_exist_ok=True)
+
+
+def worker_home(folder: Path) -> Facts:
+    """A worker's key, its run, its receipts."""
+    identity, membership = load_or_create(folder), Membership(url="https://here", run="r", run_key="0" * 64)
+    save_membership(folder, membership)
+    ReceiptBook(folder).keep([_receipt(number) for number in range(3)])
+    assert load_or_create(folder) == identity or load_or_create(folder).worker == identity.worker
+    assert load_membership(folder) == membership
+    return {"receipts": " ".join(receipt.unit_id for receipt in read_receipts(folder))}
+
+
+def _receipt(number: int) -> Receipt:
+    return Receipt(
+        run="r", unit_id=f"u{number}", worker="w", kind="train", payload_sha256=sha256(b""), event=number,
+        log_sha256=sha256(b""),
+    )  # fmt: skip
+
+
+SCENARIOS = (
+    _run("leaves", 5, disk_cap_mib=0.02, probes=2),
+    _run("path", 4, where="path", depth=1, replicas="alternate"),
+    Scenario("init", new_folder),
+    Scenario("tokens", tokens_and_orders),
+    Scenario("old_ledger", old_ledger, _copy_old_ledger),
+    Scenario("worker_home", worker_home),
+)
