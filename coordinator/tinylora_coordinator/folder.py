@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from tinylora import durable
 from tinylora.adapters.shapes import check_projections
 from tinylora.config import BaseFacts, RunSettings, make_settings, read_settings
 from tinylora.errors import SettingError, StorageError
@@ -88,6 +89,8 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
 }
 """Every setting with the comment that `init` writes beside it."""
+
+durable.register_file("folder")
 
 
 @dataclass(frozen=True)
@@ -218,12 +221,16 @@ def write_run(
         folder.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.root.chmod(0o700)
         make_keys(folder.keys, run=settings.name, hosts=hosts, now=now or datetime.now(UTC), own=own)
-        folder.base_file.write_text(json.dumps(base.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+        _write(folder.base_file, (json.dumps(base.model_dump(mode="json"), indent=1) + "\n").encode())
         if projection is not None:
-            folder.projection_file.write_bytes(projection)
-        folder.settings_file.write_text(settings_text(settings), encoding="utf-8")
+            _write(folder.projection_file, projection)
+        _write(folder.settings_file, settings_text(settings).encode())
     except OSError as error:
         raise StorageError(f"{folder.root}: {error.strerror or error}; choose another folder") from None
+
+
+def _write(file: Path, data: bytes) -> None:
+    durable.replace_file(file, data, name="folder", mode=0o644)
 
 
 def settings_text(settings: RunSettings) -> str:

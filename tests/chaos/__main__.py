@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [--times 3] [--kills 200] [--seed 0]`: the whole kill matrix, then random kills of real processes."""
+"""`python -m tests.chaos [--times 3] [--kills 200] [--seed 0]`: the kill matrix, then random kills of real processes."""
 
 import argparse
 import os
@@ -9,10 +9,10 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-import torch
+import torch  # noqa: E402
 
-from tests.chaos.matrix import kills, reached, survive
-from tests.chaos.scenarios import SCENARIOS
+from tests.chaos.matrix import kills, reached, survive  # noqa: E402
+from tests.chaos.scenarios import SCENARIOS  # noqa: E402
 
 
 def matrix(times: int) -> bool:

@@ -1,7 +1,7 @@
 """The kill matrix: every scenario, killed at every failpoint that it reaches, must end as if nothing had happened.
 
-A scenario does something durable in a folder, and does it to the end when it is called again on the same folder. What it
-returns says how it ended; that may depend on nothing but the scenario.
+A scenario does something durable in a folder, and does it to the end when it is called again on the same folder. What
+it returns says how it ended; that may depend on nothing but the scenario.
 """
 
 from collections import Counter
@@ -68,7 +68,7 @@ def reached(scenario: Scenario) -> tuple[Counter[str], Facts]:
 
 
 def kills(scenario: Scenario, counts: Counter[str], *, times: int = 1) -> Iterator[Kill]:
-    """For each failpoint so many of its passes: the middle one; with more, also the first, the last and others between."""
+    """For each failpoint so many of its passes, spread evenly; a single one is that in the middle."""
     for point, n_passes in sorted(counts.items()):
         n_chosen = min(times, n_passes)
         chosen = {1 + (2 * index + 1) * n_passes // (2 * n_chosen) for index in range(n_chosen)}

@@ -1,4 +1,4 @@
-"""Doing something in a process of its own that may be killed at any moment; forked, so that nothing is imported anew."""
+"""Work in a process of its own that may be killed at any moment; forked, so that nothing is imported anew."""
 
 import multiprocessing
 import os

@@ -1,18 +1,17 @@
-"""What is killed: a whole run with scripted workers, a new run's folder, tokens and orders, an old ledger, a worker's home.
+"""What is killed: whole runs with scripted workers, a new run's folder, tokens and orders, an old ledger, a worker's home.
 
-The workers of the run are functions of the unit alone and its clock is a logical one, so two runs of the same folder can
-differ only in what the coordinator lost or did twice.
+The workers of the runs are functions of the unit alone and their clock is a logical one, so two runs can differ only in
+what the coordinator lost or did twice.
 """
 
 import math
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tinylora_coordinator import rounds_process  # for its failpoints  # noqa: F401
 from tinylora_coordinator.folder import RunFolder, read_run, write_run
 from tinylora_coordinator.operator_store import OperatorStore
 
@@ -23,7 +22,7 @@ from tests.federation.world import crowd
 from tinylora.bundle import write_bundle
 from tinylora.config import RunSettings
 from tinylora.federation.campaign import Campaign, fold
-from tinylora.federation.events import BlobsPruned, Event, RunPaused, TopologySet, UpdateAccepted, WorkerErased
+from tinylora.federation.events import BlobsPruned, Event, TopologySet, UpdateAccepted, WorkerErased
 from tinylora.federation.loop import run_campaign
 from tinylora.federation.ports import Order, Reply
 from tinylora.flower.identity import load_or_create
@@ -31,10 +30,10 @@ from tinylora.flower.membership import Membership, load_membership, save_members
 from tinylora.flower.receipts import ReceiptBook, read_receipts
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.numerics import TorchNumerics
-from tinylora.protocol.documents import Receipt, sha256
+from tinylora.protocol.documents import Receipt, WorkUnit, sha256
 from tinylora.release import make_bundle
 from tinylora.routing.features import feature_hash
-from tinylora.simulate import SimulatedTransport, SimulatedWorker, VirtualClock, runners
+from tinylora.simulate import SimulatedTransport, SimulatedWorker, VirtualClock
 
 BUNDLE = "bundle.safetensors"
 FORMAT_1 = Path(__file__).parents[1] / "ledger" / "format_1"
@@ -47,9 +46,16 @@ NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
 
 class SpoolingTransport(SimulatedTransport):
-    """Payloads come as files, as they do from the network."""
+    """Payloads come as files, as they do from the network; what is sent again comes when it would have come anyway."""
 
     spool: Path
+    begun_s: Mapping[str, float]
+
+    def send(self, worker: str, unit: WorkUnit, payload: bytes) -> None:
+        """Let the worker do the unit, from the time on at which it was leased."""
+        super().send(worker, unit, payload)
+        due_s, reply = self._due[-1]
+        self._due[-1] = (due_s - self._clock.now() + self.begun_s.get(unit.unit_id, self._clock.now()), reply)
 
     def poll(self) -> Sequence[Reply]:
         """Replies that are due, their payloads in files."""
@@ -65,29 +71,24 @@ class SpoolingTransport(SimulatedTransport):
 
 @dataclass
 class Operator:
-    """Gives each order once a certain event was seen, again in every process: the file knows those that were given."""
+    """Gives every order once, in whatever process: the file knows those that were given."""
 
     store: OperatorStore
     victim: str
 
     def hear(self, event: Event) -> None:
-        """Pause and resume when the tree is set; remove and erase a worker when the run was paused."""
+        """Once the tree is set: pause, resume, remove a worker, and erase what it brought."""
         if isinstance(event, TopologySet):
-            self._give(("pause", ""), ("resume", ""))
-        elif isinstance(event, RunPaused):
-            self._give(("revoke", self.victim), ("erase", self.victim))
+            given = {job.order.kind for job in self.store.jobs()}
+            for kind in ("pause", "resume", "revoke", "erase"):
+                if kind not in given:
+                    self._order(kind)
 
-    def _give(self, *orders: tuple[str, str]) -> None:
-        given = {job.order.kind for job in self.store.jobs()}
-        for kind, worker in orders:
-            if kind not in given:
-                self._order(kind, worker)
-
-    def _order(self, kind: str, worker: str) -> Order:
+    def _order(self, kind: str) -> Order:
         if kind == "revoke":
-            return self.store.revoke(worker, reason="asked to", now_s=0.0)
+            return self.store.revoke(self.victim, reason="asked to", now_s=0.0)
         if kind == "erase":
-            return self.store.erase(worker, reason="asked to", now_s=0.0)
+            return self.store.erase(self.victim, reason="asked to", now_s=0.0)
         return self.store.order("pause" if kind == "pause" else "resume", now_s=0.0)
 
 
@@ -112,12 +113,11 @@ def run_to_the_end(folder: Path, settings: RunSettings, workers: Sequence[Simula
 
 
 def _enrol(store: OperatorStore, workers: Sequence[SimulatedWorker]) -> None:
-    if not store.workers():
-        token = store.create_token("0" * 64, now_s=0.0, max_workers=100)
-        for worker in workers:
-            store.enrol(
-                worker.name, worker.name, name=worker.name, token_id=token.token_id, secret=token.secret, now_s=0.0
-            )
+    missing = [worker.name for worker in workers if store.find(worker.name) is None]
+    if missing:
+        token = store.create_token("0" * 64, now_s=0.0, max_workers=len(missing))
+        for name in missing:
+            store.enrol(name, name, name=name, token_id=token.token_id, secret=token.secret, now_s=0.0)
 
 
 def _drive(
@@ -127,6 +127,7 @@ def _drive(
     clock = VirtualClock(past.latest_at_s if past else 0.0)
     transport = SpoolingTransport(workers, [worker.runner for worker in workers if worker.runner], clock)
     transport.spool = ledger.spool
+    transport.begun_s = {unit: lease.at_s for unit, lease in past.leases.items()} if past else {}
     return run_campaign(
         ledger,
         transport,
@@ -165,7 +166,7 @@ def _with_left_overs(folder: Path) -> None:
     orphan.write_bytes(b"nobody's")
 
 
-# --- what else is durable ----------------------------------------------------------------------------------------------
+# --- what else is durable --------------------------------------------------------------------------------------------
 
 
 def new_folder(folder: Path) -> Facts:

@@ -1,4 +1,4 @@
-"""A sample of the kill matrix; `make chaos` runs all of it. And the failpoints themselves: enough, and all of them reached."""
+"""A sample of the kill matrix; `make chaos` runs all of it. And the failpoints: enough, and all of them reached."""
 
 from collections import Counter
 from functools import cache

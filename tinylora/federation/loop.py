@@ -185,10 +185,10 @@ class Rounds:
         if finish():
             self.execute(Finish("the operator asked for the end"))
             return True
-        self.take_in(())
-        self.take_in(transport.poll())
         online = transport.workers()
         self._leasing.resend({info.worker for info in online})
+        self.take_in(())
+        self.take_in(transport.poll())
         commands = decide(self.state, self._clock.now(), online, **times)
         for command in commands:
             self.execute(command)
