@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 Answer = TypeVar("Answer")
 _FORK = multiprocessing.get_context("fork")
@@ -47,7 +47,7 @@ def in_a_process(work: Callable[[], Answer], *, timeout_s: float = 60.0) -> Endi
         assert child.exitcode == -signal.SIGKILL, f"expected SIGKILL, got exit code {child.exitcode}"
         return Ending(None, seconds)
     assert kind == "answer", answer
-    return Ending(answer, seconds)
+    return Ending(cast(Answer, answer), seconds)
 
 
 def _answer(work: Callable[[], object], pipe: Connection) -> None:

@@ -1,4 +1,4 @@
-"""What is killed: whole runs with scripted workers, a new run's folder, tokens and orders, an old ledger, a worker's home.
+"""What is killed: runs with scripted workers, a new run's folder, tokens and orders, an old ledger, a worker's home.
 
 The workers of the runs are functions of the unit alone and their clock is a logical one, so two runs can differ only in
 what the coordinator lost or did twice.
@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tinylora_coordinator.folder import RunFolder, read_run, write_run
+from tinylora_coordinator.keys import KeyFolder, OwnCertificate, make_keys, pin_of
 from tinylora_coordinator.operator_store import OperatorStore
 
 from tests.chaos.matrix import Facts, Scenario
@@ -179,6 +180,21 @@ def new_folder(folder: Path) -> Facts:
     return {str(file.relative_to(place.root)): oct(stat.S_IMODE(file.stat().st_mode)) for file in sorted(found)}
 
 
+def new_folder_with_own_certificate(folder: Path) -> Facts:
+    """`init --certificate`, until it is complete."""
+    place, theirs = RunFolder(folder / "run"), KeyFolder(folder / "theirs")
+    if not place.settings_file.exists():
+        write_run(
+            place, SETTINGS, FACTS, None, now=NOW, own=OwnCertificate(theirs.server, theirs.server_key, ca=theirs.ca)
+        )
+    assert pin_of(place.keys) == pin_of(theirs)
+    return {str(file.relative_to(place.root)): "" for file in sorted(place.root.rglob("*")) if file.is_file()}
+
+
+def _make_their_keys(folder: Path) -> None:
+    make_keys(KeyFolder(folder / "theirs"), run="theirs", hosts=(), now=NOW)
+
+
 def tokens_and_orders(folder: Path) -> Facts:
     """A token, a worker, an order: each made unless it is there."""
     with OperatorStore(folder) as store:
@@ -226,6 +242,7 @@ SCENARIOS = (
     _run("leaves", 5, disk_cap_mib=0.02, probes=2),
     _run("path", 4, where="path", depth=1, replicas="alternate"),
     Scenario("init", new_folder),
+    Scenario("init_own", new_folder_with_own_certificate, _make_their_keys),
     Scenario("tokens", tokens_and_orders),
     Scenario("old_ledger", old_ledger, _copy_old_ledger),
     Scenario("worker_home", worker_home),

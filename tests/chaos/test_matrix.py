@@ -9,7 +9,7 @@ from tests.chaos.matrix import Facts, Kill, Scenario, kills, reached, survive
 from tests.chaos.scenarios import SCENARIOS
 from tinylora import failpoints
 
-EVERY = 5
+EVERY = 12
 """One in so many kills is tried here."""
 RECOVERY_S = 5.0
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
