@@ -3,14 +3,16 @@
 from tinylora.flower.identity import worker_of
 from tinylora.flower.link import Link, state_routes
 from tinylora_coordinator.folder import RunFiles, RunFolder, run_id
-from tinylora_coordinator.front_door import FrontDoor, NodeAuth, public_pages
+from tinylora_coordinator.front_door import FrontDoor, Limits, NodeAuth, public_pages
 from tinylora_coordinator.joining import JoinCard, JoinDesk, join_routes
 from tinylora_coordinator.keys import pin_of, run_key, run_public, served_ca
 from tinylora_coordinator.operator_store import OperatorStore
 from tinylora_coordinator.receipts import ReceiptOffice, receipt_routes
 
 
-def make_door(link: Link, folder: RunFolder, files: RunFiles, store: OperatorStore) -> FrontDoor:
+def make_door(
+    link: Link, folder: RunFolder, files: RunFiles, store: OperatorStore, *, limits: Limits | None = None
+) -> FrontDoor:
     """Everything that strangers and workers may ask of this run.
 
     A worker is let through while Flower knows its key and the operator has not revoked it.
@@ -33,4 +35,4 @@ def make_door(link: Link, folder: RunFolder, files: RunFiles, store: OperatorSto
         **join_routes(JoinDesk(card, store, link.register)),
         **receipt_routes(office, nodes.admit),
     }
-    return FrontDoor(routes, link.flower, nodes, spool=folder.root)
+    return FrontDoor(routes, link.flower, nodes, limits=limits, spool=folder.root)

@@ -102,7 +102,8 @@ def read_answer(connection: socket.socket, *, is_head: bool = False) -> Answer:
             if len(status) < 2:
                 return Answer(0, {}, b"")
             headers = dict(_fields(iter(lines.readline, b"\r\n")))
-            length = 0 if is_head else int(headers.get("content-length", "0"))
+            to_the_end = "-1" if headers.get("connection") == "close" else "0"
+            length = 0 if is_head else int(headers.get("content-length", to_the_end))
             return Answer(int(status[1]), headers, lines.read(length))
     except (ConnectionError, ssl.SSLError):
         return Answer(0, {}, b"")

@@ -5,6 +5,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -256,6 +257,38 @@ def test_a_few_large_bodies_at_once_are_in_memory_and_the_others_wait(tmp_path: 
             connection.sendall(head("POST", PUSH, 70_000, **signed(door.worker)) + b"x" * 70_000)
         assert [read_answer(connection).body for connection in held] == [b"70000"] * 6
     assert most[0] == 2
+
+
+def test_who_reads_slowly_holds_no_memory_from_others(tmp_path: Path) -> None:
+    big = b"o" * 5 * MIB
+
+    async def fleet(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(big)).encode())]}
+        )
+        await send({"type": "http.response.body", "body": big})
+
+    with open_door(tmp_path, fleet=fleet, limits=Limits(large_bodies=1), is_tls=False) as door, ExitStack() as stack:
+        pull = head("POST", "/v1/fleet/pull-object", 0, **signed(door.worker))
+        slow = []
+        for _ in range(4):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(20)
+            connection.connect((HOST, door.port))
+            connection.sendall(pull)
+            assert connection.recv(1) == b"H"  # its answer is under way, and no more of it is read
+            slow.append(connection)
+        assert door.ask(pull).body == big
+        assert all(len(drained_of(connection, len(big))) == len(big) for connection in slow)
+
+
+def drained_of(connection: socket.socket, size: int) -> bytes:
+    """The body of an answer of which the first byte has been read."""
+    with connection.makefile("rb") as lines:
+        while lines.readline() != b"\r\n":
+            pass
+        return lines.read(size)
 
 
 def test_one_worker_sends_so_many_large_bodies_at_once(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tinylora_coordinator.front_door.sockets import Connection, place_of
 from tinylora_coordinator.front_door.tries import Tries
 
 _FLEET_HEADERS = (*AUTH_HEADERS, b"content-type", b"content-length", b"accept", b"user-agent")
+_LARGE_ANSWERS = "/v1/fleet/pull-object"
 _ALWAYS = {
     "x-content-type-options": "nosniff",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
@@ -113,7 +114,11 @@ class FrontDoor:
         if node is None:
             await _refuse(_STRANGER, scope, receive, send)
         elif length_of(scope["headers"]) <= self.limits.large_body_bytes:
-            await self._fleet(_for_flower(scope), await self._bodies.small(receive), send)
+            whole = await self._bodies.small(receive)
+            if scope["path"] == _LARGE_ANSWERS:
+                await self._bodies.answer(lambda keep: self._fleet(_for_flower(scope), whole, keep), send)
+            else:
+                await self._fleet(_for_flower(scope), whole, send)
         else:
             async with self._bodies.large(receive, node) as whole:
                 await self._fleet(_for_flower(scope), whole, send)

@@ -1,22 +1,24 @@
-"""Bodies, taken whole before anybody works on them: large ones in a file, and through memory a few at a time.
+"""Bodies, whole before anybody works on them or gets them: large ones in files, and through memory a few at a time.
 
 Flower takes a body as one piece of memory. A thousand workers on slow lines would hold a thousand of them for minutes;
-this way each holds a file and a small buffer, and memory is needed only for as long as Flower works on it.
+this way each holds a file and a small buffer, and memory is needed only for as long as Flower works on it. The same
+goes for what they fetch.
 """
 
 import asyncio
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
 
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Send
 
 from tinylora_coordinator.front_door.limits import Limits
 
 _IN_MEMORY_BYTES = 2**14
+_PART_BYTES = 2**16
 
 
 class ClientGone(Exception):
@@ -81,6 +83,30 @@ class Bodies:
             if not self._per_node[node]:
                 del self._per_node[node]
 
+    async def answer(self, work: Callable[[Send], Awaitable[None]], send: Send) -> None:
+        """Let `work` send its answer into a file, and send that on at the client's pace; only `work` counts as memory.
+
+        Raises:
+            SpoolError: The disk is full.
+        """
+        heads: list[Message] = []
+        with self._open() as file:
+
+            async def keep(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    heads.append(message)
+                else:
+                    _write(file, message.get("body", b""))
+
+            async with self._in_memory:
+                await work(keep)
+            file.seek(0)
+            for head in heads:
+                await send(head)
+            while part := file.read(_PART_BYTES):
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
     def _open(self) -> IO[bytes]:
         return tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=str(self._folder) if self._folder else None)
 
@@ -91,11 +117,15 @@ async def _spool(receive: Receive, file: IO[bytes]) -> None:
         message = await receive()
         if message["type"] != "http.request":
             raise ClientGone
-        try:
-            file.write(message.get("body", b""))
-        except OSError as error:
-            raise SpoolError(str(error)) from error
+        _write(file, message.get("body", b""))
         more = message.get("more_body", False)
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    try:
+        file.write(data)
+    except OSError as error:
+        raise SpoolError(str(error)) from error
 
 
 def _replay(file: IO[bytes], receive: Receive) -> Receive:

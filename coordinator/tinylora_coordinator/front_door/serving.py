@@ -68,14 +68,11 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise NetworkError(
             f"{host}:{port}: {error.strerror or error}; choose another --host or --port, or stop what listens there"
         ) from None
-    # Accepted sockets inherit it. asyncio forgets it for them, and then each answer waits 40 ms for its second half.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
 
 
 def server_tls(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -160,6 +157,8 @@ def _config(app: ASGIApp, **more: Any) -> uvicorn.Config:
 
 def _in_thread(server: uvicorn.Server, listener: socket.socket, *, name: str) -> Served:
     host, port = listener.getsockname()[:2]
+    # Accepted sockets inherit it. asyncio forgets it for them, and then each answer waits 40 ms for its second half.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=name, daemon=True)
     thread.start()
     if not _wait(lambda: server.started or not thread.is_alive(), timeout_s=_START_S) or not server.started:
