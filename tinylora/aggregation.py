@@ -10,6 +10,8 @@ Rules for workers that start a round from the same state:
 * `average_prefixes`: the same for adapters of different rank, each row over those who trained it;
 * `average_products`: what the rank allows of the mean product, by QR and a small SVD.
 
+`clip_updates` comes before any of them, where workers are not to be trusted: it draws in what is far from the others.
+
 `outer_step` then takes a mean as a step of the node, with momentum from one round to the next (DiLoCo).
 """
 
@@ -18,12 +20,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from tinylora.adapters.mixing import factorise
 from tinylora.errors import ProtocolError, ShapeMismatch
+from tinylora.routing.clipping import clipped
 from tinylora.tensors import Tensors
 
 _RANK_AXIS = {"lora_A": -2, "lora_B": -1}
@@ -108,6 +112,62 @@ def _mean(name: str, workers: list[str], updates: Mapping[str, Tensors], shares:
     for worker, share in zip(workers, shares, strict=True):
         total += updates[worker][name].to(torch.float64) * share
     return (total / math.fsum(shares)).to(first.dtype)
+
+
+# --- means that a few cannot pull far ---------------------------------------------------------------------------------
+
+
+def clip_updates(
+    updates: Mapping[str, Tensors], start: Tensors, previous: Tensors, clip: float
+) -> Mapping[str, Tensors]:
+    """Updates of one node, drawn in where they are far from the others', so that their mean is a robust one.
+
+    See `routing.clipping.clipped`; the centre is the way from the version before to the start of the round. Where
+    nobody is far off, and for a single contributor, they are the updates as they came. Of updates of different rank
+    only the lengths are clipped.
+
+    Args:
+        updates: Worker to its tensors; the first so many rows and columns of the node's.
+        start: What the round began with, whole.
+        previous: The version before that, whole; empty where there is none, or its directions are others.
+        clip: In medians over the updates; 0 leaves all as they are.
+
+    Raises:
+        ShapeMismatch: Names, dtypes or shapes do not fit each other or the node.
+    """
+    workers = _contributors(updates)
+    if not clip or len(workers) == 1:
+        return updates
+    for worker in workers[1:]:
+        _check_names(updates[worker], updates[workers[0]], worker=worker, first=workers[0])
+    if len({_shapes(state) for state in updates.values()}) > 1:
+        previous = {}
+    wholes = {worker: join(start, state) for worker, state in updates.items()}
+    names = sorted(updates[workers[0]])
+    moves = np.stack([_way(start, wholes[worker], names) for worker in workers])
+    centre = _way(previous, start, names) if previous else np.zeros(moves.shape[1])
+    drawn = clipped(moves, centre, clip)
+    if drawn is None:
+        return updates
+    return {worker: cut(_went(start, way, names), updates[worker]) for worker, way in zip(workers, drawn, strict=True)}
+
+
+def _shapes(state: Tensors) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(state[name].shape) for name in sorted(state))
+
+
+def _way(before: Tensors, after: Tensors, names: Sequence[str]) -> np.ndarray:
+    """From one state to another, all tensors in a row, float64."""
+    return np.concatenate([(after[name].double() - before[name].double()).flatten().numpy() for name in names])
+
+
+def _went(start: Tensors, way: np.ndarray, names: Sequence[str]) -> Tensors:
+    """The state at the end of a way, in float64."""
+    ends = np.cumsum([start[name].numel() for name in names])
+    return {
+        name: start[name].double() + torch.from_numpy(part).reshape(start[name].shape)
+        for name, part in zip(names, np.split(way, ends[:-1]), strict=True)
+    }
 
 
 # --- a part of a node ------------------------------------------------------------------------------------------------

@@ -9,7 +9,16 @@ import torch
 from tinylora import tensors
 from tinylora.adapters.lora import init_adapter
 from tinylora.adapters.spec import AdapterSpec
-from tinylora.aggregation import average_prefixes, average_products, cut, join, mismatch, outer_step, shorten
+from tinylora.aggregation import (
+    average_prefixes,
+    average_products,
+    clip_updates,
+    cut,
+    join,
+    mismatch,
+    outer_step,
+    shorten,
+)
 from tinylora.config import BaseFacts
 from tinylora.errors import ProtocolError
 from tinylora.federation.ports import Averaged, PayloadFacts, Round
@@ -84,6 +93,7 @@ class TorchNumerics:
     def average(self, updates: Mapping[NodePath, Mapping[str, bytes]], begun: Round) -> Averaged:
         """For each node what the rule makes of its adapters over the workers' updates."""
         start, velocity = tensors.from_bytes(begun.start), _unpacked(begun.momentum)
+        previous = {} if begun.replicas == "product" else _unpacked(begun.previous)
         opened: dict[int, Tensors] = {}
         after, moving, gaps = dict(start), dict(velocity), []
         for path, payloads in sorted(updates.items()):
@@ -92,7 +102,7 @@ class TorchNumerics:
                 worker: tensors.strip_prefix(_open(opened, payload), prefix) for worker, payload in payloads.items()
             }
             own, speed = tensors.strip_prefix(start, prefix), tensors.strip_prefix(velocity, prefix)
-            mean, speed = _next(states, own, speed, begun)
+            mean, speed = _next(_robust(states, own, tensors.strip_prefix(previous, prefix), begun), own, speed, begun)
             after |= tensors.with_prefix(mean, prefix)
             moving |= tensors.with_prefix(speed, prefix)
             gaps += _gaps(states, own)
@@ -101,6 +111,16 @@ class TorchNumerics:
 
 def _unpacked(payload: bytes) -> Tensors:
     return tensors.from_bytes(payload) if payload else {}
+
+
+def _robust(states: Mapping[str, Tensors], start: Tensors, previous: Tensors, begun: Round) -> Mapping[str, Tensors]:
+    """What the workers made of a node, drawn in where they are far from each other, in the dtype they sent."""
+    is_known = previous.keys() >= start.keys()
+    drawn = clip_updates(states, start, previous if is_known else {}, begun.clip)
+    return {
+        worker: {name: tensor.to(states[worker][name].dtype) for name, tensor in state.items()}
+        for worker, state in drawn.items()
+    }
 
 
 def _next(states: Mapping[str, Tensors], start: Tensors, velocity: Tensors, begun: Round) -> tuple[Tensors, Tensors]:

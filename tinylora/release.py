@@ -2,8 +2,9 @@
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from tinylora import tensors
@@ -11,13 +12,17 @@ from tinylora.adapters.tied import shared_factors
 from tinylora.bundle import Bundle, summarise
 from tinylora.errors import DataError
 from tinylora.federation.campaign import Campaign, fold
+from tinylora.federation.events import WorkerRevoked
 from tinylora.federation.ports import Ledger
-from tinylora.federation.routers import Blobs, leaf_statistics
+from tinylora.federation.removal import revoked
+from tinylora.federation.routers import Blobs, leaf_statistics, next_gates
 from tinylora.numerics import TorchNumerics
 from tinylora.routing.gates import Gates
 from tinylora.routing.statistics import sum_statistics
 from tinylora.tensors import Tensors
 from tinylora.tree import NodePath
+
+Arrays: TypeAlias = dict[str, np.ndarray]
 
 
 def assemble_bundle(ledger: Ledger, **options: Any) -> Bundle:
@@ -41,6 +46,7 @@ def make_bundle(
     with_statistics: bool = True,
     report: dict[str, Any] | None = None,
     is_router_averaged: bool = False,
+    without: str = "",
 ) -> Bundle:
     """The run's tree as it stands: a node that nobody trained has no adapter, so every prefix of a run is usable.
 
@@ -52,25 +58,30 @@ def make_bundle(
         with_statistics: Whether to tell what the leaves' texts look like to the router.
         report: To travel in the bundle; it should hold no time, duration or host.
         is_router_averaged: Whether to take the averaged weights that `router_sync = "both"` keeps for comparison.
+        without: A worker whose share is left out, as if it were revoked now; the ledger stays as it is.
 
     Raises:
-        DataError: The run has no tree yet, or keeps no averaged weights.
+        DataError: The run has no tree yet, keeps no averaged weights, or does not know the worker to leave out.
     """
-    if campaign.topology is None or not campaign.router.blob:
+    topology = campaign.topology  # that of a run without one of its workers is no other
+    if topology is None or not campaign.router.blob:
         raise DataError(
             f"run {campaign.run}: no tree was set, because no worker was sketched"
             + (f" ({campaign.finished})" if campaign.finished else "")
         )
     blobs = Blobs(ledger, TorchNumerics())
+    solved = None
+    if without:
+        campaign, solved = _without(campaign, blobs, without)
     return Bundle(
         run=campaign.run,
-        topology=campaign.topology,
+        topology=topology,
         base=campaign.base,
         spec=campaign.settings.spec,
         shared=shared_factors(campaign.base, campaign.settings.spec, seed=campaign.settings.seed),
         scale=campaign.settings.scale,
         nodes=_adapters(campaign, ledger),
-        gates=_gates(campaign, blobs, is_averaged=is_router_averaged),
+        gates=_gates(campaign, blobs, solved, is_averaged=is_router_averaged),
         policy=policy,
         projection=projection,
         statistics=_statistics(campaign, blobs) if with_statistics else None,
@@ -89,12 +100,28 @@ def _adapters(campaign: Campaign, ledger: Ledger) -> dict[NodePath, Tensors]:
     return adapters
 
 
-def _gates(campaign: Campaign, blobs: Blobs, *, is_averaged: bool) -> Gates:
+def _without(campaign: Campaign, blobs: Blobs, worker: str) -> tuple[Campaign, Arrays | None]:
+    """The state had this worker been revoked by now, and the tensors of the gates that would have been solved then."""
+    if worker not in campaign.workers:
+        raise DataError(f"run {campaign.run}: no worker {worker!r}; known: {', '.join(sorted(campaign.workers))}")
+    after = revoked(campaign, WorkerRevoked(worker=worker))
+    if not after.router.has_news:
+        return after, None
+    arrays, _, _ = next_gates(after, blobs)
+    return replace(after, router=replace(after.router, version=after.router.version + 1)), arrays
+
+
+def _gates(campaign: Campaign, blobs: Blobs, solved: Arrays | None, *, is_averaged: bool) -> Gates:
+    """The gates as they are in the ledger, or as they were just solved."""
+    blob, dim = campaign.router.blob, campaign.base.feature_dim
     if not is_averaged:
-        return replace(blobs.gates(campaign.router.blob), dim=campaign.base.feature_dim)
-    if campaign.settings.router_sync == "statistics":
+        found = Gates.from_arrays(solved) if solved is not None else blobs.gates(blob)
+    elif campaign.settings.router_sync == "statistics":
         raise DataError(f"run {campaign.run}: keeps no averaged weights; it was run with router_sync = statistics")
-    return replace(blobs.weights(campaign.router.blob), dim=campaign.base.feature_dim)
+    else:
+        prefix = "weights_router."
+        found = Gates.from_arrays(solved, prefix, with_tau=False) if solved is not None else blobs.weights(blob)
+    return replace(found, dim=dim)
 
 
 def _statistics(campaign: Campaign, blobs: Blobs) -> Any:
@@ -103,8 +130,13 @@ def _statistics(campaign: Campaign, blobs: Blobs) -> Any:
 
 
 def _contributors(campaign: Campaign) -> tuple[str, ...]:
-    """Workers of whom an update was accepted, sketches included."""
-    return tuple(sorted(name for name, worker in campaign.workers.items() if worker.n_accepted))
+    """Workers of whom an update was accepted, sketches included, and that were not taken out again."""
+    taken_out = ("revoked", "erased")
+    return tuple(
+        name
+        for name, worker in sorted(campaign.workers.items())
+        if worker.n_accepted and worker.standing not in taken_out
+    )
 
 
 def _versions(campaign: Campaign) -> dict[str, int]:

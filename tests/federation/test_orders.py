@@ -55,13 +55,14 @@ def run_with(*planned: tuple[float, Order], n: int = 4, ledger: MemoryLedger | N
     return campaign, kept.events(), kept, desk
 
 
-def _order(number: int, kind, **fields: str) -> Order:
+def order(number: int, kind, **fields: str) -> Order:
+    """An order by number."""
     return Order(f"o{number}", kind, **fields)
 
 
 def test_a_paused_run_gives_nothing_out_and_does_not_end():
     campaign, events, ledger, desk = run_with(
-        (5.0, _order(1, "pause")), (6.0, _order(2, "pause")), (500.0, _order(3, "resume")), (501.0, _order(4, "resume"))
+        (5.0, order(1, "pause")), (6.0, order(2, "pause")), (500.0, order(3, "resume")), (501.0, order(4, "resume"))
     )
     (paused,), (resumed,) = only(events, RunPaused), only(events, RunResumed)
     assert not [lease for lease in only(events, UnitLeased) if paused.at_s <= lease.at_s < resumed.at_s]
@@ -73,7 +74,7 @@ def test_a_paused_run_gives_nothing_out_and_does_not_end():
 
 def test_a_run_is_paused_across_its_processes():
     ledger = MemoryLedger()
-    run_with((5.0, _order(1, "pause")), (100.0, _order(2, "finish", reason="enough")), ledger=ledger)
+    run_with((5.0, order(1, "pause")), (100.0, order(2, "finish", reason="enough")), ledger=ledger)
     events = ledger.events()
     half = MemoryLedger()
     half.append(events[: events.index(only(events, RunFinished)[0])], 0.0)
@@ -81,22 +82,22 @@ def test_a_run_is_paused_across_its_processes():
     assert state is not None and state.is_paused
     for blob in {blob for event in events for blob in named(event)}:
         half.put_blob(ledger.get_blob(blob))
-    campaign, _, _, _ = run_with((400.0, _order(3, "resume")), ledger=half)
+    campaign, _, _, _ = run_with((400.0, order(3, "resume")), ledger=half)
     assert campaign.finished == "every leaf has had its steps"
     assert_counted_once(campaign, half)
 
 
 def test_finish_ends_the_run_with_what_it_has():
-    campaign, events, _, desk = run_with((7.0, _order(1, "finish", reason="enough")))
+    campaign, events, _, desk = run_with((7.0, order(1, "finish", reason="enough")))
     assert campaign.finished == "enough"
     assert desk.outcomes == {"o1": "finished"}
     assert only(events, RunFinished)[0].at_s == pytest.approx(7.0, abs=1.0)
 
 
 def test_orders_for_a_finished_run():
-    _, _, ledger, _ = run_with((7.0, _order(1, "finish")))
+    _, _, ledger, _ = run_with((7.0, order(1, "finish")))
     campaign, events, _, desk = run_with(
-        (0.0, _order(2, "finish")), (0.0, _order(3, "revoke", worker="w1")), (0.0, _order(4, "pause")), ledger=ledger
+        (0.0, order(2, "finish")), (0.0, order(3, "revoke", worker="w1")), (0.0, order(4, "pause")), ledger=ledger
     )
     assert "over already" in desk.outcomes["o2"]
     assert "revoked worker w1" in desk.outcomes["o3"]
@@ -107,18 +108,18 @@ def test_orders_for_a_finished_run():
 
 @pytest.mark.parametrize("kind", ["revoke", "erase"])
 def test_a_name_that_is_not_there_is_answered(kind):
-    _, events, _, desk = run_with((5.0, _order(1, kind, worker="nobody")))
+    _, events, _, desk = run_with((5.0, order(1, kind, worker="nobody")))
     assert desk.outcomes["o1"] == "no worker 'nobody' in this run; known: w0, w1, w2, w3"
     assert not only(events, WorkerRevoked)
 
 
 def test_revoking_and_erasing_twice():
     _, events, _, desk = run_with(
-        (9.0, _order(1, "revoke", worker="w1", reason="asked")),
-        (10.0, _order(2, "revoke", worker="w1")),
-        (11.0, _order(3, "erase", worker="w1")),
-        (12.0, _order(4, "erase", worker="w1")),
-        (12.0, _order(5, "revoke", worker="w1")),
+        (9.0, order(1, "revoke", worker="w1", reason="asked")),
+        (10.0, order(2, "revoke", worker="w1")),
+        (11.0, order(3, "erase", worker="w1")),
+        (12.0, order(4, "erase", worker="w1")),
+        (12.0, order(5, "revoke", worker="w1")),
     )
     assert len(only(events, WorkerRevoked)) == len(only(events, WorkerErased)) == 1
     assert only(events, WorkerRevoked)[0].reason == "asked"

@@ -30,6 +30,11 @@ from tinylora.tensors import Tensors
 PROBED: dict[str, Any] = {"probes": 3, "depth": 2, "min_workers": 4}
 
 
+def probed(**changes: Any) -> dict[str, Any]:
+    """Settings of these runs with some changes."""
+    return PROBED | changes
+
+
 def _flip(unit: WorkUnit, made: Tensors) -> Tensors:
     """Ten times the honest way, backwards."""
     return {name: -10 * tensor if name.endswith("lora_B") else tensor for name, tensor in made.items()}
@@ -53,7 +58,7 @@ def test_every_update_is_scored_before_it_counts():
 
 
 def test_nobody_judges_its_own_work_and_nobody_twice():
-    _, events, _ = run_world(crowd(6), **PROBED | {"min_workers": 6})
+    _, events, _ = run_world(crowd(6), **probed(min_workers=6))
     author = {event.unit_id: event.worker for event in only(events, UnitLeased)}
     asked = [(lease.subject, lease.worker) for lease in _probes(events)]
     assert len(asked) == len(set(asked))
@@ -61,7 +66,7 @@ def test_nobody_judges_its_own_work_and_nobody_twice():
 
 
 def test_those_nearest_in_the_tree_are_asked_first():
-    campaign, events, _ = run_world(crowd(6), **PROBED | {"min_workers": 6, "probes": 1})
+    campaign, events, _ = run_world(crowd(6), **probed(min_workers=6, probes=1))
     shared = [lease for lease in _probes(events) if len(campaign.holders(lease.node)) > 1]
     author = {event.unit_id: event.worker for event in only(events, UnitLeased)}
     assert shared and any(campaign.workers[lease.worker].node == lease.node for lease in shared)
@@ -122,7 +127,7 @@ def test_workers_that_cannot_score_are_done_without(is_final):
 
 def test_voters_that_vanish_or_fall_silent_are_replaced():
     faults = FaultPlan({("w1", 2): Fault("kill"), ("w2", 2): Fault("silent"), ("w3", 2): Fault("silent")})
-    campaign, events, ledger = run_world(crowd(6), **PROBED | {"min_workers": 6}, faults=faults)
+    campaign, events, ledger = run_world(crowd(6), **probed(min_workers=6), faults=faults)
     assert only(events, WorkerLost)
     assert campaign.finished == "every leaf has had its steps"
     assert_counted_once(campaign, ledger)
@@ -131,7 +136,7 @@ def test_voters_that_vanish_or_fall_silent_are_replaced():
 @settings(max_examples=8)
 @given(st.integers(0, 2**32))
 def test_no_schedule_of_losses_ends_in_waiting(seed):
-    campaign, _, ledger = run_world(crowd(4), **PROBED | {"leaf_steps": 10, "seed": seed}, faults=FaultPlan(drop=0.3))
+    campaign, _, ledger = run_world(crowd(4), **probed(leaf_steps=10, seed=seed), faults=FaultPlan(drop=0.3))
     assert campaign.finished == "every leaf has had its steps"
     assert_counted_once(campaign, ledger)
 
@@ -139,7 +144,7 @@ def test_no_schedule_of_losses_ends_in_waiting(seed):
 def test_those_who_share_a_token_are_one_voice():
     tokens = {"w0": "a", "w1": "a", "w2": "b", "w3": "b", "w4": "c"}
     workers = [replace(worker, token=tokens[worker.name]) for worker in crowd(5)]
-    campaign, events, _ = run_world(workers, **PROBED | {"min_workers": 5})
+    campaign, events, _ = run_world(workers, **probed(min_workers=5))
     voters: dict[str, set[str]] = {}
     for lease in _probes(events):
         voters.setdefault(lease.subject, set()).add(tokens[lease.worker])
@@ -152,7 +157,7 @@ def test_those_who_share_a_token_are_one_voice():
 
 
 def test_replicas_are_averaged_when_all_of_them_are_scored():
-    campaign, events, ledger = run_world(crowd(4), **PROBED | {"depth": 1})
+    campaign, events, ledger = run_world(crowd(4), **probed(depth=1))
     assert all(len(event.contributors) == 2 for event in only(events, NodeAveraged))
     assert_counted_once(campaign, ledger)
 
@@ -160,7 +165,7 @@ def test_replicas_are_averaged_when_all_of_them_are_scored():
 @pytest.mark.parametrize("where", ["leaves", "path"])
 @pytest.mark.parametrize("replicas", ["mean", "alternate"])
 def test_trunks_subtrees_and_single_factors_are_scored_whole(where, replicas):
-    changes = PROBED | {"where": where, "replicas": replicas, "min_workers": 3, "leaf_steps": 12}
+    changes = probed(where=where, replicas=replicas, min_workers=3, leaf_steps=12)
     campaign, events, _ = run_world(crowd(3), **changes)
     assert campaign.finished == "every leaf has had its steps"
     assert all(event.is_kept for event in only(events, UpdateProbed))
@@ -172,8 +177,10 @@ def test_trunks_subtrees_and_single_factors_are_scored_whole(where, replicas):
 
 def _vote(name: str, *, current: float = 3.0, candidate: float = 3.0, parent: float = 4.0) -> Vote:
     tokens = 1000
-    sums = {"nll_parent": parent, "nll_current": current, "nll_candidate": candidate}
-    return Vote(name, ProbeResult(tokens=tokens, **{key: value * tokens for key, value in sums.items()}))
+    result = ProbeResult(
+        tokens=tokens, nll_parent=parent * tokens, nll_current=current * tokens, nll_candidate=candidate * tokens
+    )
+    return Vote(name, result)
 
 
 TOLERANCE = SETTINGS.probe_tolerance
@@ -224,7 +231,7 @@ def test_impossible_votes_are_refused(wrong):
             return update.model_copy(update={"probe": update.probe.model_copy(update=wrong)}), data
 
     liar = SimulatedWorker("w9", runner=Liar("w9", (9.0, 0, 0, 0)), seconds_per_step=1.0)
-    campaign, events, _ = run_world([*crowd(3), liar], **PROBED | {"depth": 1})
+    campaign, events, _ = run_world([*crowd(3), liar], **probed(depth=1))
     assert {event.code for event in only(events, UpdateRejected)} == {"bad_probe"}
     assert {event.worker for event in only(events, UpdateRejected)} == {"w9"}
     assert campaign.finished == "every leaf has had its steps"
@@ -252,5 +259,5 @@ def test_a_probe_brings_no_adapters():
             return update.model_copy(update=fields), data
 
     smuggler = SimulatedWorker("w9", runner=Smuggler("w9", (9.0, 0, 0, 0)), seconds_per_step=1.0)
-    _, events, _ = run_world([*crowd(3), smuggler], **PROBED | {"depth": 1})
+    _, events, _ = run_world([*crowd(3), smuggler], **probed(depth=1))
     assert {event.code for event in only(events, UpdateRejected)} == {"bad_manifest"}

@@ -8,8 +8,12 @@ Which sums speak for which leaf:
 * a worker that is gone, or gets no more units, has still written what its leaf was trained on: its sums stay.
 
 Every (worker, shard version, leaf) counts once, because a worker has one sketch and one set of per-leaf sums at a time.
+
+However much text somebody claims to have, it counts for at most `influence_cap` medians over the workers: its sums and
+histograms are scaled down to that. Where nobody has so much, the gates are those of the pooled texts, to rounding.
 """
 
+import statistics
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -18,7 +22,16 @@ import numpy as np
 from tinylora.federation.growth import balanced_accuracy
 from tinylora.federation.ports import Ledger, Numerics
 from tinylora.federation.state import Campaign, Worker
-from tinylora.routing.gates import Gates, average_gates, calibrate, drift, read_histograms, solve_gates
+from tinylora.routing.gates import (
+    DEFAULT_TAU,
+    Gate,
+    Gates,
+    average_gates,
+    calibrate,
+    drift,
+    read_histograms,
+    solve_gates,
+)
 from tinylora.routing.statistics import RouterStatistics, sum_statistics
 from tinylora.tree import NodePath, Topology
 
@@ -68,13 +81,25 @@ def read_statistics(arrays: Mapping[str, np.ndarray]) -> dict[NodePath, RouterSt
 
 
 def leaf_statistics(state: Campaign, blobs: Blobs) -> LeafStatistics:
-    """The sums that speak for each leaf, by worker."""
+    """The sums that speak for each leaf, by worker, none of which counts beyond the run's cap."""
+    speakers = {name: worker for name, worker in sorted(state.workers.items()) if worker.node is not None}
+    speakers = {name: worker for name, worker in speakers.items() if worker.sketch}
+    amounts = {name: blobs.statistics(worker.sketch)[""].n for name, worker in speakers.items()}
+    shares = capped_shares(amounts, state.settings.influence_cap)
     found: LeafStatistics = {leaf: {} for leaf in state.leaves}
-    for name, worker in sorted(state.workers.items()):
-        if worker.node is not None and worker.sketch:
-            for leaf in state.leaves_below(worker.node):
-                found[leaf][name] = _sums_for(worker, leaf, blobs)
+    for name, worker in speakers.items():
+        for leaf in state.leaves_below(worker.node or ""):
+            sums = _sums_for(worker, leaf, blobs)
+            found[leaf][name] = sums * shares[name] if name in shares else sums
     return found
+
+
+def capped_shares(amounts: Mapping[str, float], cap: float) -> dict[str, float]:
+    """What share of its amount counts, for those alone that have more than `cap` medians over all."""
+    if not amounts:
+        return {}
+    most = cap * statistics.median(amounts.values())
+    return {name: most / amount for name, amount in amounts.items() if amount > most > 0}
 
 
 def _sums_for(worker: Worker, leaf: NodePath, blobs: Blobs) -> RouterStatistics:
@@ -103,7 +128,11 @@ def next_gates(state: Campaign, blobs: Blobs) -> tuple[dict[str, np.ndarray], fl
 
 def _solved(state: Campaign, blobs: Blobs, topology: Topology) -> Gates:
     by_leaf = leaf_statistics(state, blobs)
-    return solve_gates({leaf: sum_statistics(items) for leaf, items in by_leaf.items() if items}, topology)
+    known = {leaf: sum_statistics(items) for leaf, items in by_leaf.items() if items}
+    if not known:  # everybody was taken out: nothing is known of any leaf, and the gates are undecided
+        blank = Gate(np.zeros(state.base.feature_dim), 0.0, DEFAULT_TAU)
+        return Gates(dict.fromkeys(topology.inner, blank), state.base.feature_dim)
+    return solve_gates(known, topology)
 
 
 def _averaged_weights(state: Campaign, blobs: Blobs, topology: Topology) -> Gates:
@@ -111,7 +140,7 @@ def _averaged_weights(state: Campaign, blobs: Blobs, topology: Topology) -> Gate
     places = {(name, node): blob for name, own in state.router.weights.items() for node, blob in own.items()}
     contributions = {place: blobs.weights(blob) for place, blob in sorted(places.items())}
     present = blobs.weights(state.router.blob) if state.router.blob else Gates({}, state.base.feature_dim)
-    return average_gates(contributions, topology, present)
+    return average_gates(contributions, topology, present, clip=state.settings.clip)
 
 
 def _histograms(state: Campaign, blobs: Blobs) -> dict[NodePath, np.ndarray]:
@@ -119,8 +148,13 @@ def _histograms(state: Campaign, blobs: Blobs) -> dict[NodePath, np.ndarray]:
 
     Those with all scores in one bin are left out: they were taken when the gate was still zero, or had one side only.
     """
+    told = {name: blobs.histograms(worker.histogram) for name, worker in state.workers.items() if worker.histogram}
     total: dict[NodePath, np.ndarray] = {}
-    for _, worker in sorted(state.workers.items()):
-        for inner, counts in (blobs.histograms(worker.histogram) if worker.histogram else {}).items():
-            total[inner] = total[inner] + counts if inner in total else counts
+    for inner in sorted({inner for histograms in told.values() for inner in histograms}):
+        own = {name: histograms[inner] for name, histograms in sorted(told.items()) if inner in histograms}
+        amounts = {name: float(counts.sum()) for name, counts in own.items()}
+        shares = capped_shares(amounts, state.settings.influence_cap)
+        for name, counts in own.items():
+            counted = counts * shares[name] if name in shares else counts
+            total[inner] = total[inner] + counted if inner in total else counted
     return {inner: counts for inner, counts in total.items() if np.count_nonzero(counts.sum(axis=0)) > 1}

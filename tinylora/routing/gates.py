@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from tinylora.errors import ProtocolError, ShapeMismatch
+from tinylora.routing.clipping import clipped
 from tinylora.routing.statistics import MAX_COUNT, RouterStatistics
 from tinylora.tree import NodePath, Topology, ancestors, children, is_path, is_under
 
@@ -340,7 +341,9 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0, -logits))
 
 
-def average_gates(contributions: Mapping[tuple[str, NodePath], Gates], topology: Topology, old: Gates) -> Gates:
+def average_gates(
+    contributions: Mapping[tuple[str, NodePath], Gates], topology: Topology, old: Gates, *, clip: float = 0.0
+) -> Gates:
     """Node by node the mean of both sides' contributions, each side weighing one half.
 
     A side without a contributor keeps its half at the old gate: the other side alone would push the gate away from
@@ -351,13 +354,15 @@ def average_gates(contributions: Mapping[tuple[str, NodePath], Gates], topology:
         contributions: Gates by (worker, path of the node that it holds).
         topology: The tree.
         old: The present gates; one that is missing there counts as zero.
+        clip: Longest way from the present gate, and from where most go, in medians over a side's contributors; see
+            `clipping.clipped`. 0 is no limit.
     """
     zero = Gate(np.zeros(old.dim), 0.0, 1.0)
-    nodes = {node: _average(node, contributions, old.nodes.get(node, zero)) for node in topology.inner}
+    nodes = {node: _average(node, contributions, old.nodes.get(node, zero), clip) for node in topology.inner}
     return Gates(nodes, old.dim)
 
 
-def _average(node: NodePath, contributions: Mapping[tuple[str, NodePath], Gates], old: Gate) -> Gate:
+def _average(node: NodePath, contributions: Mapping[tuple[str, NodePath], Gates], old: Gate, clip: float) -> Gate:
     sides = []
     for child in children(node):
         found = [
@@ -365,16 +370,25 @@ def _average(node: NodePath, contributions: Mapping[tuple[str, NodePath], Gates]
             for (_, path), gates in sorted(contributions.items(), key=lambda item: item[0])
             if node in gates.nodes and (is_under(path, child) or is_under(node, path))
         ]
-        sides.append(_mean_function(found or [old]))
+        sides.append(_mean_function(found or [old], old, clip))
     return _as_gate((sides[0] + sides[1]) / 2)
 
 
-def _mean_function(gates: Sequence[Gate]) -> np.ndarray:
-    """Mean of tau · (w, b), added up in the given order."""
-    total = np.zeros(len(gates[0].w) + 1)
-    for gate in gates:
-        total += gate.tau * np.append(gate.w, gate.b)
-    return total / len(gates)
+def _mean_function(gates: Sequence[Gate], old: Gate, clip: float) -> np.ndarray:
+    """Mean of tau · (w, b), added up in the given order; with `clip`, of what is left of those far from the others."""
+    functions = [_function(gate) for gate in gates]
+    if clip and len(functions) > 1:
+        start = _function(old)
+        drawn = clipped(np.stack(functions) - start, np.zeros_like(start), clip)
+        functions = functions if drawn is None else list(drawn + start)
+    total = np.zeros(len(functions[0]))
+    for function in functions:
+        total += function
+    return total / len(functions)
+
+
+def _function(gate: Gate) -> np.ndarray:
+    return gate.tau * np.append(gate.w, gate.b)
 
 
 def _as_gate(function: np.ndarray) -> Gate:

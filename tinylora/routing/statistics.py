@@ -76,6 +76,10 @@ class RouterStatistics:
         total = np.where(count[:, None] > 0, self.total - other.total, 0.0)
         return type(self)(count, total, self.scatter - other.scatter)
 
+    def __mul__(self, share: float) -> "RouterStatistics":
+        """The sums over that share of the text: its mean and covariance stay, it weighs less beside others."""
+        return type(self)(self.count * share, self.total * share, self.scatter * share)
+
     def _check_same_dim(self, other: "RouterStatistics") -> None:
         if self.dim != other.dim:
             raise ShapeMismatch(
