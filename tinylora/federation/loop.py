@@ -124,7 +124,7 @@ def run_campaign(
             clock.wait(FULL_S)
             continue
         if trouble:
-            trouble = ""
+            trouble, times["since_s"] = "", clock.now()  # time without room is nobody's fault
             warn("there is room again, the run goes on")
         if rounds.state.finished:
             break

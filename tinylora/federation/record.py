@@ -117,8 +117,8 @@ class Record:
         stored = self.ledger.stored_bytes()
         if stored + n_bytes > self._cap_bytes:
             raise DiskFull(
-                f"run {self.state.run}: {stored / MIB:.1f} MiB are in use after pruning, and {n_bytes / MIB:.1f} MiB "
-                f"more do not fit under disk_cap_mib = {self._cap_bytes / MIB:g}; raise it in run.toml and start again"
+                f"run {self.state.run}: {stored / MIB:.3g} MiB are in use after pruning, and {n_bytes / MIB:.3g} MiB "
+                f"more do not fit under disk_cap_mib = {self._cap_bytes / MIB:.3g}; raise it in run.toml, start again"
             )
 
     def prune(self) -> None:
