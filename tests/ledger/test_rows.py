@@ -130,7 +130,8 @@ def test_late_and_rejected() -> None:
 def test_strangers_and_repetitions_change_no_unit() -> None:
     stranger = UpdateRejected(unit_id="u0", worker="w1", code="foreign", reason="not yours", at_s=2.0)
     again = UpdateRejected(unit_id="u0", worker="w0", code="duplicate", reason="twice", at_s=4.0)
-    assert unit_after(stranger) == unit_after()
+    forged = again.model_copy(update={"is_proven": False})
+    assert unit_after(stranger) == unit_after(forged) == unit_after()
     assert unit_after(accepted(), again) == unit_after(accepted())
 
 

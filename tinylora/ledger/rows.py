@@ -209,6 +209,8 @@ def _accepted(number: int, event: UpdateAccepted) -> tuple[Put | Change, ...]:
 
 def _rejected(event: UpdateRejected) -> tuple[Put | Change, ...]:
     """What its own worker sent while it was open closes a unit; a stranger's update, or a second one, does not."""
+    if not event.is_proven:
+        return ()
     where = {"unit_id": (event.unit_id,), "worker": (event.worker,), "state": _OPEN}
     values = {"state": "rejected", "code": event.code, "reason": event.reason, "closed_at_s": event.at_s}
     return (

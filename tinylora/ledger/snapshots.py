@@ -17,6 +17,7 @@ from tinylora.durable import register_file, replace_file
 from tinylora.protocol.documents import sha256
 
 FILE = "snapshot.json"
+_SOURCES = ("tinylora", "tinylora.federation", "tinylora.protocol")
 
 register_file("ledger.snapshot")
 
@@ -38,11 +39,12 @@ class Snapshot(BaseModel):
 
 @cache
 def code_version() -> str:
-    """A hash over the rules' source: states of other rules are not believed, whatever version they call themselves."""
+    """A hash over the source of the rules and of what a state is made of: other code's states are not believed."""
     digest = hashlib.sha256(__version__.encode())
-    sources = (file for file in resources.files("tinylora.federation").iterdir() if file.name.endswith(".py"))
-    for source in sorted(sources, key=lambda file: file.name):
-        digest.update(source.name.encode() + source.read_bytes())
+    for package in _SOURCES:
+        files = (file for file in resources.files(package).iterdir() if file.name.endswith(".py"))
+        for file in sorted(files, key=lambda file: file.name):
+            digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 
