@@ -122,9 +122,10 @@ def run_campaign(
                 trouble = str(error)
                 warn(f"no unit is given out until there is room: {trouble}")
             clock.wait(FULL_S)
+            times["since_s"] = clock.now()  # time without room is nobody's fault
             continue
         if trouble:
-            trouble, times["since_s"] = "", clock.now()  # time without room is nobody's fault
+            trouble = ""
             warn("there is room again, the run goes on")
         if rounds.state.finished:
             break
