@@ -321,6 +321,24 @@ def bundle(
     _say(f"{out}: sha256 {write(folder, out)}")
 
 
+@app.command(
+    "verify-log", epilog="Exit codes: 0 all is as it was written; 2 there is no run in DIR; 8 something is not."
+)
+def verify_log(folder: Folder, as_json: Json = False) -> None:
+    """Walk over the whole ledger: the chain of events, the tables made from them, every blob. May take minutes."""
+    from tinylora.errors import StorageError
+    from tinylora_coordinator import desk
+
+    found = desk.verify_log(folder)
+    if as_json:
+        _print_json(found)
+    for fault in [] if as_json else found["faults"]:
+        typer.echo(fault)
+    _say(f"{found['n_events']} events, chain {found['chain'][:16]}, {len(found['faults'])} faults")
+    if found["faults"]:
+        raise StorageError(f"{folder}: {len(found['faults'])} faults, the first one: {found['faults'][0]}")
+
+
 def _as_text(found: dict[str, Any]) -> str:
     lines = [f"run {found['run']}: {found['phase']}"]
     lines += [f"  {node or 'root'}: {steps} of {found['leaf_steps']} steps" for node, steps in found["steps"].items()]

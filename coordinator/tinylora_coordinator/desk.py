@@ -15,6 +15,8 @@ import psutil
 from tinylora.errors import SettingError, StorageError
 from tinylora.federation.ports import Order
 from tinylora.flower.reach import Address
+from tinylora.ledger.sqlite import FILE as LEDGER_FILE
+from tinylora.ledger.sqlite import SqliteLedger
 from tinylora_coordinator.durations import as_date, parse_duration
 from tinylora_coordinator.folder import RunFolder, read_run
 from tinylora_coordinator.keys import host_to_name, pin_of
@@ -173,6 +175,22 @@ def order(root: Path, kind: Literal["pause", "resume", "finish"], *, reason: str
     """
     with opened(root) as store:
         return store.order(kind, reason=reason, now_s=now_s)
+
+
+def verify_log(root: Path) -> dict[str, Any]:
+    """Everything that is wrong with the ledger, and how far it goes.
+
+    Raises:
+        SettingError: There is no run in `root`.
+        StorageError: The ledger cannot be opened at all.
+    """
+    read_run(RunFolder(root))
+    if not (root / LEDGER_FILE).exists():
+        return {"n_events": 0, "chain": "", "faults": []}
+    with SqliteLedger.open_readonly(root) as ledger:
+        faults = [str(fault) for fault in ledger.verify()]
+        n_events, chain = ledger.head()
+    return {"n_events": n_events, "chain": chain, "faults": faults}
 
 
 # --- places ---------------------------------------------------------------------------------------------------------
