@@ -7,6 +7,7 @@ the rounds look at every second; a run that is not served carries it out when it
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -321,9 +322,7 @@ def bundle(
     _say(f"{out}: sha256 {write(folder, out)}")
 
 
-@app.command(
-    "verify-log", epilog="Exit codes: 0 all is as it was written; 2 there is no run in DIR; 8 something is not."
-)
+@app.command("verify-log", epilog="Exit codes: 0 all is as it was written; 2 no run in DIR; 8 something is not.")
 def verify_log(folder: Folder, as_json: Json = False) -> None:
     """Walk over the whole ledger: the chain of events, the tables made from them, every blob. May take minutes."""
     from tinylora.errors import StorageError
@@ -337,6 +336,32 @@ def verify_log(folder: Folder, as_json: Json = False) -> None:
     _say(f"{found['n_events']} events, chain {found['chain'][:16]}, {len(found['faults'])} faults")
     if found["faults"]:
         raise StorageError(f"{folder}: {len(found['faults'])} faults, the first one: {found['faults'][0]}")
+
+
+@app.command(epilog="Exit codes: 0 it may face the internet; 1 a check failed; 2 no run in DIR, or a bad URL.")
+def selfcheck(
+    folder: Folder,
+    url: Annotated[str, typer.Option("--url", help="Its public address.")] = "https://127.0.0.1:8443",
+    as_json: Json = False,
+) -> None:
+    """Check a served run from outside and inside: no route of Flower's open, certificate, permissions, disk, clock."""
+    from tinylora_coordinator.folder import RunFolder, read_run
+
+    read_run(RunFolder(folder))
+    from tinylora.errors import TinyLoraError
+    from tinylora.flower import use_home
+    from tinylora_coordinator.selfcheck import may_serve
+    from tinylora_coordinator.selfcheck import selfcheck as run_checks
+
+    use_home(RunFolder(folder).flower_home)
+    checks = run_checks(folder, url)
+    if as_json:
+        _print_json([asdict(check) for check in checks])
+    for check in [] if as_json else checks:
+        cure = "" if check.status == "ok" else f"; needed: {check.needed}; {check.cure}"
+        typer.echo(f"{check.status:4} {check.name}: {check.found}{cure}")
+    if not may_serve(checks):
+        raise TinyLoraError(f"{url}: {sum(check.status == 'fail' for check in checks)} checks failed")
 
 
 def _as_text(found: dict[str, Any]) -> str:
