@@ -23,7 +23,6 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -41,7 +40,9 @@ from tinylora.adapters.prefixes import highest_rank
 from tinylora.adapters.shapes import adapter_manifest, shared_shapes
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.config import MAX_RANK, BaseFacts
+from tinylora.durable import flush_folder
 from tinylora.errors import BaseModelError, BundleError, ProtocolError, SettingError, ShapeMismatch, StorageError
+from tinylora.failpoints import around, reach
 from tinylora.protocol.documents import Count, Finite, Manifest, PathText, Sha256
 from tinylora.routing.decision import Policy
 from tinylora.routing.features import possible_hashes
@@ -49,6 +50,8 @@ from tinylora.routing.gates import Gates
 from tinylora.routing.statistics import RouterStatistics
 from tinylora.tensors import Tensors
 from tinylora.tree import NodePath, Topology
+
+around("bundle.write", "bundle.flush", "bundle.rename", "bundle.folder")
 
 FORMAT = 1
 METADATA_KEY = "tinylora"
@@ -305,33 +308,30 @@ def _write_atomically(file: Path, pieces: Iterable[bytes | memoryview]) -> str:
     """Write beside `file`, make it durable, then rename: at every moment the old content or the new is there."""
     if file.exists() and not file.is_file():
         raise StorageError(f"{file}: not a file; expected a file name to write the bundle to")
-    unfinished = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
+    # One name, not a random one: what a killed process left behind is overwritten by the next.
+    unfinished = file.with_name(f".{file.name}.part")
     digest = hashlib.sha256()
     try:
-        with unfinished.open("xb") as stream:
+        with unfinished.open("wb") as stream:
+            reach("bundle.write.before")
             for piece in pieces:
                 digest.update(piece)
                 stream.write(piece)
             stream.flush()
+            reach("bundle.write.after")
+            reach("bundle.flush.before")
             os.fsync(stream.fileno())
+        reach("bundle.flush.after")
+        reach("bundle.rename.before")
         os.replace(unfinished, file)
-        _sync_folder(file.parent)
+        reach("bundle.rename.after")
+        flush_folder(file.parent, name="bundle")
     except OSError as error:
         raise StorageError(f"{file}: cannot be written: {_reason(error, file)}") from None
     finally:
         with suppress(OSError):
             unfinished.unlink()
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, where the system can open folders."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _reason(error: OSError, file: Path) -> str:

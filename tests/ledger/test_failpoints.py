@@ -109,7 +109,7 @@ def assert_nothing_was_lost(outcomes: list[dict]) -> None:
         assert outcome["acknowledged"] in (0, *ends)
 
 
-SAMPLE = random.Random(0).sample(MINE, 14)
+SAMPLE = random.Random(0).sample(MINE, 10)
 
 
 def test_killed_at_a_failpoint_it_goes_on_to_the_same_end(tmp_path):

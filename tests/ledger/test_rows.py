@@ -29,7 +29,7 @@ def tables_of(ledger: SqliteLedger) -> Tables:
     return {name: {key_of(name, row): row for row in ledger.rows(name)} for name in DERIVED}
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(HISTORIES)
 def test_incremental_is_rebuilt_is_folded(history: list[list[Event]]) -> None:
     with TemporaryDirectory() as folder, SqliteLedger(folder) as ledger:
@@ -41,7 +41,7 @@ def test_incremental_is_rebuilt_is_folded(history: list[list[Event]]) -> None:
         assert ledger.verify() == ()
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(HISTORIES)
 def test_what_is_kept_is_what_lives(history: list[list[Event]]) -> None:
     """Reopened, the folder holds exactly the blobs that the events need, and knows their size."""
