@@ -21,6 +21,7 @@ from typing import IO, Any, NoReturn
 from flwr.app import ConfigRecord, Error, Message
 
 from tinylora.errors import ProtocolError
+from tinylora.failpoints import around, reach
 from tinylora.flower.compat.wire import (
     ObjectPullError,
     ObjectTree,
@@ -36,6 +37,8 @@ from tinylora.flower.compat.wire import (
 )
 from tinylora.flower.messages import read_document
 from tinylora.protocol.documents import MAX_DOCUMENT_BYTES
+
+around("spool.flush")
 
 OVERHEAD_BYTES = MAX_DOCUMENT_BYTES + 65_536
 """What a message may hold beside its payload: the document and the heads of the objects."""
@@ -205,7 +208,9 @@ def _private(path: str, flags: int) -> int:
 
 def _flush(out: IO[bytes]) -> None:
     out.flush()
+    reach("spool.flush.before")
     os.fsync(out.fileno())
+    reach("spool.flush.after")
 
 
 @dataclass(frozen=True)
