@@ -3,7 +3,7 @@
 python -m tests.door.attack PORT N_SOCKETS N_POSTS
 
 A quarter of the sockets trickles each of: a TLS handshake, a request's headers, a body, and nothing at all after the
-handshake. Whoever is dropped comes back. A line tells when all have begun; it ends when its stdin does.
+handshake. Whoever is dropped comes back soon. A line tells when all have begun; it ends when its stdin does.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from contextlib import suppress
 HOST = "127.0.0.1"
 PER_ADDRESS = 50
 PERIOD_S = 1.0
+RETURN_S = 3.0
 POST_BYTES = 400_000_000
 PATIENCE_S = 30.0
 HELLO = bytes.fromhex("160301020001000001fc0303") + bytes(500)
@@ -55,7 +56,7 @@ class Attack:
                 finally:
                     writer.transport.abort()
             has_begun.set()
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(RETURN_S)
 
     async def post(self, number: int) -> None:
         """Far too much, with its length or in chunks, as nobody the run knows."""

@@ -1,5 +1,6 @@
 """Caps, deadlines and the order of checks, over real sockets. Limits are short; nothing here waits by sleeping."""
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -10,8 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from starlette.types import Receive, Scope, Send
 from tinylora_coordinator.front_door import Limits, server_tls
+from tinylora_coordinator.front_door.protocol import DoorProtocol
+from tinylora_coordinator.front_door.sockets import Connection, Phase
+from uvicorn.server import ServerState
 
 from tests.door.helpers import HOST, PULL, PUSH, Door, Fleet, head, open_door, read_answer, signed
 from tinylora.errors import SettingError
@@ -190,6 +195,33 @@ def test_who_does_not_read_the_answer_is_dropped(short: Door) -> None:
             assert time.monotonic() < end
 
 
+@pytest.mark.parametrize("carrier", ["none", "closed"])
+def test_dropping_what_is_gone_already_is_harmless(carrier: str) -> None:
+    closed = socket.socket()
+    closed.close()
+
+    class Gone(asyncio.Transport):
+        aborted, is_open = 0, True
+
+        def get_extra_info(self, name: str, default: object = None) -> object:
+            return closed if (carrier, name, self.is_open) == ("closed", "socket", False) else None
+
+        def abort(self) -> None:
+            self.aborted += 1
+
+    async def drop() -> int:
+        config, connection, transport = uvicorn.Config(Fleet(), ws="none"), Connection("p", Phase.HEAD, 0.0), Gone()
+        protocol = DoorProtocol(
+            connection, lambda: None, lambda: 0.0, config=config, server_state=ServerState(), app_state={}
+        )
+        protocol.connection_made(transport)
+        transport.is_open = False
+        connection.abort()
+        return transport.aborted
+
+    assert asyncio.run(drop()) == 1
+
+
 def is_connected(connection: socket.socket) -> bool:
     """Whether the other side has not reset it; nothing is read."""
     established = 1
@@ -237,8 +269,6 @@ def test_a_few_large_bodies_at_once_are_in_memory_and_the_others_wait(tmp_path: 
     inside, most, lock, all_in = [0], [0], threading.Lock(), threading.Event()
 
     async def fleet(scope: Scope, receive: Receive, send: Send) -> None:
-        import asyncio
-
         with lock:
             inside[0] += 1
             most[0] = max(most[0], inside[0])

@@ -8,6 +8,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import h11
@@ -82,7 +83,10 @@ class DoorProtocol(H11Protocol):
 
     def _drop(self) -> None:
         """Reset, so that the kernel too forgets what it holds for this client."""
-        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        carrier = self.transport.get_extra_info("socket")
+        if carrier is not None:
+            with suppress(OSError):  # it is closed already, and only we have not been told
+                carrier.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.transport.abort()
 
     def _look(self) -> None:

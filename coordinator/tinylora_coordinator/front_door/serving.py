@@ -28,7 +28,6 @@ _BACKLOG = 2048
 _START_S = 30.0
 _TLS_BUFFER_BYTES = 2**14
 """One TLS record. asyncio gives each connection 256 KiB: of a thousand that send nothing, 300 MB."""
-_OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass
@@ -211,7 +210,7 @@ class _PublicServer(uvicorn.Server):
             try:
                 accepted, address = await loop.sock_accept(listener)
             except OSError as error:
-                if error.errno in _OUT_OF_FILES:
+                if error.errno != errno.ECONNABORTED:  # out of files or of memory: some will be free soon
                     await asyncio.sleep(self._limits.tick_s)
                 continue
             first = Phase.HEAD if self._tls is None else Phase.HANDSHAKE
