@@ -308,18 +308,21 @@ def status(
         time.sleep(every)
 
 
-@app.command(epilog=f"{CODES} 3 the run has no tree yet.")
+@app.command(epilog=f"{CODES} 3 the run has no tree yet, or does not know the worker.")
 def bundle(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", help="File to write, *.safetensors.")],
+    without: Annotated[
+        str, typer.Option("--without", metavar="WORKER", help="Leave this worker's share out; the run stays as it is.")
+    ] = "",
 ) -> None:
-    """Write the run's tree as it stands as one bundle."""
+    """Write the run's tree as it stands as one bundle: at any time, served or not."""
     from tinylora_coordinator.desk import check_output
 
     check_output(out)
     from tinylora_coordinator.service import bundle as write
 
-    _say(f"{out}: sha256 {write(folder, out)}")
+    _say(f"{out}: sha256 {write(folder, out, without=without)}")
 
 
 @app.command("verify-log", epilog="Exit codes: 0 all is as it was written; 2 no run in DIR; 8 something is not.")

@@ -188,17 +188,17 @@ def _stop_on_signals() -> Iterator[threading.Event]:
 # --- looking at a run, and taking its bundle ----------------------------------------------------------------------
 
 
-def release(folder: RunFolder, ledger: Ledger, campaign: Campaign, file: Path) -> str:
-    """Write the run's tree as it stands; returns the file's sha256.
+def release(folder: RunFolder, ledger: Ledger, campaign: Campaign, file: Path, *, without: str = "") -> str:
+    """Write the run's tree as it stands, or as it would without a worker; returns the file's sha256.
 
     Raises:
-        DataError: The run has no tree yet.
+        DataError: The run has no tree yet, or does not know the worker.
         StorageError: The file cannot be written.
     """
     projection = None
     if folder.projection_file.exists():
         projection = tensors.from_bytes(folder.projection_file.read_bytes())[_PROJECTION]
-    return write_bundle(make_bundle(campaign, ledger, projection=projection), file)
+    return write_bundle(make_bundle(campaign, ledger, projection=projection, without=without), file)
 
 
 def projection_bytes(projection: Any) -> bytes | None:
@@ -206,12 +206,17 @@ def projection_bytes(projection: Any) -> bytes | None:
     return None if projection is None else tensors.to_bytes({_PROJECTION: projection})
 
 
-def bundle(root: Path, out: Path) -> str:
+def bundle(root: Path, out: Path, *, without: str = "") -> str:
     """Write the bundle of the run in `root`, whether it is being served, stopped or finished.
+
+    Args:
+        root: The run's folder.
+        out: The file to write.
+        without: A worker whose share is left out; the run stays as it is.
 
     Raises:
         SettingError: There is no run in `root`.
-        DataError: It has no tree yet.
+        DataError: It has no tree yet, or does not know the worker.
         StorageError: `out` cannot be written.
     """
     folder = RunFolder(root)
@@ -222,4 +227,4 @@ def bundle(root: Path, out: Path) -> str:
         campaign = fold(ledger.events())
         if campaign is None:
             raise DataError(f"{root}: run {files.settings.name} has not begun; serve it first")
-        return release(folder, ledger, campaign, out)
+        return release(folder, ledger, campaign, out, without=without)

@@ -321,6 +321,21 @@ def test_an_output_that_cannot_be_written_is_refused_before_work(
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_a_bundle_may_leave_a_worker_out(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    asked: list[tuple[Path, Path, str]] = []
+
+    def write(root: Path, out: Path, *, without: str) -> str:
+        asked.append((root, out, without))
+        return "abcd"
+
+    monkeypatch.setattr("tinylora_coordinator.service.bundle", write)
+    out = tmp_path / "b.safetensors"
+    assert call("bundle", run, "--out", out) == 0 == call("bundle", run, "--out", out, "--without", "w-1")
+    assert asked == [(run, out, ""), (run, out, "w-1")] and f"{out}: sha256 abcd" in capsys.readouterr().err
+
+
 def test_looking_whether_it_can_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("old")
     desk.check_output(tmp_path / "old")
