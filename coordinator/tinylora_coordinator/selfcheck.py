@@ -221,10 +221,10 @@ def _check_permissions(folder: RunFolder) -> Check:
 
 
 def _modes(folder: RunFolder) -> Iterator[tuple[Path, int]]:
-    """Of everything that must be private: both folders, private keys, and databases, should a folder be opened."""
+    """Of what must be private by itself; all else is behind the folder's mode."""
     keys = folder.keys
     private: Sequence[Path] = (folder.root, keys.root, keys.ca_key, keys.server_key, keys.run_key, keys.admin)
-    for path in (*private, *sorted(folder.root.glob("operator.sqlite*"))):
+    for path in private:
         if path.exists():
             yield path, stat.S_IMODE(path.stat().st_mode)
 

@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
-from tinylora_coordinator.folder import RunFolder
-from tinylora_coordinator.front_door import listen, serve_internal
+from tinylora_coordinator.folder import RunFolder, read_run, write_run
+from tinylora_coordinator.front_door import listen, serve_internal, serve_public, server_tls
+from tinylora_coordinator.operator_store import OperatorStore
+from tinylora_coordinator.public_door import make_door
 from tinylora_coordinator.selfcheck import ALWAYS_TRIED, Check, check_surface, installed_routes, may_serve, selfcheck
 
 from tests.door.helpers import Door, open_door
+from tests.flower.helpers import FACTS
+from tinylora.config import RunSettings
 from tinylora.errors import SettingError
 from tinylora.flower.enrolment import STATE_PATH
-from tinylora.flower.link import FLEET_PATHS, PublicRoutes
+from tinylora.flower.link import FLEET_PATHS, PublicRoutes, create_link
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic, about flwr's use
 
@@ -63,6 +67,18 @@ def test_a_run_that_is_served_well_passes(door: Door) -> None:
     checks = checked(door)
     assert codes(checks) <= {"disk-little"} and may_serve(checks.values())
     assert f"{len({*ALWAYS_TRIED, *ROUTES}) - 2} routes" in checks["surface"].found  # less the fleet's and health
+
+
+def test_a_run_as_init_makes_it_passes_behind_its_whole_door(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_run(folder, RunSettings(window_tokens=FACTS.max_window_tokens), FACTS, None)
+    link = create_link(folder.link_database)
+    tls = server_tls(folder.keys.server, folder.keys.server_key)
+    with OperatorStore(folder.root) as store, locked(folder.root):
+        door = make_door(link, folder, read_run(folder), store)
+        with serve_public(door, listen("127.0.0.1", 0), tls=tls) as served:
+            checks = selfcheck(folder.root, f"https://127.0.0.1:{served.port}", routes=link.routes())
+    assert codes({check.name: check for check in checks}) <= {"disk-little"}
 
 
 def test_the_installed_flower_tells_its_routes() -> None:
