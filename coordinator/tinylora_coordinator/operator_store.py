@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,11 +134,16 @@ class OperatorStore:
     def __init__(self, root: Path) -> None:
         self._file = root / FILE
         self._engine = _engine(self._file)
+        with self._read() as database:
+            version = _version(database)
+        if version == 0:
+            self._create()
+        elif version != FORMAT:
+            raise StorageError(f"{self._file}: format {version}, this program reads format {FORMAT}")
+
+    def _create(self) -> None:
         with self._write() as database:
-            version = database.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if version not in (0, FORMAT):
-                raise StorageError(f"{self._file}: format {version}, this program reads format {FORMAT}")
-            if version == 0:
+            if _version(database) == 0:  # else another process was quicker
                 _META.create_all(database)
                 database.exec_driver_sql(f"PRAGMA user_version = {FORMAT}")
         self._file.chmod(0o600)
@@ -394,6 +400,10 @@ _BANNED = "this worker has been removed from the run"
 _UNKNOWN = "the join token is unknown or its secret is wrong; copy all of it, or ask the operator for a new one"
 
 
+def _version(database: sql.Connection) -> int:
+    return database.exec_driver_sql("PRAGMA user_version").scalar_one()
+
+
 def _judge(token: Any, n_taken: int, now_s: float) -> Refused | None:
     """Why a token whose secret was right lets nobody in, if so."""
     if token.revoked_s is not None:
@@ -473,7 +483,8 @@ def _engine(file: Path) -> sql.Engine:
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        _use_wal(connection)
+        for pragma in ("synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -482,6 +493,19 @@ def _engine(file: Path) -> sql.Engine:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Readers beside a writer. SQLite does not wait when this changes, so we do: two may open a new file at once."""
+    end = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+        time.sleep(0.02)
 
 
 @contextmanager

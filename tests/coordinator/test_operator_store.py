@@ -4,6 +4,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,7 @@ def test_the_cap_holds_when_two_hundred_come_at_once(tmp_path: Path) -> None:
 
 COME = """
 import sys
+import threading
 from pathlib import Path
 from tinylora_coordinator.operator_store import OperatorStore, Worker
 root, token_id, secret, now_s, first = sys.argv[1:]
@@ -196,6 +198,23 @@ def test_orders_wait_in_order_until_they_are_done_once(tmp_path: Path) -> None:
 
 
 # --- the file -------------------------------------------------------------------------------------------------------
+
+
+def test_many_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+    start = threading.Barrier(8)
+
+    def come(number: int) -> None:
+        for run in range(10):
+            (tmp_path / str(run)).mkdir(exist_ok=True)
+            start.wait()
+            with OperatorStore(tmp_path / str(run)) as store:
+                store.order("pause", now_s=NOW)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(come, range(8)))
+    for run in range(10):
+        with OperatorStore(tmp_path / str(run)) as store:
+            assert len(store.orders()) == 8
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
