@@ -29,7 +29,7 @@ WRONG_DOCSTRING := (/DOC[0-9]+:|Traceback|Error/ && !/DOC(101|201|402):/ && \
 	!(/DOC103:/ && !/in the docstring but not in the function signature/)) { print; wrong = 1 } END { exit wrong }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check style imports docstrings types bench report base clean
+.PHONY: help install demo test slow chaos check style imports docstrings types bench report base clean
 
 help: ## list the verbs
 	@echo "TinyLoRA: make VERB [WORKERS=4] [DEPTH=2] [SEED=0] [ROUTER_SYNC=both|statistics|weights] [OUT=demo-out]"
@@ -47,6 +47,9 @@ test: $(INSTALLED) ## the tests, without those that take minutes
 
 slow: $(INSTALLED) ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+chaos: $(INSTALLED) ## kill runs at every durable step and at random, compare what came of it; some minutes
+	@$(BIN)/python -m tests.chaos
 
 check: $(INSTALLED) ## style, types, docstrings and the direction of imports
 	@$(MAKE) --no-print-directory --keep-going style imports docstrings types
