@@ -96,7 +96,7 @@ def test_every_failpoint_is_reached(tmp_path):
 
 def killed(folder: Path, *cases: str) -> list[dict]:
     command = [sys.executable, "-m", "tests.ledger.killing", str(folder), *cases]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=Path(__file__).parents[2])
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 
@@ -120,6 +120,7 @@ def test_killed_at_a_failpoint_it_goes_on_to_the_same_end(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_each_time_that_a_failpoint_is_reached(tmp_path):
     (counts,) = killed(tmp_path)
     cases = [f"{name}:{nth}" for name, times in counts.items() for nth in range(1, times + 1)]
