@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.federation.world import crowd, only, run_world
+from tests.federation.world import crowd, only, run_world, with_spoil
 from tinylora.federation.events import GatesSolved, UnitLeased, UpdateAccepted
 from tinylora.federation.summary import summarise
 from tinylora.simulate import FaultPlan
@@ -60,3 +60,20 @@ def test_a_summary_of_nothing():
     summary = summarise([])
     assert summary["units"] == summary["workers"] == summary["rounds"] == []
     assert summary["topology"]["leaves"] == []
+
+
+def test_what_others_made_of_the_updates():
+    def flip(unit, made):
+        return {name: -10 * tensor if name.endswith("lora_B") else tensor for name, tensor in made.items()}
+
+    workers = crowd(4)
+    _, events, _ = run_world([*workers[:3], with_spoil(workers[3], flip)], depth=2, min_workers=4, probes=3)
+    summary = summarise(events)
+    trust = summary["trust"]
+    assert json.loads(json.dumps(summary)) == summary
+    assert (trust["dropped"], trust["revoked"], trust["erased"]) == (3, [], [])
+    assert trust["probed"] == len([unit for unit in summary["units"] if unit["kind"] == "train"])
+    assert trust["votes"] == sum(worker["probes"] for worker in summary["workers"])
+    assert [(case["worker"], case["code"]) for case in trust["quarantined"]] == [("w3", "strikes")]
+    dropped = {worker["worker"]: worker["dropped"] for worker in summary["workers"]}
+    assert dropped == {"w0": 0, "w1": 0, "w2": 0, "w3": 3}

@@ -17,10 +17,14 @@ from tinylora.federation.events import (
     TopologySet,
     UnitLeased,
     UpdateAccepted,
+    UpdateProbed,
     UpdateRejected,
     WorkerAssigned,
+    WorkerErased,
     WorkerJoined,
     WorkerLost,
+    WorkerQuarantined,
+    WorkerRevoked,
 )
 from tinylora.tree import Topology, is_under
 
@@ -53,7 +57,8 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
     Returns:
         `units` (accepted ones, in order), `workers` (totals), `rounds` (router versions), `averages` (versions of
         nodes, and how far averaged factors are off the averaged function), `topology` (leaves, assignment, steps by
-        node), `rejected` and `expired` (every case with its reason), `finished` (why, or nothing).
+        node), `rejected` and `expired` (every case with its reason), `trust` (what was probed, who was taken out),
+        `finished` (why, or nothing).
     """
     known = tuple(events)
     units = _units(known)
@@ -65,6 +70,7 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         "topology": _topology(known),
         "rejected": _rejected(known),
         "expired": _expired(known),
+        "trust": _trust(known),
         "finished": next((event.reason for event in known if isinstance(event, RunFinished)), ""),
     }
 
@@ -124,6 +130,10 @@ def _workers(events: Sequence[Event], units: Sequence[Mapping[str, Any]]) -> lis
                 "base_loads": max((unit["base_loads"] for unit in mine), default=0),
                 "shard_tokens": max((unit["shard_tokens"] for unit in mine), default=0),
                 "rejected": sum(isinstance(event, UpdateRejected) and event.worker == worker for event in events),
+                "probes": sum(unit["kind"] == "probe" for unit in mine),
+                "dropped": sum(
+                    isinstance(event, UpdateProbed) and event.worker == worker and not event.is_kept for event in events
+                ),
                 "lost": sum(isinstance(event, WorkerLost) and event.worker == worker for event in events),
             }
         )
@@ -229,6 +239,22 @@ def _rejected(events: Sequence[Event]) -> dict[str, Any]:
     fields = ("unit_id", "worker", "code", "reason", "at_s")
     cases = [{field: getattr(event, field) for field in fields} for event in found]
     return {"n": len(found), "by_code": dict(sorted(Counter(event.code for event in found).items())), "cases": cases}
+
+
+def _trust(events: Sequence[Event]) -> dict[str, Any]:
+    """What others made of the updates, and who was taken out: why, and when."""
+    probed = [event for event in events if isinstance(event, UpdateProbed)]
+    removed = [event for event in events if isinstance(event, WorkerQuarantined | WorkerRevoked | WorkerErased)]
+    fields = {"worker", "code", "reason", "at_s"}
+    return {
+        "probed": len(probed),
+        "dropped": sum(not event.is_kept for event in probed),
+        "votes": sum(event.n_votes for event in probed),
+        "unscored": sum(not event.n_votes for event in probed),
+        "quarantined": [e.model_dump(include=fields) for e in removed if isinstance(e, WorkerQuarantined)],
+        "revoked": [e.model_dump(include=fields) for e in removed if isinstance(e, WorkerRevoked)],
+        "erased": [e.model_dump(include=fields) for e in removed if isinstance(e, WorkerErased)],
+    }
 
 
 def _expired(events: Sequence[Event]) -> dict[str, Any]:
