@@ -41,7 +41,15 @@ from tinylora.adapters.shapes import adapter_manifest, shared_shapes
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.config import MAX_RANK, BaseFacts
 from tinylora.durable import flush_folder
-from tinylora.errors import BaseModelError, BundleError, ProtocolError, SettingError, ShapeMismatch, StorageError
+from tinylora.errors import (
+    BaseModelError,
+    BundleError,
+    DiskFull,
+    ProtocolError,
+    SettingError,
+    ShapeMismatch,
+    StorageError,
+)
 from tinylora.failpoints import around, reach
 from tinylora.protocol.documents import Count, Finite, Manifest, PathText, Sha256
 from tinylora.routing.decision import Policy
@@ -327,7 +335,8 @@ def _write_atomically(file: Path, pieces: Iterable[bytes | memoryview]) -> str:
         reach("bundle.rename.after")
         flush_folder(file.parent, name="bundle")
     except OSError as error:
-        raise StorageError(f"{file}: cannot be written: {_reason(error, file)}") from None
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
+        raise kind(f"{file}: cannot be written: {_reason(error, file)}") from None
     finally:
         with suppress(OSError):
             unfinished.unlink()

@@ -130,10 +130,7 @@ def serve(
     read_run(place)
     if own is not None:
         write_own(place.keys, own)
-    from tinylora.flower import use_home
-
-    use_home(place.flower_home)
-    from tinylora_coordinator.service import serve as serve_run
+    from tinylora_coordinator.supervisor import serve as serve_run
 
     serve_run(folder, host=host, port=port, insecure=insecure)
 

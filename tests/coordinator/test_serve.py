@@ -12,7 +12,8 @@ from tinylora_coordinator.folder import RunFolder, changed, write_run
 from tinylora_coordinator.keys import pin_of
 from tinylora_coordinator.operator_store import OperatorStore
 from tinylora_coordinator.overview import overview, past_events
-from tinylora_coordinator.service import bundle, serve
+from tinylora_coordinator.service import bundle
+from tinylora_coordinator.supervisor import serve
 from tinylora_worker.service import Options, work
 
 from tests.flower.helpers import QUICK, until
@@ -49,10 +50,13 @@ def trained(root: Path) -> list[UpdateAccepted]:
     return [event for event in past_events(root) if isinstance(event, UpdateAccepted) and event.kind == "train"]
 
 
-def test_a_run_survives_its_coordinator_and_ends_with_a_bundle(tmp_path: Path) -> None:
+def test_a_run_survives_its_coordinator_and_ends_with_a_bundle(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     root, data, port = tmp_path / "run", write_texts(tmp_path / "data"), free_port()
     write_run(RunFolder(root), changed(dict(SETTINGS)), tiny_base_model().facts, None)
     log: list[str] = []
+    said: list[str] = []
     with OperatorStore(root) as store:
         token = store.create_token(pin_of(RunFolder(root).keys), now_s=time.time()).text
     options = Options(f"127.0.0.1:{port}", token, str(tiny_base_dir()), (data,), tmp_path / "home", name="mine")
@@ -70,15 +74,16 @@ def test_a_run_survives_its_coordinator_and_ends_with_a_bundle(tmp_path: Path) -
     worker, interrupter = threading.Thread(target=volunteer), threading.Thread(target=interrupt)
     worker.start()
     interrupter.start()
-    serve(root, host="127.0.0.1", port=port, log=log.append)
+    serve(root, host="127.0.0.1", port=port, log=said.append)
     interrupter.join()
     n_before = len(past_events(root))
-    assert "takes the run up again" in log[-1] and not endings
+    assert "takes the run up again" in said[-1] and not endings
     assert 0 < len(trained(root)) < 4 and overview(root)["phase"] == "training"
 
-    serve(root, host="127.0.0.1", port=port, log=log.append)
+    serve(root, host="127.0.0.1", port=port, log=said.append)
     worker.join(60.0)
-    assert endings == ["finished"] and f"taking the run up after {n_before} events" in log
+    assert endings == ["finished"]
+    assert f"taking the run up after {n_before} events" in capfd.readouterr().err
 
     events, found = past_events(root), overview(root)
     assert isinstance(events[-1], RunFinished)

@@ -157,6 +157,7 @@ class FlowerTransport:
         self._stations_at = float("-inf")
         self._senders = ThreadPoolExecutor(max_workers=N_FETCHES, thread_name_prefix="send")
         self._fetchers = ThreadPoolExecutor(max_workers=N_FETCHES, thread_name_prefix="fetch")
+        self._broken: Exception | None = None
         self._stop, self._has_roster = threading.Event(), threading.Event()
         self.arrived = threading.Event()
         """Set when there is something to `poll`; a clock may wait for it."""
@@ -180,8 +181,13 @@ class FlowerTransport:
         self._dispatch()
 
     def poll(self) -> Sequence[Reply]:
-        """Replies that arrived since the last call, without waiting."""
+        """Replies that arrived since the last call, without waiting.
+
+        Whatever ended the collecting thread is raised here: without it nothing would arrive any more.
+        """
         self.arrived.clear()
+        if self._broken is not None:
+            raise self._broken
         replies: list[Reply] = []
         while True:
             try:
@@ -277,16 +283,23 @@ class FlowerTransport:
     # --- replies in --------------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
-        while not self._stop.wait(self._poll_s):
-            try:
-                self._refresh()
-                self._dispatch()
-                self._ask()
-            except SessionLost:
-                self._forget_session()
-            except _LINK_TROUBLE:
-                pass  # the link is being started again; the loop's deadlines go on
-            self._go_on_fetching()
+        try:
+            while not self._stop.wait(self._poll_s):
+                self._turn()
+        except Exception as error:
+            self._broken = error
+            self.arrived.set()
+
+    def _turn(self) -> None:
+        try:
+            self._refresh()
+            self._dispatch()
+            self._ask()
+        except SessionLost:
+            self._forget_session()
+        except _LINK_TROUBLE:
+            pass  # the link is being started again; the loop's deadlines go on
+        self._go_on_fetching()
 
     def _refresh(self) -> None:
         if time.monotonic() - self._stations_at < _ROSTER_S:

@@ -16,7 +16,8 @@ from tinylora_coordinator.front_door.app import FrontDoor
 from tinylora_coordinator.front_door.limits import Limits
 from tinylora_coordinator.front_door.node_auth import NodeAuth
 from tinylora_coordinator.front_door.pages import public_pages
-from tinylora_coordinator.front_door.serving import Served, listen, serve_internal, serve_public, server_tls
+from tinylora_coordinator.front_door.serving import Served, serve_internal, serve_public, server_tls
+from tinylora_coordinator.listening import listen
 
 __all__ = [
     "FrontDoor",

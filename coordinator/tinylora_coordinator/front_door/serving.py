@@ -24,7 +24,6 @@ from tinylora_coordinator.front_door.app import FrontDoor
 from tinylora_coordinator.front_door.protocol import DoorProtocol
 from tinylora_coordinator.front_door.sockets import Connection, Phase, Sockets
 
-_BACKLOG = 2048
 _START_S = 30.0
 _TLS_BUFFER_BYTES = 2**14
 """One TLS record. asyncio gives each connection 256 KiB: of a thousand that send nothing, 300 MB."""
@@ -57,21 +56,6 @@ class Served:
     def __exit__(self, *_raised: object) -> None:
         """Stop serving."""
         self.stop()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
-
-    Raises:
-        NetworkError: The address cannot be opened.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise NetworkError(
-            f"{host}:{port}: {error.strerror or error}; choose another --host or --port, or stop what listens there"
-        ) from None
 
 
 def server_tls(certificate: Path, key: Path) -> ssl.SSLContext:

@@ -1,0 +1,100 @@
+"""SIGKILL of any of the coordinator's processes at any moment: workers come back by themselves, and nothing is lost.
+
+Every step of the counting trainer adds the same to B, so what a finished leaf holds says how many steps were counted.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.coordinator.running import (
+    Coordinator,
+    Role,
+    assert_nothing_lost_or_doubled,
+    gone,
+    make_run,
+    n_steps,
+    recovery_s,
+    serving,
+)
+from tests.flower.helpers import until
+from tinylora.federation.events import LeaseExpired, UpdateAccepted, UpdateRejected
+from tinylora.flower.fleet import FleetHttpClient
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic and pathspec, about flwr's use
+
+RECOVERY_S = 5.0
+"""On a machine that has nothing else to do; on a busy one all of it takes longer by as much."""
+
+
+class Killer:
+    """Kills one role, once, when it is called the `nth` time; and starts the supervisor again if it was that."""
+
+    def __init__(self, coordinator: Coordinator, role: Role, nth: int) -> None:
+        self._coordinator, self._left = coordinator, nth
+        self._role: Role = role
+        self._lock = threading.Lock()
+        self.took_s: list[float] = []
+        self.threads: list[threading.Thread] = []
+
+    def __call__(self, _what: object = None) -> None:
+        """Count, and kill when it is time."""
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                n_before, at = n_steps(self._coordinator), time.monotonic()
+                killed = self._coordinator.kill(self._role)
+                assert killed
+                until(lambda: gone(killed), timeout_s=5.0, what="the end of all that was killed")
+                if self._role == "supervisor":
+                    self._coordinator.start()
+                self.threads.append(threading.Thread(target=self._watch, args=(n_before, at)))
+                self.threads[-1].start()
+
+    def _watch(self, n_before: int, at: float) -> None:
+        self.took_s.append(recovery_s(self._coordinator, n_before, at))
+
+    def join(self) -> float:
+        """Seconds that the recovery took."""
+        for thread in self.threads:
+            thread.join(60.0)
+        return self.took_s[0]
+
+
+def killing_uploads(monkeypatch: pytest.MonkeyPatch, kill: Callable[[object], None]) -> None:
+    """`kill` is called with each part of an update, before it is uploaded."""
+    push = FleetHttpClient.PushObject
+
+    def push_and_kill(client: FleetHttpClient, request: Any) -> Any:
+        kill(request)
+        return push(client, request)
+
+    monkeypatch.setattr(FleetHttpClient, "PushObject", push_and_kill)
+
+
+@pytest.mark.parametrize("role", ["link", "rounds", "supervisor"])
+def test_whoever_is_killed_nothing_is_lost_and_nothing_counts_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: Role, record_property: Callable[[str, object], None]
+) -> None:
+    with serving(make_run(tmp_path / "run", leaf_steps=30)) as coordinator:
+        in_unit, in_upload = Killer(coordinator, role, 4), Killer(coordinator, role, 35)
+        killing_uploads(monkeypatch, in_upload)
+        coordinator.wait_until_spares_are_ready()
+        workers = [coordinator.volunteer(centre, before=in_unit) for centre in (0.0, 2.0)]
+        assert coordinator.finish() == 0, coordinator.said
+        until(lambda: all(worker.endings for worker in workers), what="the workers' end")
+        assert [worker.endings for worker in workers] == [["finished"], ["finished"]]
+        assert_nothing_lost_or_doubled(coordinator)
+        assert not coordinator.count(LeaseExpired) and not coordinator.count(UpdateRejected)
+        done = [unit for worker in workers for unit in worker.done]
+        assert len(done) == len(set(done)) == coordinator.count(UpdateAccepted), "a unit was worked on twice"
+        for moment, killer in (("mid-unit", in_unit), ("mid-upload", in_upload)):
+            took_s = killer.join()
+            record_property(f"recovery after {role} died {moment}", took_s)
+            print(f"{role} killed {moment}: next step after {took_s:.1f} s")
+            assert took_s < RECOVERY_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
