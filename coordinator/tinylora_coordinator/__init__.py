@@ -1,6 +1,7 @@
 """The operator's program: `init` a run's folder, `serve` it, look at it, take its bundle.
 
 folder.py    what lies in a run's folder, and how it gets there
-service.py   serving a run: link in a thread, rounds in the main thread
+supervisor.py  `serve`: link_process.py and rounds_process.py, each started again alone (restarts.py, lifeline.py)
+service.py   the bundle of a run
 cli.py       `tinylora-coordinator`
 """
