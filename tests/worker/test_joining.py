@@ -244,15 +244,19 @@ def test_a_token_that_is_none_is_one_sentence(
     assert sentence in error and "ssss" not in error and taken == []
 
 
-def test_the_program_repeats_no_token_whatever_is_wrong(served: Served, tmp_path: Path) -> None:
+def test_the_program_repeats_no_token_whatever_is_wrong(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     token = served.token()
-    own = [sys.executable, "-m", "tinylora_worker", "join", served.url, "--base", "no/such/base", "--home"]
-    words = [*own, str(tmp_path / "home"), "--data", str(tmp_path)]
+    words = ["join", served.url, "--base", "no/such/base", "--home", tmp_path / "home", "--data", tmp_path]
     environment = os.environ | {"TINYLORA_TOKEN": token, "FLWR_LOG_LEVEL": "DEBUG"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=60)
-    usage = subprocess.run([*words, "--colour"], env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, usage.returncode) == (4, 2) and "joined https://" in done.stderr
-    assert token.rpartition(".")[2] not in done.stdout + done.stderr + usage.stdout + usage.stderr
+    command = [sys.executable, "-m", "tinylora_worker", *map(str, words)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 4 and "joined https://" in done.stderr
+    monkeypatch.setenv("TINYLORA_TOKEN", token)
+    assert call(*words, "--colour") == 2 == call(*words, "--token", token, "--max-rank", "-1")
+    captured = capsys.readouterr()
+    assert token.rpartition(".")[2] not in done.stdout + done.stderr + captured.out + captured.err
 
 
 # --- receipts ---------------------------------------------------------------------------------------------------------
