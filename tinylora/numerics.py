@@ -30,6 +30,8 @@ from tinylora.tree import NodePath
 
 LARGEST_DRAWN_RMS = 1.0
 """No initialisation draws A with a larger rms than this."""
+MAX_WEIGHT = 1e6
+"""Of a gate that a worker trained. Scores beyond 60 are all alike, and features are about one."""
 
 
 class TorchNumerics:
@@ -46,8 +48,11 @@ class TorchNumerics:
         if not_finite:
             return PayloadFacts(not_finite=not_finite)
         begun = tensors.from_bytes(start) if start is not None else {}
-        moved = [_moved_rms(tensor, name, begun) for name, tensor in found.items() if name.startswith("node.")]
-        return PayloadFacts(statistics_fault=_statistics_fault(found), delta_rms=max(moved, default=0.0))
+        adapters = {name: tensor for name, tensor in found.items() if name.startswith("node.")}
+        moved = {name: _moved_rms(tensor, name, begun) for name, tensor in adapters.items()}
+        farthest = max(moved, key=lambda name: moved[name], default="")
+        fault, rule = _statistics_fault(found)
+        return PayloadFacts("", fault, rule, moved.get(farthest, 0.0), farthest.rpartition(".")[2])
 
     def arrays(self, payload: bytes, prefix: str) -> dict[str, np.ndarray]:
         """Tensors whose names begin with `prefix`, as arrays."""
@@ -181,12 +186,14 @@ def _rms(numbers: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(numbers)) / math.sqrt(numbers.numel()) if numbers.numel() else 0.0
 
 
-def _statistics_fault(found: Tensors) -> str:
-    """Why sums or histograms cannot be those of any text, or nothing."""
+def _statistics_fault(found: Tensors) -> tuple[str, str]:
+    """Why sums, histograms or gates cannot be those of any text, and the rule that they break; or nothing."""
     arrays = {name: tensor.numpy() for name, tensor in found.items() if not name.startswith("node.")}
     try:
         read_statistics({name: array for name, array in arrays.items() if name.startswith("statistics.")})
         read_histograms(arrays)
     except ProtocolError as error:
-        return str(error)
-    return ""
+        return str(error), error.rule
+    gates = (name for name in sorted(arrays) if name.startswith("weights_router."))
+    wild = next((name for name in gates if np.abs(arrays[name]).max(initial=0.0) > MAX_WEIGHT), "")
+    return (f"tensor {wild}: expected weights up to {MAX_WEIGHT:g}", "weights") if wild else ("", "")

@@ -102,8 +102,8 @@ def world(tmp_path_factory) -> Iterator[World]:
 
 def _let_in(store: OperatorStore, token: JoinToken, identity: Identity) -> None:
     pem = identity.public_pem
-    worker, by = worker_of(pem), {"token_id": token.token_id, "secret": token.secret}
-    store.enrol(worker, pem.decode(), name="x", now_s=NOW_S, **by)
+    names = worker_of(pem), pem.decode()
+    store.enrol(*names, name="x", token_id=token.token_id, secret=token.secret, now_s=NOW_S)
 
 
 Maker = Callable[[World], bytes]

@@ -60,19 +60,25 @@ class Code(StrEnum):
 
 
 class Refusal(Exception):
-    """An update is not believed; `code` says to programs why, the text to people."""
+    """An update is not believed; code and rule say to programs why, the text to people."""
 
-    def __init__(self, code: Code, reason: str, *, is_proven: bool = True) -> None:
+    def __init__(self, code: Code, reason: str, rule: str = "", *, is_proven: bool = True) -> None:
         super().__init__(reason)
         self.code = code
+        self.rule = rule
         self.reason = reason
         self.is_proven = is_proven
+
+    @property
+    def full_code(self) -> str:
+        """The code, and where it stands for several rules the one that was broken: `bad_payload.overlap`."""
+        return f"{self.code}.{self.rule}" if self.rule else str(self.code)
 
 
 def check_length(reply: Reply) -> None:
     """Refuse a document longer than any is, before it is read."""
     if len(reply.update_json) > MAX_DOCUMENT_BYTES:
-        raise Refusal(Code.TOO_LARGE, f"document: expected at most {MAX_DOCUMENT_BYTES} characters")
+        raise Refusal(Code.TOO_LARGE, f"document: expected at most {MAX_DOCUMENT_BYTES} characters", "document")
 
 
 def check_size(state: Campaign, reply: Reply) -> None:
@@ -80,15 +86,18 @@ def check_size(state: Campaign, reply: Reply) -> None:
     limit = int(state.settings.max_update_mib * MIB)
     size = reply.file.stat().st_size if reply.file else len(reply.payload)
     if size > limit:
-        raise Refusal(Code.TOO_LARGE, f"payload: expected at most {limit} bytes, got {size}")
+        raise Refusal(Code.TOO_LARGE, f"payload: expected at most {limit} bytes, got {size}", "payload")
 
 
 def read_document(reply: Reply) -> Update:
-    """The document of a reply, read strictly."""
+    """The document of a reply, read strictly: it is written in the one way in which it can be written."""
     try:
-        return Update.from_json(reply.update_json)
+        update = Update.from_json(reply.update_json)
     except ProtocolError as error:
-        raise Refusal(Code.BAD_DOCUMENT, str(error)) from None
+        raise Refusal(Code.BAD_DOCUMENT, str(error), error.rule) from None
+    if update.to_json() != reply.update_json:
+        raise Refusal(Code.BAD_DOCUMENT, "document: expected canonical JSON, got another spelling", "not_canonical")
+    return update
 
 
 def find_lease(state: Campaign, reply: Reply, update: Update) -> Lease:
@@ -129,7 +138,11 @@ def check_answer(state: Campaign, lease: Lease, update: Update) -> None:
         got = getattr(update, name)
         if got != expected:
             reason = f"unit {lease.unit_id}: {name}: expected {expected!r}, got {got!r}"
-            raise Refusal(Code.WRONG_UNIT, reason)
+            raise Refusal(Code.WRONG_UNIT, reason, name)
+    most = lease.n_steps * state.settings.unit_tokens
+    if update.tokens > most:
+        reason = f"unit {lease.unit_id}: tokens: {lease.n_steps} steps have at most {most}, got {update.tokens}"
+        raise Refusal(Code.WRONG_UNIT, reason, "tokens")
 
 
 def check_signature(update: Update, public_key: str) -> None:
@@ -139,14 +152,15 @@ def check_signature(update: Update, public_key: str) -> None:
     try:
         verify(update, public_key.encode())
     except ProtocolError as error:
-        raise Refusal(Code.BAD_SIGNATURE, str(error), is_proven=False) from None
+        rule = "wrong" if update.signature else "missing"
+        raise Refusal(Code.BAD_SIGNATURE, str(error), rule, is_proven=False) from None
 
 
 def check_run(state: Campaign, update: Update) -> None:
     """Refuse what was made for another run; anybody may have brought it here."""
     if update.run != state.run:
         reason = f"unit {update.unit_id}: run: expected {state.run!r}, got {update.run!r}"
-        raise Refusal(Code.WRONG_UNIT, reason, is_proven=False)
+        raise Refusal(Code.WRONG_UNIT, reason, "run", is_proven=False)
 
 
 def check_hash(update: Update, payload: bytes, *, is_signed: bool) -> None:
@@ -225,7 +239,7 @@ def check_manifest(state: Campaign, lease: Lease, claimed: Manifest, got: Manife
     """The parts that a payload holds; refuses missing, foreign and misshapen tensors, and a document that lies."""
     where = f"unit {lease.unit_id}"
     if claimed != got:
-        raise Refusal(Code.BAD_MANIFEST, f"{where}: the document's manifest is not that of the payload")
+        raise Refusal(Code.BAD_MANIFEST, f"{where}: the document's manifest is not that of the payload", "claim")
     parts = expected_parts(state, lease)
     _check_known(where, got, {name: entry for part in parts.values() for name, entry in part.items()})
     needed = {"sketch": "statistics", "train": "adapters", "probe": ""}[lease.kind]
@@ -233,19 +247,19 @@ def check_manifest(state: Campaign, lease: Lease, claimed: Manifest, got: Manife
     for part in held:
         missing = sorted(parts[part].keys() - got.keys())
         if missing and part != "histogram":
-            raise Refusal(Code.BAD_MANIFEST, f"{where}: tensor {missing[0]} is missing")
+            raise Refusal(Code.BAD_MANIFEST, f"{where}: tensor {missing[0]} is missing", "missing")
     return tuple(held)
 
 
 def _check_known(where: str, got: Manifest, known: Manifest) -> None:
     for name, (dtype, shape) in sorted(got.items()):
         if name not in known:
-            raise Refusal(Code.BAD_MANIFEST, f"{where}: unexpected tensor {name}")
+            raise Refusal(Code.BAD_MANIFEST, f"{where}: unexpected tensor {name}", "unexpected")
         expected_dtype, expected_shape = known[name]
         if (dtype, tuple(shape)) != (expected_dtype, tuple(expected_shape)):
             wanted = f"{expected_dtype} {tuple(expected_shape)}"
             reason = f"{where}, tensor {name}: expected {wanted}, got {dtype} {tuple(shape)}"
-            raise Refusal(Code.BAD_MANIFEST, reason)
+            raise Refusal(Code.BAD_MANIFEST, reason, "shape" if dtype == expected_dtype else "dtype")
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -260,16 +274,17 @@ def check_numbers(state: Campaign, lease: Lease, facts: PayloadFacts) -> None:
     """Refuse NaN and infinity, impossible statistics, and adapters that went further than training could take them."""
     where = f"unit {lease.unit_id}"
     if facts.not_finite:
-        raise Refusal(Code.NOT_FINITE, f"{where}, tensor {facts.not_finite}: holds NaN or infinity")
+        part = facts.not_finite.partition(".")[0]
+        raise Refusal(Code.NOT_FINITE, f"{where}, tensor {facts.not_finite}: holds NaN or infinity", part)
     if facts.statistics_fault:
-        raise Refusal(Code.BAD_STATISTICS, f"{where}: {facts.statistics_fault}")
+        raise Refusal(Code.BAD_STATISTICS, f"{where}: {facts.statistics_fault}", facts.statistics_rule)
     bound = norm_bound(state, lease)
     if lease.kind == "train" and not (math.isfinite(facts.delta_rms) and facts.delta_rms <= bound):
         reason = (
             f"{where}: an adapter moved by {facts.delta_rms:.3g} (rms), {lease.n_steps} steps at a rate of "
             f"{state.settings.learning_rate:g} can move it by {bound:.3g} at the very most"
         )
-        raise Refusal(Code.TOO_FAR, reason)
+        raise Refusal(Code.TOO_FAR, reason, facts.farthest)
 
 
 # --- probes ----------------------------------------------------------------------------------------------------------

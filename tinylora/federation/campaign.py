@@ -253,7 +253,7 @@ def _rejected(state: Campaign, event: UpdateRejected) -> Campaign:
     if event.code == "declined" and lease is not None and lease.kind == "probe":
         return _put(state, replace(worker, can_probe=False))
     refusal = event.reason if event.code in FINAL_CODES and not worker.refusal else worker.refusal
-    results = with_result(worker.results, CLASS_OF.get(event.code, "fault"))
+    results = with_result(worker.results, CLASS_OF.get(event.code.partition(".")[0], "fault"))
     return _put(state, replace(worker, results=results, last_fault=event.reason, refusal=refusal))
 
 

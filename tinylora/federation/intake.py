@@ -108,7 +108,7 @@ class Intake:
             acceptance.check_length(reply)
             update = acceptance.read_document(reply)
         except Refusal as refusal:
-            raise Refusal(refusal.code, refusal.reason, is_proven=not key) from None
+            raise Refusal(refusal.code, refusal.reason, refusal.rule, is_proven=not key) from None
         acceptance.check_signature(update, key)
         return update
 
@@ -127,7 +127,7 @@ class Intake:
             parts = acceptance.check_manifest(state, lease, update.manifest, got)
             facts = self._numerics.measure(payload, self._start_of(lease))
         except ProtocolError as error:
-            raise Refusal(Code.BAD_PAYLOAD, str(error)) from None
+            raise Refusal(Code.BAD_PAYLOAD, str(error), error.rule) from None
         acceptance.check_numbers(state, lease, facts)
         return lease, parts
 
@@ -143,7 +143,7 @@ class Intake:
             UpdateRejected(
                 unit_id=_name(reply.unit_id),
                 worker=_name(reply.worker),
-                code=refusal.code,
+                code=refusal.full_code,
                 reason=refusal.reason[:MAX_REASON],
                 is_proven=refusal.is_proven,
                 at_s=self._record.clock.now(),

@@ -168,8 +168,12 @@ class PayloadFacts:
     """The first tensor with a NaN or an infinity, or nothing."""
     statistics_fault: str = ""
     """Why the router statistics in it cannot be right, or nothing."""
+    statistics_rule: str = ""
+    """The rule that they break, in a word."""
     delta_rms: float = 0.0
     """Largest rms, over the adapter tensors, of how far the numbers moved in this unit."""
+    farthest: str = ""
+    """The last part of that tensor's name."""
 
 
 @dataclass(frozen=True)
