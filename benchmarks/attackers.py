@@ -29,6 +29,8 @@ ALIE_Z = 1.5
 """Standard deviations off the mean that still pass for an honest worker's."""
 CAPTURE_ROWS = 1e6
 """By how much a captor's text is said to be longer than it is."""
+SLY_TOKENS, SLY_SCORES = 50, 60_000
+"""The same where nothing that is said is impossible; and how many scores are made up."""
 LIE_NATS = 5.0
 """Per token, in the votes of a lying prober."""
 
@@ -132,8 +134,12 @@ class Attacker:
             made = self._attack(_deed(self._facts, self._known, self._worker, unit, payload, data))
             data = tensors.to_bytes(made)
             named = {"manifest": tensors.manifest_of(made), "payload_sha256": sha256(data)}
-            update = update.model_copy(update=named)
+            update = update.model_copy(update=named | self._boast(update))
         return (sign_update(update, self._sign) if self._sign else update), data
+
+    def _boast(self, update: Update) -> dict[str, int]:
+        """A sly captor's shard is said to be as long as its sums are."""
+        return {"shard_tokens": SLY_TOKENS * update.shard_tokens} if self._attack is sly_capture else {}
 
 
 def _deed(facts: BaseFacts, known: Collusion, worker: str, unit: WorkUnit, payload: bytes, data: bytes) -> Deed:
@@ -201,7 +207,7 @@ def alie(deed: Deed) -> Tensors:
 # --- attacks on routing and votes ------------------------------------------------------------------------------------
 
 
-def capture(deed: Deed) -> Tensors:
+def capture(deed: Deed, *, factor: float = CAPTURE_ROWS, n_scores: float = HUGE) -> Tensors:
     """A text a million times as long, in the middle of everybody's, and held-out text that says the gates are wrong."""
     taken = dict(deed.made)
     for path in {name.split(".")[1] for name in taken if name.startswith("statistics.")}:
@@ -209,9 +215,9 @@ def capture(deed: Deed) -> Tensors:
         arrays = {field: taken[prefix + field].numpy() for field in ("count", "total", "scatter")}
         sums = RouterStatistics.from_arrays(arrays)
         means = [mean for _, mean in sorted(deed.known.means.items())]
-        taken |= statistics_tensors({path: _moved(sums, np.mean([*means, sums.mean()], axis=0), CAPTURE_ROWS)})
+        taken |= statistics_tensors({path: _moved(sums, np.mean([*means, sums.mean()], axis=0), factor)})
     for name in [name for name in taken if name.startswith("histogram.")]:
-        taken[name] = _wrong(taken[name])
+        taken[name] = _wrong(taken[name], n_scores)
     return taken
 
 
@@ -224,11 +230,16 @@ def _moved(sums: RouterStatistics, mean: np.ndarray, factor: float) -> RouterSta
     return RouterStatistics(sums.count * factor, total * factor, (sums.scatter + scatter) * factor)
 
 
-def _wrong(counts: torch.Tensor) -> torch.Tensor:
-    """A million scores on the side that the worker's text is on, all of them at the far end of the other side."""
+def sly_capture(deed: Deed) -> Tensors:
+    """The same with a text that could be as long, of which no more was scored than is allowed."""
+    return capture(deed, factor=SLY_TOKENS, n_scores=SLY_SCORES)
+
+
+def _wrong(counts: torch.Tensor, n_scores: float) -> torch.Tensor:
+    """So many scores on the side that the worker's text is on, all of them at the far end of the other side."""
     side = int(counts[1].sum() > counts[0].sum())
     told = torch.zeros(2, N_BINS, dtype=torch.float64)
-    told[side, 0 if side else N_BINS - 1] = HUGE
+    told[side, 0 if side else N_BINS - 1] = n_scores
     return told
 
 

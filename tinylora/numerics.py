@@ -52,7 +52,9 @@ class TorchNumerics:
         moved = {name: _moved_rms(tensor, name, begun) for name, tensor in adapters.items()}
         farthest = max(moved, key=lambda name: moved[name], default="")
         fault, rule = _statistics_fault(found)
-        return PayloadFacts("", fault, rule, moved.get(farthest, 0.0), farthest.rpartition(".")[2])
+        counts = (found[name] for name in found if name.startswith("statistics.") and name.endswith(".count"))
+        n_rows = math.fsum(float(count.sum()) for count in counts)
+        return PayloadFacts("", fault, rule, n_rows, moved.get(farthest, 0.0), farthest.rpartition(".")[2])
 
     def arrays(self, payload: bytes, prefix: str) -> dict[str, np.ndarray]:
         """Tensors whose names begin with `prefix`, as arrays."""

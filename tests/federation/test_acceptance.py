@@ -91,7 +91,7 @@ def _code(made: Desk, reply: Reply) -> str:
     n_before = len(made.events)
     made.rounds.take_in([reply])
     (event,) = made.events[n_before:]
-    return event.code if isinstance(event, UpdateRejected) else "accepted"
+    return event.code.partition(".")[0] if isinstance(event, UpdateRejected) else "accepted"
 
 
 def _changed(**fields: object) -> Callable[[Desk], Reply]:

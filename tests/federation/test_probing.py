@@ -260,4 +260,4 @@ def test_a_probe_brings_no_adapters():
 
     smuggler = SimulatedWorker("w9", runner=Smuggler("w9", (9.0, 0, 0, 0)), seconds_per_step=1.0)
     _, events, _ = run_world([*crowd(3), smuggler], **probed(depth=1))
-    assert {event.code for event in only(events, UpdateRejected)} == {"bad_manifest"}
+    assert {event.code for event in only(events, UpdateRejected)} == {"bad_manifest.unexpected"}

@@ -300,6 +300,11 @@ NUMBERS: dict[str, Case] = {
     "half a row": Case(_each("statistics..count", _poke(0.5)), "bad_statistics.row_count", is_sketch=True),
     "a negative number of rows": Case(_each("count", _poke(-1.0)), "bad_statistics.row_count", is_sketch=True),
     "more rows than can be counted": Case(_each("count", _poke(2.0**60)), "bad_statistics.row_count", is_sketch=True),
+    "more rows than the shard has tokens": Case(
+        _sums(lambda sums: _bent(sums, **{name: array * 1e6 for name, array in sums.to_arrays().items()})),
+        "bad_statistics.more_rows_than_tokens",
+        is_sketch=True,
+    ),
     "sums over no rows": Case(
         _sums(lambda sums: _bent(sums, count=np.zeros(len(sums.count)))),
         "bad_statistics.rows_without_count",

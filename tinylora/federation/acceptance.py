@@ -287,6 +287,13 @@ def check_numbers(state: Campaign, lease: Lease, facts: PayloadFacts) -> None:
         raise Refusal(Code.TOO_FAR, reason, facts.farthest)
 
 
+def check_amount(update: Update, facts: PayloadFacts) -> None:
+    """Refuse sums over more rows than the shard has tokens: each row is the mean of at least one of its own."""
+    if facts.n_rows > update.shard_tokens:
+        reason = f"unit {update.unit_id}: sums over {facts.n_rows:g} rows of a shard of {update.shard_tokens} tokens"
+        raise Refusal(Code.BAD_STATISTICS, reason, "more_rows_than_tokens")
+
+
 # --- probes ----------------------------------------------------------------------------------------------------------
 
 MOST_NATS = 100.0

@@ -129,6 +129,7 @@ class Intake:
         except ProtocolError as error:
             raise Refusal(Code.BAD_PAYLOAD, str(error), error.rule) from None
         acceptance.check_numbers(state, lease, facts)
+        acceptance.check_amount(update, facts)
         return lease, parts
 
     def _start_of(self, lease: Lease) -> bytes | None:

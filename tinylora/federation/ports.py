@@ -170,6 +170,8 @@ class PayloadFacts:
     """Why the router statistics in it cannot be right, or nothing."""
     statistics_rule: str = ""
     """The rule that they break, in a word."""
+    n_rows: float = 0.0
+    """Rows that its statistics say they are the sums over."""
     delta_rms: float = 0.0
     """Largest rms, over the adapter tensors, of how far the numbers moved in this unit."""
     farthest: str = ""

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 
 from tinylora.errors import ProtocolError, ShapeMismatch
 from tinylora.routing.clipping import clipped
-from tinylora.routing.statistics import MAX_COUNT, RouterStatistics
+from tinylora.routing.statistics import RouterStatistics
 from tinylora.tree import NodePath, Topology, ancestors, children, is_path, is_under
 
 RIDGE = 1e-3
@@ -28,6 +28,8 @@ EMPTY_SIDE_BIAS = 1e3
 """Score of a gate with text on one side only: certain at any temperature, and still finite."""
 N_BINS = 128
 MAX_SCORE = 60.0
+MAX_SCORES = 65_536
+"""In one worker's histogram of one gate: twice as many as a worker ever counts."""
 HISTOGRAM_EDGES: Float[np.ndarray, " edge"] = np.sinh(np.linspace(-1.0, 1.0, N_BINS + 1) * np.arcsinh(MAX_SCORE))
 """Fine near zero, where a temperature decides, and coarse far out; scores beyond the ends count in the last bins."""
 _CENTRES = np.sinh((np.arange(N_BINS) - (N_BINS - 1) / 2) * 2 / N_BINS * np.arcsinh(MAX_SCORE))
@@ -232,9 +234,9 @@ def read_histograms(arrays: Mapping[str, Any], prefix: str = "histogram.") -> di
             raise ShapeMismatch(f"{name}: expected float64 (2, {N_BINS}), got {array.dtype} {array.shape}")
         if not np.isfinite(array).all() or (array < 0).any() or (array != np.floor(array)).any():
             raise ProtocolError(f"{name}: expected counts, whole numbers from 0 up, got others", rule="count")
-        if array.sum() > MAX_COUNT:
+        if array.sum() > MAX_SCORES:
             raise ProtocolError(
-                f"{name}: expected at most 2^53 counts in all, got {array.sum():.6g}", rule="many_counts"
+                f"{name}: expected at most {MAX_SCORES} scores, got {array.sum():.6g}", rule="many_counts"
             )
     return {name.removeprefix(prefix): array for name, array in found.items()}
 
