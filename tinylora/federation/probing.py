@@ -73,7 +73,7 @@ def _is_settled(state: Campaign, item: Pending, now: float) -> bool:
 def _next_voters(state: Campaign, item: Pending, now: float, busy: set[str]) -> list[Worker]:
     n_wanted = state.settings.probes - len(item.votes) - len(state.probes_of(item.update.unit_id))
     chosen: list[Worker] = []
-    for worker in _electorate(state, item, now):
+    for worker in _electorate(state, item, now) if n_wanted > 0 else ():
         is_new = voice(worker) not in {voice(other) for other in chosen}
         if len(chosen) < n_wanted and is_new and worker.is_free(now) and worker.worker not in busy:
             chosen.append(worker)
