@@ -1,11 +1,16 @@
 """Everything that touches flwr. Flower carries messages and tells who is online; what they mean is decided elsewhere.
 
     compat/       every flwr-internal import, one contract test per symbol; the rest imports flwr's public API only
-    enrolment.py  joining: the documents, the worker's side of the route, addresses. No flwr
+    join_token.py which coordinator a worker may trust, and what it must show there. No flwr
+    reach.py      addresses, whom to believe, one question to a coordinator. No flwr
+    enrolment.py  joining: the documents, and the worker's side of the route. No flwr
+    membership.py what a worker remembers of its run, so that it comes back without a token. No flwr
+    receipts.py   the run's word for each accepted update: asked for, checked, kept
     identity.py   a worker's key on disk, its name on the wire, signatures. No flwr
+    texts.py      text from outside, made harmless. No flwr
     messages.py   work units and updates <-> Flower's records
     fleet.py      the worker's end: poll, pull, work, answer. No torch; never fetches or executes a FAB
-    link.py       the coordinator's public end: flwr's own ASGI app behind our guard, with the join route
+    link.py       the coordinator's public end: flwr's own ASGI app behind our guard
     grid.py       the coordinator's rounds end: Flower's grid as the loop's `Transport`
     apps.py       the same two ends as stock `ServerApp` and `ClientApp`
 

@@ -1,6 +1,6 @@
 """Receipts, worker's side: the run's signed word for each accepted update, asked for and kept.
 
-    home/receipts.jsonl    one receipt a line, flushed before the next is asked for
+    home/receipts.jsonl    one receipt a line, on disk before it counts as kept
 
 An update is accepted some time after it was sent, so receipts are asked for beside the work, and once more at the end.
 What is missing after a crash is asked for at the next start: a question without units means the latest ones.
