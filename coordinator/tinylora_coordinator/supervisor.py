@@ -148,13 +148,14 @@ class Child:
     started_at: float = 0.0
     start_at: float | None = 0.0
     """When it is to be started; None while it lives, and when it shall not live again."""
+    is_up: bool = False
     spare: subprocess.Popen[str] | None = None
 
     def start(self, first: dict[str, Any], news: _News) -> None:
         """Begin a life, with the spare if there is one."""
         spare, self.spare = self.spare, None
         self.process = spare if spare is not None and spare.poll() is None else self._load()
-        self.started_at, self.start_at = time.monotonic(), None
+        self.started_at, self.start_at, self.is_up = time.monotonic(), None, False
         threading.Thread(target=self._listen, args=(self.process, news), name=self.role, daemon=True).start()
         self.tell(**first)
 
@@ -323,7 +324,10 @@ class Supervisor:
         return False
 
     def _is_up(self, child: Child) -> None:
-        child.prepare()
+        child.is_up = True
+        if all(other.is_up for other in self._children):  # a spare that loads must not delay who is waited for
+            self._link.prepare()
+            self._rounds.prepare()
         if child is not self._link:
             return
         self._n_links += 1

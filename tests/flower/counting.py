@@ -12,6 +12,7 @@ from tests.federation.facts import DIM, FACTS, RANK
 from tinylora import tensors
 from tinylora.adapters.shapes import adapter_manifest
 from tinylora.adapters.spec import AdapterSpec
+from tinylora.config import BaseFacts
 from tinylora.federation.campaign import Campaign
 from tinylora.federation.ports import Ledger
 from tinylora.flower.identity import Identity
@@ -27,14 +28,17 @@ STEP = 2.0**-12
 class CountingTrainer:
     """Does units in no time; its text lies around `centre`. Signs its updates if it has a key."""
 
-    def __init__(self, who: Identity | str, centre: float = 0.0) -> None:
+    def __init__(self, who: Identity | str, centre: float = 0.0, *, facts: BaseFacts = FACTS, rank: int = RANK) -> None:
         self._identity = who if isinstance(who, Identity) else None
         self._worker = who.worker if isinstance(who, Identity) else who
-        self._centre = centre
+        self._centre, self._facts, self._rank = centre, facts, rank
 
     def run(self, unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
         """An honest update."""
-        made = _sketch(self._centre) if unit.kind == "sketch" else _count(unit, tensors.from_bytes(payload))
+        if unit.kind == "sketch":
+            made = _sketch(self._centre)
+        else:
+            made = _count(unit, tensors.from_bytes(payload), self._facts, self._rank)
         result = tensors.to_bytes(made)
         update = Update(
             unit_id=unit.unit_id,
@@ -68,10 +72,10 @@ def _sums(path: str, centre: Sequence[float]) -> Tensors:
     return {f"statistics.{path}.{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
 
 
-def _count(unit: WorkUnit, given: Tensors) -> Tensors:
+def _count(unit: WorkUnit, given: Tensors, facts: BaseFacts, rank: int) -> Tensors:
     made: Tensors = {}
     for leaf in unit.leaves:
-        for name, (_, shape) in adapter_manifest(FACTS, AdapterSpec("lora", RANK), path=leaf).items():
+        for name, (_, shape) in adapter_manifest(facts, AdapterSpec("lora", rank), path=leaf).items():
             start = given.get(name, torch.zeros(shape))
             made[name] = start + unit.n_steps * STEP if name.endswith("B") else start
         if len(unit.leaves) > 1:

@@ -76,8 +76,8 @@ class Pace:
 
     busy_poll_s: float = 0.2
     """Between two questions right after a unit; then half as often each time, down to `idle_poll_s`."""
-    idle_poll_s: float = 1.0
-    phase_poll_s: float = 2.0
+    idle_poll_s: float = 2.0
+    phase_poll_s: float = 10.0
     """Between two looks at whether the run is over, while there is no unit."""
     heartbeat_s: float = 30.0
     """Flower's heartbeat interval; a worker that was killed counts as online for twice as long."""
