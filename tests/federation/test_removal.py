@@ -266,7 +266,7 @@ def test_a_claim_of_endless_text_moves_a_shared_leaf_by_a_bound():
             return cloud((50.0, 0, 0, 0), seed="boast") * 1e4
 
     workers = crowd(6)
-    boaster = SimulatedWorker("w2", runner=Boaster("w2", (4.0, 0, 0, 0)), seconds_per_step=1.0)
+    boaster = SimulatedWorker("w2", runner=Boaster("w2", (4.0, 0, 0, 0), shard_tokens=10**7), seconds_per_step=1.0)
     campaign, _, ledger = run_world([*workers[:2], boaster, *workers[3:]], min_workers=6, **HERE)
     leaf = campaign.workers["w2"].node
     own = {
