@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,8 +24,9 @@ from tinylora_coordinator.operator_store import OperatorStore
 
 from tinylora.config import BaseFacts, ProjectionShape, RunSettings
 from tinylora.federation.ports import Reply
+from tinylora.flower.compat.link import now
 from tinylora.flower.enrolment import Address, join
-from tinylora.flower.fleet import FleetClient, Pace
+from tinylora.flower.fleet import FleetClient, Pace, Rejoin
 from tinylora.flower.grid import HttpWire
 from tinylora.flower.identity import Identity, new_identity
 from tinylora.flower.join_token import SYSTEM, parse_token
@@ -153,6 +155,7 @@ class Federation:
         name: str = "",
         pace: Pace = QUICK,
         address: Address | None = None,
+        rejoin: Rejoin | None = None,
     ) -> Worker:
         """Join and work in a thread; what `work` returned or raised is found in `endings`."""
         identity, stop, log = identity or new_identity(), threading.Event(), []
@@ -166,6 +169,7 @@ class Federation:
             pace=pace,
             stop=stop,
             log=log.append,
+            rejoin=rejoin,
         )
         worker = Worker(identity, client, stop, log, threading.Thread(target=lambda: _work(worker), daemon=True))
         self.workers.append(worker)
@@ -191,25 +195,38 @@ def store_with_token(folder: Path) -> OperatorStore:
     return store
 
 
-def routes_in(link: Link, store: OperatorStore, settings: RunSettings, facts: BaseFacts) -> PublicRoutes:
+def routes_in(
+    link: Link, store: OperatorStore, settings: RunSettings, facts: BaseFacts, *, wall: Callable[[], datetime] = now
+) -> PublicRoutes:
     """How workers come in, and ask what the run is doing; tokens are pinned to no CA."""
-    join = join_routes(JoinDesk(JoinCard(settings, facts, "0" * 64, SYSTEM), store, link.register))
+    card = JoinCard(settings, facts, "0" * 64, SYSTEM)
+    join = join_routes(JoinDesk(card, store, link.register, clock=lambda: wall().timestamp()))
     return {**join, **state_routes(link, settings.name)}
 
 
 @contextmanager
 def federation(
-    folder: Path, *, settings: RunSettings | None = None, facts: BaseFacts = FACTS, port: int = 0
+    folder: Path,
+    *,
+    settings: RunSettings | None = None,
+    facts: BaseFacts = FACTS,
+    port: int = 0,
+    wall: Callable[[], datetime] = now,
 ) -> Iterator[Federation]:
-    """Serve a link behind its door on loopback, on a free port by default; workers are stopped at the end."""
+    """Serve a link behind its door on loopback, on a free port by default; workers are stopped at the end.
+
+    `wall` is the clock that tokens and signatures are judged by.
+    """
     database = folder / "link.db"
     link = create_link(database)
     pages = public_pages(
         ca_file=folder / "ca.pem", bundle_file=folder / "bundle.safetensors", status=lambda: {"phase": link.phase}
     )
     store = store_with_token(folder)
-    routes = {**routes_in(link, store, settings or RunSettings(), facts), **pages}
-    door = FrontDoor(routes, link.flower, NodeAuth(link.is_registered), limits=Limits(tries_per_minute=1000))
+    routes = {**routes_in(link, store, settings or RunSettings(), facts, wall=wall), **pages}
+    door = FrontDoor(
+        routes, link.flower, NodeAuth(link.is_registered, clock=wall), limits=Limits(tries_per_minute=1000)
+    )
     with (
         store,
         serve_internal(link.app, listen("127.0.0.1", 0)) as inside,

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tinylora.federation.events import Event, LeaseExpired, TopologySet, UnitLea
 from tinylora.federation.ledger_memory import MemoryLedger
 from tinylora.federation.loop import run_campaign
 from tinylora.flower.clock import RunClock
+from tinylora.flower.compat.link import now
 from tinylora.flower.fleet import FleetHttpClient
 from tinylora.flower.identity import new_identity
 from tinylora.numerics import TorchNumerics
@@ -55,9 +57,9 @@ class Run:
 
 
 @contextmanager
-def running(folder: Path, **changes: object) -> Iterator[Run]:
+def running(folder: Path, *, wall: Callable[[], datetime] = now, **changes: object) -> Iterator[Run]:
     settings = RunSettings.model_validate(SETTINGS.model_dump() | {"min_workers": 1, "leaf_steps": 10} | changes)
-    with federation(folder, settings=settings, facts=FACTS) as served, served.transport() as transport:
+    with federation(folder, settings=settings, facts=FACTS, wall=wall) as served, served.transport() as transport:
         run, stop = Run(served), threading.Event()
 
         def drive() -> None:
