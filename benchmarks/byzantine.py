@@ -35,7 +35,7 @@ HOSTILE = ("worker-4", "worker-5", "worker-6")
 """Three of ten, on three of the four kinds of text, each of which an honest worker has, too."""
 STEPS = {"leaf_steps": 32, "unit_steps": 8, "batch_windows": 4}
 OFF = {"probes": 0, "clip": 0.0, "influence_cap": 1e9, "max_leaf_share": 1.0}
-UNDEFENDED = ("flip", "random", "alie")
+UNDEFENDED = ("flip",)
 """Attacks that are also tried without defences; the others are stopped by what no setting turns off, or do less."""
 MAX_COST, MAX_HONEST_REJECTIONS, MAX_COST_WITHOUT_ATTACKERS = 0.05, 0.02, 0.01
 

@@ -1,6 +1,7 @@
 """Attacks in small: every gross one is caught, and what a hostile leaf says reaches nobody who is routed elsewhere."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def _workers(attack, known: Collusion) -> list[SimulatedWorker]:
 
 @pytest.mark.parametrize("name", GROSS)
 def test_a_gross_attack_is_caught_and_costs_the_honest_nothing(name):
-    settings = {"probes": 3, "depth": 1, "min_workers": N_HONEST, "leaf_steps": 15}
+    settings: dict[str, Any] = {"probes": 3, "depth": 1, "min_workers": N_HONEST, "leaf_steps": 15}
     campaign, events, ledger = run_world(_workers(GROSS[name], Collusion()), **settings)
     stopped = {e.unit_id for e in only(events, UpdateRejected)}
     stopped |= {e.unit_id for e in only(events, UpdateProbed) if not e.is_kept}
@@ -72,7 +73,7 @@ def test_a_gross_attack_is_caught_and_costs_the_honest_nothing(name):
 
 def test_a_sly_captor_counts_for_no_more_than_the_cap():
     """Nothing that it says is impossible; its leaf's mean moves by a bound all the same."""
-    settings = {"probes": 0, "depth": 1, "min_workers": N_HONEST, "leaf_steps": 10}
+    settings: dict[str, Any] = {"probes": 0, "depth": 1, "min_workers": N_HONEST, "leaf_steps": 10}
     campaign, events, _ = run_world(_workers(sly_capture, Collusion()), **settings)
     assert campaign.finished == "every leaf has had its steps"
     assert not [e for e in only(events, UpdateRejected) if e.worker not in HOSTILE]
@@ -85,7 +86,7 @@ def test_lies_of_a_minority_of_voters_decide_nothing():
 
     for lie in (attackers.all_bad, attackers.all_good):
         honest, liar = crowd(5)[:4], crowd(5)[4]
-        settings = {"probes": 3, "depth": 1, "min_workers": 5, "leaf_steps": 10}
+        settings: dict[str, Any] = {"probes": 3, "depth": 1, "min_workers": 5, "leaf_steps": 10}
         campaign, events, ledger = run_world([*honest, lying(liar, lie)], **settings)
         assert all(event.is_kept for event in only(events, UpdateProbed))
         assert_counted_once(campaign, ledger)
