@@ -130,7 +130,7 @@ def test_a_leaf_that_improves_is_left_alone():
 
 
 def test_a_leaf_with_little_text_is_left_alone():
-    state, _ = grown(crowd(1, by_depth(2.0, 1.0), shard_tokens=40), GROWING.model_copy(update={"min_sequences": 5}))
+    state, _ = grown(crowd(1, by_depth(2.0, 1.0), shard_tokens=64), GROWING.model_copy(update={"min_sequences": 5}))
     assert state.leaves == ("",)
 
 
