@@ -308,14 +308,22 @@ def status(
 @app.command(epilog=f"{CODES} 3 the run has no tree yet, or does not know the worker.")
 def bundle(
     folder: Folder,
-    out: Annotated[Path, typer.Option("--out", help="File to write, *.safetensors.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File to write, *.safetensors. By default the one that the coordinator hands out."),
+    ] = None,
     without: Annotated[
         str, typer.Option("--without", metavar="WORKER", help="Leave this worker's share out; the run stays as it is.")
     ] = "",
 ) -> None:
-    """Write the run's tree as it stands as one bundle: at any time, served or not."""
-    from tinylora_coordinator.desk import check_output
+    """Write the run's tree as it stands as one bundle: at any time, served or not.
 
+    Without --out it is published: GET /api/v1/bundle answers with it from then on. So does the end of the run.
+    """
+    from tinylora_coordinator.desk import check_output
+    from tinylora_coordinator.folder import RunFolder
+
+    out = out or RunFolder(folder).bundle_file
     check_output(out)
     from tinylora_coordinator.service import bundle as write
 

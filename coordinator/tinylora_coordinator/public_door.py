@@ -7,6 +7,7 @@ from tinylora_coordinator.front_door import FrontDoor, Limits, NodeAuth, public_
 from tinylora_coordinator.joining import JoinCard, JoinDesk, join_routes
 from tinylora_coordinator.keys import pin_of, run_key, run_public, served_ca
 from tinylora_coordinator.operator_store import OperatorStore
+from tinylora_coordinator.public_status import PublicStatus
 from tinylora_coordinator.receipts import ReceiptOffice, receipt_routes
 
 
@@ -24,10 +25,11 @@ def make_door(
     card = JoinCard(files.settings, files.base, run_public(folder.keys), pin_of(folder.keys))
     nodes = NodeAuth(lambda key: link.is_registered(key) and store.is_approved(worker_of(key)))
     office = ReceiptOffice(folder.root, run_id(files.settings), run_key(folder.keys))
+    status = PublicStatus(folder.root)
     pages = public_pages(
         ca_file=served_ca(folder.keys),
         bundle_file=folder.bundle_file,
-        status=lambda: {"run": files.settings.name, "phase": link.phase},
+        status=lambda: {"run": files.settings.name, "phase": link.phase, **status.read()},
     )
     routes = {
         **pages,

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 _PART_BYTES = 2**16
-_NONE_YET = {"error": "not_found", "reason": "no bundle has been published yet; it appears when the run has a tree"}
+_NONE_YET = {"error": "not_found", "reason": "no bundle has been published yet; the operator or the run's end does so"}
 
 
 @dataclass(frozen=True)
