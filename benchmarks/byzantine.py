@@ -52,6 +52,7 @@ class Plot:
 
 PLOTS: Mapping[str, Plot] = {
     **{name: Plot(attack, is_gross=True) for name, attack in attackers.GROSS.items()},
+    "random": Plot(attackers.random),
     "alie": Plot(attackers.alie),
     "shuffled text": Plot(is_text_shuffled=True),
     "sly capture": Plot(attackers.sly_capture),
