@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tinylora_coordinator.folder import RunFolder
 
 from tests.coordinator.running import (
     Coordinator,
@@ -98,3 +99,20 @@ def test_whoever_is_killed_nothing_is_lost_and_nothing_counts_twice(
             record_property(f"recovery after {role} died {moment}", took_s)
             print(f"{role} killed {moment}: next step after {took_s:.1f} s")
             assert took_s < RECOVERY_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def test_what_another_start_would_only_repeat_is_not_repeated(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "run")
+    with serving(root) as coordinator:
+        twin = Coordinator(root)
+        twin.start()
+        assert twin.finish() == 8 and "another coordinator is at work here" in coordinator.said
+        until(lambda: bool(coordinator.events()), what="the run's first event")
+        assert coordinator.process is not None
+        coordinator.process.terminate()
+        assert coordinator.finish(15.0) == 0 and "takes the run up again" in coordinator.said
+        settings = RunFolder(root).settings_file
+        settings.write_text(settings.read_text().replace("leaf_steps = 20", "leaf_steps = 21"))
+        coordinator.start()
+        assert coordinator.finish() == 2
+        assert "leaf_steps 20 to 21" in coordinator.said and "cannot go on" in coordinator.said

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from tinylora_coordinator.front_door import (
@@ -26,7 +27,7 @@ from tinylora.config import BaseFacts, ProjectionShape, RunSettings
 from tinylora.federation.ports import Reply
 from tinylora.flower.compat.link import now
 from tinylora.flower.enrolment import Address, join
-from tinylora.flower.fleet import FleetClient, Pace, Rejoin
+from tinylora.flower.fleet import FleetClient, Pace
 from tinylora.flower.grid import HttpWire
 from tinylora.flower.identity import Identity, new_identity
 from tinylora.flower.join_token import SYSTEM, parse_token
@@ -155,7 +156,7 @@ class Federation:
         name: str = "",
         pace: Pace = QUICK,
         address: Address | None = None,
-        rejoin: Rejoin | None = None,
+        **options: Any,
     ) -> Worker:
         """Join and work in a thread; what `work` returned or raised is found in `endings`."""
         identity, stop, log = identity or new_identity(), threading.Event(), []
@@ -169,7 +170,7 @@ class Federation:
             pace=pace,
             stop=stop,
             log=log.append,
-            rejoin=rejoin,
+            **options,
         )
         worker = Worker(identity, client, stop, log, threading.Thread(target=lambda: _work(worker), daemon=True))
         self.workers.append(worker)

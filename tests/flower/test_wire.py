@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.flower.helpers import (
 )
 from tinylora.errors import DataError, RefusedError
 from tinylora.flower.compat.rounds import RuntimeHttpClient
+from tinylora.flower.fleet import FleetHttpClient
 from tinylora.flower.identity import new_identity
 from tinylora.flower.messages import Handle
 from tinylora.flower.transport import FlowerTransport
@@ -243,6 +245,58 @@ def test_the_end_of_the_run_ends_the_workers(running: Federation, transport: Flo
     until(lambda: all(worker.endings for worker in workers), what="the end of all workers")
     assert [worker.endings for worker in workers] == [["finished"], ["finished"]]
     until(lambda: running.link.online_workers() == [], what="nobody online")
+
+
+def test_a_worker_that_is_busy_at_the_end_hears_of_it_with_its_heartbeat(
+    running: Federation, transport: FlowerTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def slow(worker: str) -> Handle:
+        def handle(unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
+            begun.set()
+            assert release.wait(60.0)
+            return make_update(unit, worker, payload), payload
+
+        return handle
+
+    def no_answer(client: FleetHttpClient, request: Any) -> Any:
+        raise httpx.ConnectError("nobody there")
+
+    worker = running.start_worker(slow)
+    online(transport, 1)
+    transport.send(worker.name, make_unit("late", b""), b"")
+    assert begun.wait(60.0)
+    running.link.phase = "finished"
+    assert worker.client._beat()
+    monkeypatch.setattr(FleetHttpClient, "PushMessages", no_answer)  # the coordinator does not linger for ever
+    release.set()
+    until(lambda: bool(worker.endings), what="the worker's end")
+    assert worker.endings == ["finished"]
+
+
+def test_who_is_not_known_any_more_joins_again_by_itself(running: Federation, transport: FlowerTransport) -> None:
+    """A clock that has jumped looks like that, and so does a coordinator that has lost its file."""
+    rejoined: list[float] = []
+
+    def rejoin() -> float:
+        rejoined.append(0.0)
+        return 0.0
+
+    worker = running.start_worker(clock_offset_s=-7200.0, rejoin=rejoin)
+    online(transport, 1)
+    assert len(rejoined) == 1
+    worker.client._signer.offset = timedelta(hours=-2)
+    transport.send(worker.name, make_unit("u", b"12"), b"12")
+    assert payload_of(replies(transport, 1)["u"]) == b"21" and len(rejoined) == 2
+    worker.client._signer.offset = timedelta(hours=-2)
+    assert worker.client._beat() and len(rejoined) <= 4
+
+
+def test_who_is_not_let_in_again_is_refused(running: Federation) -> None:
+    worker = running.start_worker(clock_offset_s=-7200.0, rejoin=lambda: -7200.0)
+    until(lambda: bool(worker.endings), what="the refusal")
+    assert isinstance(worker.endings[0], RefusedError)
 
 
 def test_an_identity_works_once_at_a_time_and_again_after_it_left(

@@ -179,7 +179,7 @@ class FleetClient:
         self._signer = _SignedRequests(identity, clock_offset_s)
         self._root_certificates, self._rejoin = root_certificates, rejoin
         self._pace, self._stop, self._log = pace or Pace(), stop or threading.Event(), log
-        self._is_over, self._renewing = threading.Event(), threading.Lock()
+        self._is_over, self._renewing, self._is_activated = threading.Event(), threading.Lock(), False
 
     def work(self) -> Ending:
         """Connect and work until the run is over or `stop` is set. Whatever ends it, the coordinator is told at once.
@@ -191,7 +191,7 @@ class FleetClient:
         with self._client() as client:
             self._api = client
             try:
-                self._node = Node(node_id=self._activate())
+                self._node, self._is_activated = Node(node_id=self._activate()), True
             except _Stopped:
                 return "stopped"
             try:
@@ -256,7 +256,8 @@ class FleetClient:
         with self._renewing:
             try:
                 self._signer.offset = timedelta(seconds=self._rejoin())
-                self._node = Node(node_id=self._api.ActivateNode(self._activation()).node_id)
+                if self._is_activated:
+                    self._node = Node(node_id=self._api.ActivateNode(self._activation()).node_id)
             except httpx.HTTPStatusError as error:
                 return _flower_code(error.response) == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED  # online all along
             except (httpx.HTTPError, ValueError, TinyLoraError):
