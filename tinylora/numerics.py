@@ -1,7 +1,8 @@
 """The numbers in payloads, for the loop: what `federation.ports.Numerics` asks, with torch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from tinylora import tensors
 from tinylora.adapters.lora import init_adapter
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.aggregation import (
+    Streamed,
     average_prefixes,
     average_products,
     clip_updates,
@@ -97,17 +99,17 @@ class TorchNumerics:
                 renamed |= tensors.with_prefix(state, f"node.{other}.")
         return tensors.to_bytes(renamed)
 
-    def average(self, updates: Mapping[NodePath, Mapping[str, bytes]], begun: Round) -> Averaged:
+    def average(
+        self, updates: Mapping[NodePath, Mapping[str, str]], begun: Round, load: Callable[[str], bytes]
+    ) -> Averaged:
         """For each node what the rule makes of its adapters over the workers' updates."""
         start, velocity = tensors.from_bytes(begun.start), _unpacked(begun.momentum)
         previous = {} if begun.replicas == "product" else _unpacked(begun.previous)
-        opened: dict[int, Tensors] = {}
+        opened = _Opened(load)
         after, moving, gaps = dict(start), dict(velocity), []
-        for path, payloads in sorted(updates.items()):
+        for path, blobs in sorted(updates.items()):
             prefix = f"node.{path}."
-            states = {
-                worker: tensors.strip_prefix(_open(opened, payload), prefix) for worker, payload in payloads.items()
-            }
+            states = Streamed(blobs, partial(_adapter, opened, blobs, prefix))
             own, speed = tensors.strip_prefix(start, prefix), tensors.strip_prefix(velocity, prefix)
             mean, speed = _next(_robust(states, own, tensors.strip_prefix(previous, prefix), begun), own, speed, begun)
             after |= tensors.with_prefix(mean, prefix)
@@ -116,24 +118,41 @@ class TorchNumerics:
         return Averaged(tensors.to_bytes(after), _mismatch(gaps), tensors.to_bytes(moving) if moving else b"")
 
 
+class _Opened:
+    """Decoded payloads, of which the last one alone stays: it may hold many leaves."""
+
+    def __init__(self, load: Callable[[str], bytes]) -> None:
+        self._load = load
+        self._name = ""
+        self._found: Tensors = {}
+
+    def __call__(self, name: str) -> Tensors:
+        if name != self._name:
+            self._name, self._found = "", {}  # gone before the next one comes
+            self._found = tensors.from_bytes(self._load(name))
+            self._name = name
+        return self._found
+
+
+def _adapter(opened: _Opened, blobs: Mapping[str, str], prefix: str, worker: str) -> Tensors:
+    """What a worker made of one node."""
+    return tensors.strip_prefix(opened(blobs[worker]), prefix)
+
+
 def _unpacked(payload: bytes) -> Tensors:
     return tensors.from_bytes(payload) if payload else {}
 
 
 def _robust(states: Mapping[str, Tensors], start: Tensors, previous: Tensors, begun: Round) -> Mapping[str, Tensors]:
-    """What the workers made of a node, drawn in where they are far from each other, in the dtype they sent."""
+    """What the workers made of a node, drawn in where they are far from each other."""
     is_known = previous.keys() >= start.keys()
-    drawn = clip_updates(states, start, previous if is_known else {}, begun.clip)
-    return {
-        worker: {name: tensor.to(states[worker][name].dtype) for name, tensor in state.items()}
-        for worker, state in drawn.items()
-    }
+    return clip_updates(states, start, previous if is_known else {}, begun.clip)
 
 
 def _next(states: Mapping[str, Tensors], start: Tensors, velocity: Tensors, begun: Round) -> tuple[Tensors, Tensors]:
     """One node after a round, whole, and its velocity; with a single contributor there is no outer step."""
     if begun.replicas == "product" and len(states) > 1:
-        return average_products({worker: join(start, state) for worker, state in states.items()}), velocity
+        return average_products(_wholes(states, start)), velocity
     mean = average_prefixes(states)
     if len(states) == 1:
         return join(start, mean), velocity
@@ -149,20 +168,18 @@ def _gaps(states: Mapping[str, Tensors], start: Tensors) -> list[tuple[float, fl
     is_paired = {name.rpartition(".lora_")[2] for name in start} == {"A", "B"}
     if len(states) == 1 or not is_paired or any(tensor.ndim < 3 for tensor in start.values()):
         return []
-    return [mismatch({worker: join(start, state) for worker, state in states.items()})]
+    return [mismatch(_wholes(states, start))]
+
+
+def _wholes(states: Mapping[str, Tensors], start: Tensors) -> Streamed:
+    """The node as each worker has it, with what it did not train."""
+    return Streamed(states, lambda worker: join(start, states[worker]))
 
 
 def _mismatch(gaps: Sequence[tuple[float, float]]) -> float | None:
     """Of all nodes together; 0 while nothing was learned yet."""
     whole = math.fsum(norm for _, norm in gaps)
     return math.sqrt(math.fsum(apart for apart, _ in gaps) / whole) if whole else (0.0 if gaps else None)
-
-
-def _open(opened: dict[int, Tensors], payload: bytes) -> Tensors:
-    """Decode each payload once, although it may hold many leaves."""
-    if id(payload) not in opened:
-        opened[id(payload)] = tensors.from_bytes(payload)
-    return opened[id(payload)]
 
 
 def _first_not_finite(found: Tensors) -> str:

@@ -1,5 +1,6 @@
 """Payloads opened: what is measured, averaged and selected, by arithmetic."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,8 @@ def _pair(seed: int, *, rank: int = 2, path: str = "0", factors: str = "AB") -> 
 
 def _averaged(updates: dict[str, dict[str, torch.Tensor]], start: dict[str, torch.Tensor], **rule: Any) -> Averaged:
     payloads = {worker: tensors.to_bytes(state) for worker, state in updates.items()}
-    return NUMERICS.average({"0": payloads}, Round(tensors.to_bytes(start), **rule))
+    names = {worker: worker for worker in payloads}
+    return NUMERICS.average({"0": names}, Round(tensors.to_bytes(start), **rule), payloads.__getitem__)
 
 
 def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -79,9 +81,49 @@ def test_average_of_two_leaves_with_different_workers():
     one = tensors.to_bytes(_pair(1) | _pair(2, path="1"))
     two = tensors.to_bytes(_pair(3) | {"histogram.": torch.zeros(1)})
     start = tensors.to_bytes(_pair(4) | _pair(5, path="1"))
-    mean = tensors.from_bytes(NUMERICS.average({"0": {"w1": two, "w0": one}, "1": {"w0": one}}, Round(start)).payload)
+    updates = {"0": {"w1": "two", "w0": "one"}, "1": {"w0": "one"}}
+    averaged = NUMERICS.average(updates, Round(start), {"one": one, "two": two}.__getitem__)
+    mean = tensors.from_bytes(averaged.payload)
     halfway = {name: (tensor + _pair(3)[name]) / 2 for name, tensor in _pair(1).items()}
     assert _same(mean, halfway | _pair(2, path="1"))
+
+
+class _Payload(bytes):
+    """Bytes that are counted while anybody holds them."""
+
+    alive, most = 0, 0
+
+    def __new__(cls, data: bytes):
+        cls.alive += 1
+        cls.most = max(cls.most, cls.alive)
+        return super().__new__(cls, data)
+
+    def __del__(self):
+        type(self).alive -= 1
+
+
+def test_payloads_of_a_round_are_loaded_one_at_a_time():
+    """Whatever the rule, also where somebody is clipped and a worker's payload holds two leaves."""
+    start = tensors.to_bytes(_pair(0) | _pair(100, path="1"))
+    payloads = {f"w{n:02d}": tensors.to_bytes(_pair(n) | _pair(100 + n, path="1")) for n in range(20)}
+    payloads["w00"] = tensors.to_bytes({name: 1e3 * tensor for name, tensor in (_pair(1) | _pair(2, path="1")).items()})
+    names = {worker: worker for worker in payloads}
+    plain = Round(start, previous=start)
+    for held in (replace(plain, clip=2.0), replace(plain, outer_lr=0.7), replace(plain, replicas="product")):
+        _Payload.alive = _Payload.most = 0
+        NUMERICS.average({"0": names, "1": names}, held, lambda name: _Payload(payloads[name]))
+        assert (_Payload.alive, _Payload.most) == (0, 1)
+
+
+def test_one_far_off_does_not_move_the_mean_far():
+    updates = {f"w{seed}": {n: t + 0.01 * seed for n, t in _pair(0).items()} for seed in range(1, 6)}
+    wild = updates | {"w9": {name: tensor * -1e6 for name, tensor in _pair(0).items()}}
+    plain, clipped, unclipped = (
+        tensors.from_bytes(_averaged(given, _pair(0), clip=clip).payload)
+        for given, clip in ((updates, 3.0), (wild, 3.0), (wild, 0.0))
+    )
+    assert all((plain[name] - clipped[name]).abs().max() < 0.1 for name in plain)
+    assert all((plain[name] - unclipped[name]).abs().max() > 1e3 for name in plain)
 
 
 def test_a_factor_that_nobody_trained_stays():

@@ -1,6 +1,8 @@
 """Averages of replicas: arithmetic one can do on paper, order independence, pass-through, and refusals."""
 
 import itertools
+import weakref
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -8,8 +10,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinylora.aggregation import average_nodes, average_prefixes, average_products, cut, join, mismatch, outer_step
+from tests.routing.test_clipping import all_at_once
+from tinylora.aggregation import (
+    MOST_COMPARED,
+    MOST_STACKED,
+    Streamed,
+    average_nodes,
+    average_prefixes,
+    average_products,
+    clip_updates,
+    cut,
+    join,
+    mismatch,
+    outer_step,
+)
 from tinylora.errors import ProtocolError, ShapeMismatch
+from tinylora.tensors import Tensors
 
 
 def _update(*values: float) -> dict[str, torch.Tensor]:
@@ -240,3 +256,155 @@ def test_outer_steps_are_those_of_torch():
 def test_outer_rate_alone_keeps_a_share_of_the_way():
     moved, _ = outer_step({"x": torch.zeros(2)}, {"x": torch.ones(2)}, {}, rate=0.5, momentum=0.0)
     assert moved["x"].tolist() == [0.5, 0.5]
+
+
+# --- one worker at a time --------------------------------------------------------------------------------------------
+
+
+class _Crowd:
+    """Workers whose updates are made when asked for; remembers how many were alive at once, and how often it gave."""
+
+    def __init__(self, n: int, spread: float = 0.1, hostile: int = 0) -> None:
+        self.updates = {f"w{i:03d}": self._make(i, spread, i < hostile) for i in range(n)}
+        self.alive: set[int] = set()
+        self.most_alive = 0
+        self.n_given = 0
+
+    @staticmethod
+    def _make(number: int, spread: float, is_hostile: bool) -> Tensors:
+        noise = _pair(2, seed=number + 1)
+        factor = -10.0 if is_hostile else 1.0
+        return {name: tensor + factor * (1 + spread * noise[name]) for name, tensor in _pair(2).items()}
+
+    def streamed(self) -> Streamed:
+        return Streamed(self.updates, self._give)
+
+    def _give(self, worker: str) -> Tensors:
+        given = {name: tensor.clone() for name, tensor in self.updates[worker].items()}
+        self.n_given += 1
+        first = next(iter(given.values()))
+        self.alive.add(id(first))
+        weakref.finalize(first, self.alive.discard, id(first))
+        self.most_alive = max(self.most_alive, len(self.alive))
+        return given
+
+
+def _bytes(state: Tensors) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in sorted(state.items())}
+
+
+def _summed_at_once(updates: Mapping[str, Tensors]) -> Tensors:
+    """The mean over those who trained each row, with all updates in memory and row by row: the slow reference."""
+    found = {}
+    for name in sorted(next(iter(updates.values()))):
+        axis = -2 if name.endswith("A") else -1
+        rows = []
+        for row in range(max(state[name].shape[axis] for state in updates.values())):
+            held = [s[name].select(axis, row) for _, s in sorted(updates.items()) if row < s[name].shape[axis]]
+            total = torch.zeros(held[0].shape, dtype=torch.float64)
+            for tensor in held:
+                total += tensor.double()
+            rows.append(held[0] if len(held) == 1 else (total / len(held)).float())
+        found[name] = torch.stack(rows, dim=axis)
+    return found
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 1000), st.floats(0.0, 1.0))
+def test_means_have_the_bits_of_sums_over_all_at_once(ranks, seed, share_of_zeros):
+    """Signs of zeros included."""
+    updates = {}
+    for number, rank in enumerate(ranks):
+        draw = torch.Generator().manual_seed(seed + number)
+        pair = _pair(rank, seed=seed + number)
+        updates[f"w{number}"] = {
+            name: t * torch.where(torch.rand(t.shape, generator=draw) < share_of_zeros, -0.0, 1.0)
+            for name, t in pair.items()
+        }
+    assert _bytes(average_prefixes(updates)) == _bytes(_summed_at_once(updates))
+
+
+def _clipped_at_once(updates: Mapping[str, Tensors], start: Tensors, previous: Tensors, clip: float) -> Tensors:
+    """The mean of the clipped updates, all ways in one matrix: the slow reference."""
+
+    def flat(state: Tensors) -> np.ndarray:
+        return np.concatenate([state[name].double().flatten().numpy() for name in sorted(state)])
+
+    moves = np.stack([flat(join(start, state)) - flat(start) for _, state in sorted(updates.items())])
+    centre = flat(start) - flat(previous) if previous else np.zeros(moves.shape[1])
+    drawn = all_at_once(moves, centre, clip)
+    ways = torch.from_numpy(flat(start) + (moves if drawn is None else drawn)).float().double().mean(dim=0).float()
+    parts = ways.split([start[name].numel() for name in sorted(start)])
+    return {name: part.reshape(start[name].shape) for name, part in zip(sorted(start), parts, strict=True)}
+
+
+@pytest.mark.parametrize("hostile", [1, 3])
+@pytest.mark.parametrize("has_history", [True, False])
+def test_clipped_means_are_those_of_the_matrix(hostile, has_history):
+    """To rounding: sums of float64, cut to float32, so a last bit at most."""
+    crowd, start = _Crowd(10, hostile=hostile), _pair(2)
+    previous = {name: tensor - 0.5 for name, tensor in start.items()} if has_history else {}
+    found = average_prefixes(clip_updates(crowd.streamed(), start, previous, 2.0))
+    expected = _clipped_at_once(crowd.updates, start, previous, 2.0)
+    plain = average_prefixes(crowd.updates)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=2.0**-22, atol=1e-7)
+        assert not torch.allclose(tensor, plain[name], atol=0.1)
+
+
+def test_who_is_not_far_off_keeps_its_bits():
+    crowd, start = _Crowd(10), _pair(2)
+    assert _bytes(average_prefixes(clip_updates(crowd.streamed(), start, {}, 3.0))) == _bytes(
+        average_prefixes(crowd.updates)
+    )
+    hostile = _Crowd(10, hostile=1)
+    drawn = clip_updates(hostile.streamed(), start, {}, 3.0)
+    kept = [worker for worker in sorted(drawn) if _bytes(drawn[worker]) == _bytes(hostile.updates[worker])]
+    assert kept == sorted(hostile.updates)[1:]
+
+
+def test_of_updates_of_different_rank_the_lengths_alone_are_clipped():
+    start = _pair(2)
+    updates = {f"w{seed}": cut(start, _pair(1 + seed % 2)) for seed in range(5)}
+    updates = {worker: {name: t + 0.1 for name, t in state.items()} for worker, state in updates.items()}
+    updates["w0"] = {name: tensor + 1e6 for name, tensor in updates["w0"].items()}
+    previous = {name: tensor + 7.0 for name, tensor in start.items()}
+    with_history, without = (clip_updates(updates, start, given, 2.0) for given in (previous, {}))
+    for worker in updates:
+        assert _bytes(with_history[worker]) == _bytes(without[worker])
+    assert float(with_history["w0"]["q.lora_A"].abs().max()) < 10
+
+
+@pytest.mark.parametrize("n", [3, 40])
+def test_two_updates_are_in_memory_at_most_and_passes_are_linear(n):
+    for hostile in (0, n // 3):
+        crowd, start = _Crowd(n, hostile=hostile), _pair(2)
+        average_prefixes(clip_updates(crowd.streamed(), start, {}, 2.0))
+        assert crowd.most_alive <= 2
+        assert crowd.n_given <= 10 * n
+    for made, most in ((average_products, 2), (mismatch, MOST_COMPARED)):
+        crowd = _Crowd(n)
+        made(crowd.streamed())
+        assert crowd.most_alive <= most
+        assert crowd.n_given <= n + MOST_COMPARED
+
+
+def test_products_of_many_are_folded_in_and_near_the_best():
+    """What is lost when the stack is narrowed are singular values beyond four times the rank."""
+    crowd = _Crowd(5 * MOST_STACKED, spread=0.02)
+    found, dense = average_products(crowd.streamed()), _products(crowd.updates)
+    u, s, vt = torch.linalg.svd(dense, full_matrices=False)
+    best = u[..., :2] * s[..., None, :2] @ vt[..., :2, :]
+    error = (_products({"w": found}) - best).norm() / best.norm()
+    assert error < 1e-4
+
+
+def test_a_streamed_mapping_asks_for_what_it_has_alone():
+    asked: list[str] = []
+    updates = Streamed(["b", "a"], lambda worker: asked.append(worker) or {})
+    assert list(updates) == ["a", "b"]
+    assert "c" not in updates
+    assert updates.get("c") is None
+    with pytest.raises(KeyError):
+        _ = updates["c"]
+    assert (len(updates), asked) == (2, [])

@@ -50,16 +50,11 @@ class Making:
     def average(self, top: NodePath) -> None:
         """Make a part's next version of the updates that wait for it."""
         state, node = self._record.state, self._record.state.nodes[top]
-        payloads = {update.blob: self._record.ledger.get_blob(update.blob) for update in node.contributions}
         by_adapter = {
-            path: {
-                update.worker: payloads[update.blob]
-                for update in node.contributions
-                if path in state.trained_by(update)
-            }
+            path: {update.worker: update.blob for update in node.contributions if path in state.trained_by(update)}
             for path in state.adapters_of(top)
         }
-        averaged = self._numerics.average(by_adapter, self._round_of(top))
+        averaged = self._numerics.average(by_adapter, self._round_of(top), self._record.ledger.get_blob)
         self._record.make_room(len(averaged.payload) + len(averaged.momentum))
         self._record.emit(
             NodeAveraged(
@@ -111,7 +106,8 @@ class Making:
             for child in children(command.node)
         }
         how = Round(halves[children(command.node)[0]], "mean" if spec.kind == "tied" else "product", 1.0, 0.0, b"")
-        averaged = self._numerics.average({command.node: halves}, how)
+        names = {child: child for child in halves}
+        averaged = self._numerics.average({command.node: names}, how, halves.__getitem__)
         self._unite(command.node, self._record.put(averaged.payload), command.reason)
 
     def divide(self, node: NodePath) -> None:

@@ -1,6 +1,6 @@
 """The ports of the loop: ledger, transport and clock, each with a real and a simulated adapter, and the numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
@@ -257,10 +257,17 @@ class Numerics(Protocol):
         """The adapters of some nodes under other names, each under as many as are given, and nothing else."""
         ...
 
-    def average(self, updates: Mapping[NodePath, Mapping[str, bytes]], begun: Round) -> Averaged:
+    def average(
+        self, updates: Mapping[NodePath, Mapping[str, str]], begun: Round, load: Callable[[str], bytes]
+    ) -> Averaged:
         """Next version of some nodes: for each, what the rule makes of the workers' updates that hold its adapter.
 
         Float64, in the order of the workers' names. A single update passes through bit by bit. What nobody trained
         stays as the round began with it.
+
+        Args:
+            updates: By node and worker, the name of a payload.
+            begun: What the round began with, and its rule.
+            load: The payload of a name. It is asked for one at a time, again in each pass, and does not stay.
         """
         ...

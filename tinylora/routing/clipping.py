@@ -2,9 +2,15 @@
 
 With honest, similar vectors nothing is clipped, and the mean is the plain one. Somebody who sends a vector of any
 length or direction moves the mean by no more than a few times what everybody moves it.
+
+Nothing here holds all vectors at once: they are gone through several times, and what is remembered of each is two
+numbers. What comes out is a rule (`Draw`) that says where each vector goes.
 """
 
 import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float64
@@ -12,20 +18,50 @@ from jaxtyping import Float64
 ROUNDS = 3
 """How often the centre is moved to the clipped mean: each time, what lies far off counts less."""
 
-Moves = Float64[np.ndarray, "worker number"]
+Move: TypeAlias = Float64[np.ndarray, " number"]
+_TINY = float(np.finfo(np.float64).tiny)
 
 
-def clipped(moves: Moves, centre: Float64[np.ndarray, " number"], clip: float) -> Moves | None:
-    """The vectors of which the plain mean is the robust one; None where that is so of the given ones.
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Where the vectors x are drawn to: (1 - w) · centre + w · s · x, with two numbers for each."""
+
+    centre: Move
+    shortened: tuple[float, ...]
+    """s of each vector, in their order: what is left of its length."""
+    kept: tuple[float, ...]
+    """w of each vector: what is left of its distance from the centre."""
+
+    def changes(self, number: int) -> bool:
+        """Whether the vector with this number, from 0, is drawn anywhere at all."""
+        return self.shortened[number] < 1 or self.kept[number] < 1
+
+    def of(self, number: int, move: Move) -> Move:
+        """Where the vector with this number goes."""
+        short = self._short(number, move)
+        share = self.kept[number]
+        return short if share == 1 else self.centre + (short - self.centre) * share
+
+    def distance(self, number: int, move: Move) -> float:
+        """Of the shortened vector from the centre."""
+        return float(np.linalg.norm(self._short(number, move) - self.centre))
+
+    def _short(self, number: int, move: Move) -> Move:
+        return move if self.shortened[number] == 1 else move * self.shortened[number]
+
+
+def draw_in(moves: Iterable[Move], centre: Move, clip: float) -> Draw | None:
+    """How the vectors must be drawn in for their plain mean to be the robust one; None where it is so already.
 
     First no vector is longer than `clip` medians of their lengths. Then, starting from `centre`,
 
         v ← v + mean of (x - v) · min(1, radius / |x - v|),    radius = clip · median of |x - v|
 
-    Medians are the lower ones, so that of two the shorter counts.
+    Medians are the lower ones, so that of two the shorter counts. Where nobody is far off two passes are enough; it is
+    never more than seven.
 
     Args:
-        moves: How far each worker went; at least one.
+        moves: How far each worker went; at least one. Gone through again and again, always in the same order.
         centre: Where the mean is expected: the way that was gone the last time, or zeros.
         clip: In medians; at least 1.
 
@@ -33,21 +69,45 @@ def clipped(moves: Moves, centre: Float64[np.ndarray, " number"], clip: float) -
         Karimireddy, He and Jaggi 2021, Learning from History for Byzantine Robust Optimization, arXiv:2012.10333,
         algorithm 2 (centered clipping).
     """
-    short = _within(moves, np.zeros_like(centre), clip)
-    result, v = short, centre
-    for _ in range(ROUNDS):
-        result = _within(short, v, clip)
-        v = result.mean(axis=0)
-    return None if result is moves else result
+    lengths, distances, plain = _look(moves, centre)
+    whole = (1.0,) * len(lengths)
+    shortened = _shares(lengths, clip)
+    draw = Draw(centre, shortened, whole)
+    if shortened != whole:
+        distances, plain = _distances(moves, draw), _mean(moves, draw)
+    for turn in range(ROUNDS):
+        draw = Draw(draw.centre, shortened, _shares(distances, clip))
+        is_plain = draw.kept == whole
+        if turn == ROUNDS - 1 or (is_plain and draw.centre is plain):  # from here on nothing would move
+            break
+        draw = Draw(plain if is_plain else _mean(moves, draw), shortened, whole)
+        distances = _distances(moves, draw)
+    return None if shortened == draw.kept == whole else draw
 
 
-def _within(moves: Moves, centre: Float64[np.ndarray, " number"], clip: float) -> Moves:
-    """What is farther than `clip` median distances from the centre is drawn to it; the same array if nothing is."""
-    apart = moves - centre
-    distances = np.linalg.norm(apart, axis=1)
-    radius = clip * statistics.median_low(distances.tolist())
-    is_far = distances > radius
-    if not is_far.any():
-        return moves
-    shares = np.where(is_far, radius / np.maximum(distances, np.finfo(np.float64).tiny), 1.0)
-    return np.where(is_far[:, None], centre + apart * shares[:, None], moves)
+def _look(moves: Iterable[Move], centre: Move) -> tuple[list[float], list[float], Move]:
+    """In one pass: lengths, distances from the centre, and the mean."""
+    lengths, distances, total = list[float](), list[float](), np.zeros_like(centre)
+    has_centre = bool(centre.any())
+    for move in moves:
+        lengths.append(float(np.linalg.norm(move)))
+        distances.append(float(np.linalg.norm(move - centre)) if has_centre else lengths[-1])
+        total += move
+    return lengths, distances, total / len(lengths)
+
+
+def _distances(moves: Iterable[Move], draw: Draw) -> list[float]:
+    return [draw.distance(number, move) for number, move in enumerate(moves)]
+
+
+def _mean(moves: Iterable[Move], draw: Draw) -> Move:
+    total = np.zeros_like(draw.centre)
+    for number, move in enumerate(moves):
+        total += draw.of(number, move)
+    return total / len(draw.kept)
+
+
+def _shares(distances: Sequence[float], clip: float) -> tuple[float, ...]:
+    """What is left of each distance when none is longer than `clip` medians; 1 of those that are not."""
+    radius = clip * statistics.median_low(distances)
+    return tuple(radius / max(apart, _TINY) if apart > radius else 1.0 for apart in distances)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from tinylora.errors import ProtocolError, ShapeMismatch
-from tinylora.routing.clipping import clipped
+from tinylora.routing.clipping import draw_in
 from tinylora.routing.statistics import RouterStatistics
 from tinylora.tree import NodePath, Topology, ancestors, children, is_path, is_under
 
@@ -357,7 +357,7 @@ def average_gates(
         topology: The tree.
         old: The present gates; one that is missing there counts as zero.
         clip: Longest way from the present gate, and from where most go, in medians over a side's contributors; see
-            `clipping.clipped`. 0 is no limit.
+            `clipping.draw_in`. 0 is no limit.
     """
     zero = Gate(np.zeros(old.dim), 0.0, 1.0)
     nodes = {node: _average(node, contributions, old.nodes.get(node, zero), clip) for node in topology.inner}
@@ -381,8 +381,10 @@ def _mean_function(gates: Sequence[Gate], old: Gate, clip: float) -> np.ndarray:
     functions = [_function(gate) for gate in gates]
     if clip and len(functions) > 1:
         start = _function(old)
-        drawn = clipped(np.stack(functions) - start, np.zeros_like(start), clip)
-        functions = functions if drawn is None else list(drawn + start)
+        moves = [function - start for function in functions]
+        drawn = draw_in(moves, np.zeros_like(start), clip)
+        if drawn is not None:
+            functions = [drawn.of(number, move) + start for number, move in enumerate(moves)]
     total = np.zeros(len(functions[0]))
     for function in functions:
         total += function
