@@ -418,11 +418,12 @@ def _flower_code(response: httpx.Response) -> int | None:
 
 
 def backoff(jitter: Callable[[], float] = random.random) -> Iterator[float]:
-    """Seconds to wait before each further try: 0.2, doubling to a minute, each between half and all of it.
+    """Seconds to wait before each further try: 0.2, growing by a third to a minute, each between half and all of it.
 
-    The jitter keeps a fleet whose coordinator was away from coming back all at once.
+    So nobody waits longer than a third of the time that the coordinator was away already; the jitter keeps a fleet from
+    coming back all at once.
     """
     delay_s = 0.2
     while True:
         yield delay_s * (0.5 + 0.5 * jitter())
-        delay_s = min(delay_s * 2, _LONGEST_WAIT_S)
+        delay_s = min(delay_s * 4 / 3, _LONGEST_WAIT_S)
