@@ -14,6 +14,7 @@ from tinylora.federation.routers import Blobs, leaf_statistics
 from tinylora.federation.state import Draft, Lease
 from tinylora.federation.units import draft, finished, probing, training, unit_id
 from tinylora.protocol.documents import UnitKind, WorkUnit
+from tinylora.routing.statistics import sum_statistics
 from tinylora.tree import NodePath
 
 _NO_TRAINING = {"topology_version": 0, "router_version": 0, "node_version": 0, "n_steps": 0}
@@ -54,11 +55,9 @@ class Leasing:
     def adopt(self, command: Adopt) -> None:
         """Lease an orphaned node to the worker whose text is nearest to it."""
         state = self._record.state
-        sketches = {name: self._blobs.statistics(state.workers[name].sketch)[""] for name in command.candidates}
+        sketches = self._blobs.sketches(state, command.candidates)
         known = leaf_statistics(state, self._blobs)
-        below = {
-            f"{leaf}/{who}": sums for leaf in state.leaves_below(command.node) for who, sums in known[leaf].items()
-        }
+        below = {leaf: sum_statistics(known[leaf]) for leaf in state.leaves_below(command.node) if known[leaf]}
         self.give(Give(nearest_worker(sketches, below), "train", command.node, is_adopted=True))
 
     def give(self, command: Give) -> None:

@@ -33,7 +33,7 @@ class Making:
         settings = self._record.state.settings
         depth = 0 if settings.grow else settings.depth
         workers = {name: self._record.state.workers[name] for name in command.workers}
-        sketches = {name: self._blobs.statistics(worker.sketch)[""] for name, worker in workers.items()}
+        sketches = self._blobs.sketches(self._record.state, workers)
         volumes = {name: worker.log_volume for name, worker in workers.items()}
         known = {worker: volume for worker, volume in volumes.items() if volume is not None}
         leaves = Topology.perfect(depth).leaves
@@ -75,7 +75,7 @@ class Making:
         state, node = self._record.state, self._record.state.nodes[leaf]
         left, right = children(leaf)
         holders = state.holders(leaf)
-        sketches = {name: self._blobs.statistics(state.workers[name].sketch)[""] for name in holders}
+        sketches = self._blobs.sketches(state, holders)
         is_right = sides(sketches) if len(holders) > 1 else {}
         assignment = {name: (right if is_right[name] else left) if is_right else leaf for name in holders}
         blob = self._numerics.rename(self._record.ledger.get_blob(node.blob), {leaf: (left, right)})

@@ -14,8 +14,9 @@ histograms are scaled down to that. Where nobody has so much, the gates are thos
 """
 
 import statistics
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -35,24 +36,86 @@ from tinylora.routing.gates import (
 from tinylora.routing.statistics import RouterStatistics, sum_statistics
 from tinylora.tree import NodePath, Topology
 
-LeafStatistics = dict[NodePath, dict[str, RouterStatistics]]
+LeafStatistics = dict[NodePath, Mapping[str, RouterStatistics]]
+AnyItem = TypeVar("AnyItem")
+
+STATISTICS_BYTES = 32 << 20
+"""Of sums that stay in memory; one worker's take a quarter of a MiB."""
+HISTOGRAM_BYTES = 16 << 20
+
+
+class Sums(Mapping[str, RouterStatistics]):
+    """Sums by worker that are read when they are asked for, and kept by nobody.
+
+    Args:
+        readers: What reads them, by worker.
+    """
+
+    def __init__(self, readers: Mapping[str, Callable[[], RouterStatistics]]) -> None:
+        self._readers = dict(sorted(readers.items()))
+
+    def __getitem__(self, worker: str) -> RouterStatistics:
+        return self._readers[worker]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+class Recent(Generic[AnyItem]):
+    """The items that were asked for last, as many as fit into so many bytes.
+
+    Args:
+        limit_bytes: Of all items together.
+        make: An item and its size, by name.
+    """
+
+    def __init__(self, limit_bytes: int, make: Callable[[str], tuple[AnyItem, int]]) -> None:
+        self._limit_bytes = limit_bytes
+        self._make = make
+        self._kept: dict[str, tuple[AnyItem, int]] = {}
+        self.n_bytes = 0
+
+    def __call__(self, name: str) -> AnyItem:
+        """The item, made anew where it is not there any more."""
+        known = self._kept.pop(name, None)
+        if known is None:
+            known = self._make(name)
+            self.n_bytes += known[1]
+        self._kept[name] = known  # the last one is the one that was asked for last
+        while self.n_bytes > self._limit_bytes and len(self._kept) > 1:
+            self.n_bytes -= self._kept.pop(next(iter(self._kept)))[1]
+        return known[0]
 
 
 class Blobs:
-    """What the ledger's blobs say about routing; statistics stay in memory, every version needs them again."""
+    """What the ledger's blobs say about routing; every version of the gates needs it again, so some stays in memory."""
 
     def __init__(self, ledger: Ledger, numerics: Numerics) -> None:
         self._ledger = ledger
         self._numerics = numerics
-        self.statistics = lru_cache(maxsize=1024)(self._statistics)
+        self.statistics = Recent(STATISTICS_BYTES, self._statistics)
+        self.histograms = Recent(HISTOGRAM_BYTES, self._histograms)
 
-    def _statistics(self, blob: str) -> Mapping[NodePath, RouterStatistics]:
-        """Sums by path; a sketch has one, named by the root's."""
-        return read_statistics(self._arrays(blob, "statistics."))
+    def sketches(self, state: Campaign, workers: Iterable[str]) -> Sums:
+        """The sums over the whole shards of these workers."""
+        return Sums({name: partial(self._sketch, state.workers[name].sketch) for name in workers})
 
-    def histograms(self, blob: str) -> dict[NodePath, np.ndarray]:
+    def _sketch(self, blob: str) -> RouterStatistics:
+        return self.statistics(blob)[""]
+
+    def _statistics(self, blob: str) -> tuple[Mapping[NodePath, RouterStatistics], int]:
+        """Sums by path; a sketch has one, named by the root's. Whether they are sums was seen when they came."""
+        arrays = self._arrays(blob, "statistics.")
+        found = {path: RouterStatistics(**fields) for path, fields in _by_path(arrays).items()}
+        return found, sum(array.nbytes for array in arrays.values())
+
+    def _histograms(self, blob: str) -> tuple[dict[NodePath, np.ndarray], int]:
         """Router scores by inner node."""
-        return read_histograms(self._arrays(blob, "histogram."))
+        arrays = self._arrays(blob, "histogram.")
+        return read_histograms(arrays), sum(array.nbytes for array in arrays.values()) + 1
 
     def gates(self, blob: str) -> Gates:
         """The gates that a run routes by."""
@@ -73,25 +136,31 @@ def read_statistics(arrays: Mapping[str, np.ndarray]) -> dict[NodePath, RouterSt
     Raises:
         ProtocolError: Some numbers cannot be sums of anything.
     """
+    return {path: RouterStatistics.from_arrays(fields) for path, fields in _by_path(arrays).items()}
+
+
+def _by_path(arrays: Mapping[str, np.ndarray]) -> dict[NodePath, dict[str, np.ndarray]]:
     grouped: dict[NodePath, dict[str, np.ndarray]] = {}
     for name, array in sorted(arrays.items()):
         _, path, field = name.split(".")
         grouped.setdefault(path, {})[field] = array
-    return {path: RouterStatistics.from_arrays(fields) for path, fields in grouped.items()}
+    return grouped
 
 
 def leaf_statistics(state: Campaign, blobs: Blobs) -> LeafStatistics:
-    """The sums that speak for each leaf, by worker, none of which counts beyond the run's cap."""
+    """The sums that speak for each leaf, by worker, none of which counts beyond the run's cap.
+
+    They are read when they are asked for: of many workers, all of them would not fit into memory.
+    """
     speakers = {name: worker for name, worker in sorted(state.workers.items()) if worker.node is not None}
     speakers = {name: worker for name, worker in speakers.items() if worker.sketch}
     amounts = {name: blobs.statistics(worker.sketch)[""].n for name, worker in speakers.items()}
     shares = capped_shares(amounts, state.settings.influence_cap)
-    found: LeafStatistics = {leaf: {} for leaf in state.leaves}
+    readers: dict[NodePath, dict[str, Callable[[], RouterStatistics]]] = {leaf: {} for leaf in state.leaves}
     for name, worker in speakers.items():
         for leaf in state.leaves_below(worker.node or ""):
-            sums = _sums_for(worker, leaf, blobs)
-            found[leaf][name] = sums * shares[name] if name in shares else sums
-    return found
+            readers[leaf][name] = partial(_sums_for, worker, leaf, blobs, shares.get(name, 1.0))
+    return {leaf: Sums(own) for leaf, own in readers.items()}
 
 
 def capped_shares(amounts: Mapping[str, float], cap: float) -> dict[str, float]:
@@ -102,11 +171,12 @@ def capped_shares(amounts: Mapping[str, float], cap: float) -> dict[str, float]:
     return {name: most / amount for name, amount in amounts.items() if amount > most > 0}
 
 
-def _sums_for(worker: Worker, leaf: NodePath, blobs: Blobs) -> RouterStatistics:
+def _sums_for(worker: Worker, leaf: NodePath, blobs: Blobs, share: float) -> RouterStatistics:
+    """What speaks for one leaf of a worker's, and that share of it which counts."""
     told = blobs.statistics(worker.leaf_statistics) if worker.leaf_statistics else {}
-    if leaf in told and (worker.node != leaf or worker.is_mixed):
-        return told[leaf]
-    return blobs.statistics(worker.sketch)[""]
+    is_told = leaf in told and (worker.node != leaf or worker.is_mixed)
+    sums = told[leaf] if is_told else blobs.statistics(worker.sketch)[""]
+    return sums * share if share < 1 else sums
 
 
 def next_gates(state: Campaign, blobs: Blobs) -> tuple[dict[str, np.ndarray], float, dict[NodePath, float]]:

@@ -25,9 +25,8 @@ def means(statistics: Mapping[str, RouterStatistics]) -> tuple[Points, Float[np.
     """Whitened mean of each item, in the order of the sorted names, and how far its own text spreads around it."""
     names = sorted(statistics)
     centres = np.stack([statistics[name].mean() for name in names])
-    within = [_covariance(statistics[name]) for name in names]
-    pooled = np.mean(within, axis=0) + RIDGE * np.eye(centres.shape[1])
-    spread = np.array([np.trace(np.linalg.solve(pooled, covariance)) for covariance in within])
+    pooled = _mean_covariance(statistics) + RIDGE * np.eye(centres.shape[1])
+    spread = np.array([np.trace(np.linalg.solve(pooled, statistics[name].covariance())) for name in names])
     return np.linalg.solve(np.linalg.cholesky(pooled), centres.T).T, spread
 
 
@@ -35,13 +34,18 @@ def distances(statistics: Mapping[str, RouterStatistics], to: RouterStatistics) 
     """Squared distance of each item's mean to another one, in the metric of the items' pooled covariance."""
     names = sorted(statistics)
     centres = np.stack([statistics[name].mean() for name in names]) - to.mean()
-    pooled = np.mean([_covariance(item) for item in statistics.values()], axis=0) + RIDGE * np.eye(to.dim)
+    pooled = _mean_covariance(statistics) + RIDGE * np.eye(to.dim)
     squared = np.einsum("pf,fp->p", centres, np.linalg.solve(pooled, centres.T))
     return dict(zip(names, squared.tolist(), strict=True))
 
 
-def _covariance(statistics: RouterStatistics) -> Float[np.ndarray, "feature feature"]:
-    return statistics.covariance()
+def _mean_covariance(statistics: Mapping[str, RouterStatistics]) -> Float[np.ndarray, "feature feature"]:
+    """Added up one at a time: of many workers, all of them would not fit into memory."""
+    first, *others = sorted(statistics)
+    total = statistics[first].covariance()
+    for name in others:
+        total += statistics[name].covariance()
+    return total / len(statistics)
 
 
 def balanced_groups(points: Points, n_groups: int) -> list[list[int]]:

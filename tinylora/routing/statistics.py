@@ -116,6 +116,8 @@ class RouterStatistics:
 def sum_statistics(items: Mapping[str, RouterStatistics]) -> RouterStatistics:
     """Sums over all items, added in the order of their keys: the same items give the same bits in any order.
 
+    One item is asked for at a time, so a mapping that reads them from disk never has all of them in memory.
+
     A key names a worker and the version of its shard, so that whoever reports twice counts once.
 
     Raises:
@@ -123,9 +125,10 @@ def sum_statistics(items: Mapping[str, RouterStatistics]) -> RouterStatistics:
     """
     if not items:
         raise ValueError("expected at least one item to sum; RouterStatistics.zero(dim) is the sum of none")
-    total, *others = (items[key] for key in sorted(items))
-    for other in others:
-        total = total + other
+    first, *others = sorted(items)
+    total = items[first]
+    for key in others:
+        total = total + items[key]
     return total
 
 
