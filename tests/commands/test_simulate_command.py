@@ -66,7 +66,7 @@ def test_the_report_holds_what_it_promises(out):
         assert set(row["nll"]) == set(WORDS) and row["ppl_mean"] > 1
     assert [report["systems"][name]["active_rank"] for name in ("base", "oracle", "routed:soft")] == [0, 8, 16]
     assert set(report["regret"]) >= {"soft", "top2", "hard", "elastic", "sequence"}
-    assert {unit["kind"] for unit in report["units"]} == {"sketch", "train"}
+    assert {unit["kind"] for unit in report["units"]} == {"sketch", "train", "probe"}
     assert all(
         unit["base_loads"] >= 1 and unit["seconds"] > 0 and unit["bytes_received"] > 0 for unit in report["units"]
     )
