@@ -33,7 +33,7 @@ from tinylora.training import UnitRunner
 N_WORKERS, DEPTH = 10, 2
 HOSTILE = ("worker-4", "worker-5", "worker-6")
 """Three of ten, on three of the four kinds of text, each of which an honest worker has, too."""
-STEPS = {"leaf_steps": 32, "unit_steps": 8, "batch_windows": 4, "probe_tolerance": 0.05}
+STEPS = {"leaf_steps": 32, "unit_steps": 8, "batch_windows": 4}
 """The default tolerance is for units of fifty steps at three times this rate. They cost strangers up to 0.08 nats when
 a leaf learns its own text; honest units of this run cost at most 0.01."""
 OFF = {"probes": 0, "clip": 0.0, "influence_cap": 1e9, "max_leaf_share": 1.0}

@@ -21,7 +21,7 @@ from tinylora.federation.events import (
     WorkerLost,
     WorkerQuarantined,
 )
-from tinylora.federation.probing import CREEP_FACTOR, verdict
+from tinylora.federation.probing import CREEP_FACTOR, usual_tolerance, verdict
 from tinylora.federation.state import Vote
 from tinylora.protocol.documents import ProbeResult, WorkUnit
 from tinylora.simulate import Fault, FaultPlan, SimulatedWorker
@@ -261,3 +261,24 @@ def test_a_probe_brings_no_adapters():
     smuggler = SimulatedWorker("w9", runner=Smuggler("w9", (9.0, 0, 0, 0)), seconds_per_step=1.0)
     _, events, _ = run_world([*crowd(3), smuggler], **probed(depth=1))
     assert {event.code for event in only(events, UpdateRejected)} == {"bad_manifest.unexpected"}
+
+
+def test_the_tolerance_follows_what_is_usual_within_bounds() -> None:
+    most = SETTINGS.probe_tolerance
+    quiet, loud = [0.001 * number for number in range(-5, 6)], [0.05 * number for number in range(-5, 6)]
+    assert usual_tolerance(SETTINGS, quiet[:7]) == most
+    assert usual_tolerance(SETTINGS, quiet) == pytest.approx(max(0.25 * most, 0.03))
+    assert usual_tolerance(SETTINGS, loud) == most
+    assert usual_tolerance(SETTINGS, [0.0] * 20) == pytest.approx(0.25 * most)
+
+
+def test_three_tenths_of_gross_changes_do_not_widen_the_tolerance() -> None:
+    honest = [0.001 * number for number in range(-7, 7)]
+    alone, beside = (usual_tolerance(SETTINGS, changes) for changes in (honest, honest + [5.0] * 6))
+    assert beside <= max(2.5 * alone, 0.25 * SETTINGS.probe_tolerance) and beside < SETTINGS.probe_tolerance
+
+
+def test_an_update_within_the_set_tolerance_is_refused_where_all_others_are_far_below() -> None:
+    votes = [_vote(f"w{number}", current=4.0, candidate=4.05) for number in range(3)]
+    assert verdict(votes, SETTINGS).is_kept
+    assert not verdict(votes, SETTINGS, [0.0] * 20).is_kept

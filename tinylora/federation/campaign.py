@@ -354,7 +354,12 @@ def _probed(state: Campaign, event: UpdateProbed) -> Campaign:
     if pending is None:
         return state
     state = close_probes(replace(state, pending=_without(state.pending, event.unit_id)), event.unit_id)
-    state = replace(state, progress_at_s=max(state.progress_at_s, event.at_s))
+    told = () if event.change is None else (event.change,)
+    state = replace(
+        state,
+        progress_at_s=max(state.progress_at_s, event.at_s),
+        changes=(*state.changes, *told)[-N_OBSERVATIONS:],
+    )
     if event.is_kept:
         return _believed(state, pending.update)
     worker = state.workers[event.worker]

@@ -263,7 +263,7 @@ class Rounds:
 
     def _settle(self, unit_id: str, now: float) -> None:
         pending = self.state.pending[unit_id]
-        found = verdict(pending.votes, self.state.settings)
+        found = verdict(pending.votes, self.state.settings, self.state.changes)
         self._record.emit(
             UpdateProbed(
                 unit_id=unit_id,

@@ -20,6 +20,12 @@ from tinylora.tree import NodePath
 
 CREEP_FACTOR = 10.0
 """Many small steps for the worse, each within the tolerance, end at so many tolerances above the path over the node."""
+MIN_CHANGES = 8
+"""Verdicts to have seen before the tolerance follows them."""
+N_SPREADS = 10.0
+"""MADs above the median that an update may lie."""
+SMALLEST_SHARE = 0.25
+"""Of the tolerance that was set; training is noisy."""
 
 
 @dataclass(frozen=True)
@@ -111,18 +117,34 @@ def _rank(worker: Worker, node: NodePath) -> tuple[bool, int, str]:
     return is_on_probation(worker), -n_common, worker.worker
 
 
-def verdict(votes: Sequence[Vote], settings: RunSettings) -> Verdict:
+def usual_tolerance(settings: RunSettings, changes: Sequence[float]) -> float:
+    """How much worse an update may be found: what nearly all lately stayed below, but never more than was set.
+
+    How far honest training goes on others' text depends on the rate and on the length of units, which no fixed number
+    knows. Median and MAD of what was found of all updates, refused ones too, cannot be moved far by fewer than half of
+    the workers. Never less than `SMALLEST_SHARE` of what was set, and all of it until there is enough to go by.
+    """
+    most = settings.probe_tolerance
+    if len(changes) < MIN_CHANGES:
+        return most
+    median = statistics.median(changes)
+    spread = statistics.median(abs(change - median) for change in changes)
+    return min(most, max(SMALLEST_SHARE * most, median + N_SPREADS * spread))
+
+
+def verdict(votes: Sequence[Vote], settings: RunSettings, changes: Sequence[float] = ()) -> Verdict:
     """Whether an update is kept: unless the median voter finds it worse than what it replaces by the tolerance.
 
-    Slow creep is caught by a second bound: an update that makes things worse, however little, is not kept where its
-    node is worse than the path above it by `CREEP_FACTOR` tolerances. Without votes it is believed.
+    `changes` is what was found of the updates before it. Slow creep is caught by a second bound: an update that makes
+    things worse, however little, is not kept where its node is worse than the path above it by `CREEP_FACTOR`
+    tolerances. Without votes it is believed.
     """
     if not votes:
         return Verdict(True, 0, None, "nobody could be asked")
     results = [vote.result for vote in votes]
     change = statistics.median((r.nll_candidate - r.nll_current) / r.tokens for r in results)
     creep = statistics.median((r.nll_candidate - r.nll_parent) / r.tokens for r in results)
-    tolerance, most = settings.probe_tolerance, CREEP_FACTOR * settings.probe_tolerance
+    tolerance, most = usual_tolerance(settings, changes), CREEP_FACTOR * settings.probe_tolerance
     where = f"on the held-out text of {len(votes)} others"
     if change > tolerance:
         reason = f"{where} it costs {change:.4f} nats per token more than the node as it stands; {tolerance:g} may be"

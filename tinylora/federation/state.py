@@ -209,6 +209,8 @@ class Campaign:
     """What was sent out for each open lease, so that it can be sent again."""
     pending: Mapping[str, Pending] = field(default_factory=dict)
     """Updates that others are asked to score, by unit."""
+    changes: tuple[float, ...] = ()
+    """What the votes said of the latest updates, kept or not: medians of candidate less current, nats per token."""
     topology: Topology | None = None
     topology_version: int = 0
     nodes: Mapping[NodePath, Node] = field(default_factory=dict)
