@@ -197,7 +197,8 @@ class _Run:
         self.cpu_s = 0.0
         self.ledger = SqliteLedger(folder)
         self.rounds = Rounds(self.ledger, self, self, TorchNumerics(), on_event=self._note)
-        settings = SETTINGS.model_copy(update={"depth": depth, "min_workers": n_workers})
+        cap = SETTINGS.disk_cap_mib if depth else 0.0  # the updates of one round are all needed until its end
+        settings = SETTINGS.model_copy(update={"depth": depth, "min_workers": n_workers, "disk_cap_mib": cap})
         self.rounds.open(RunStarted(run="benchmark", settings=settings, base=self.facts))
         self.settle()
 

@@ -4,6 +4,7 @@
 the state holds is in `state`; how a worker is taken out of it again in `removal`.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -367,7 +368,8 @@ def _probed(state: Campaign, event: UpdateProbed) -> Campaign:
 
 
 def _with_contribution(node: Node, event: UpdateAccepted) -> Node:
-    waiting = sorted((*node.contributions, event), key=lambda update: (update.worker, update.node))
+    waiting = list(node.contributions)
+    insort(waiting, event, key=lambda update: (update.worker, update.node))
     return replace(node, contributions=tuple(waiting))
 
 
@@ -377,9 +379,15 @@ def _router_after(router: Router, event: UpdateAccepted, is_news: bool) -> Route
         router,
         n_updates=router.n_updates + 1,
         has_news=router.has_news or is_news,
-        contributors=tuple(sorted({*router.contributors, event.worker})),
+        contributors=_with_name(router.contributors, event.worker),
         weights=_with_weights(router, event) if brings_weights else router.weights,
     )
+
+
+def _with_name(names: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """Sorted names, and one more in its place."""
+    place = bisect_left(names, name)
+    return names if names[place : place + 1] == (name,) else (*names[:place], name, *names[place:])
 
 
 def _with_weights(router: Router, event: UpdateAccepted) -> Mapping[str, Mapping[NodePath, str]]:
@@ -496,5 +504,9 @@ def _moved(
     )
 
 
-def _without(items: Mapping[str, AnyItem], left_out: str) -> dict[str, AnyItem]:
-    return {name: item for name, item in items.items() if name != left_out}
+def _without(items: Mapping[str, AnyItem], left_out: str) -> Mapping[str, AnyItem]:
+    if left_out not in items:
+        return items
+    kept = dict(items)
+    del kept[left_out]
+    return kept

@@ -332,19 +332,33 @@ def _work(state: Campaign, now: float) -> list[Command]:
     """A sketch for everybody whose text is unknown, and their own node for the others."""
     free = [worker for _, worker in sorted(state.workers.items()) if worker.is_free(now)]
     sketches = [Give(worker.worker, "sketch") for worker in free if worker.needs_sketch]
+    waiting = _waiting_by_worker(state)
     own = [
         Give(worker.worker, "train", worker.node, is_adopted=worker.is_mixed)
         for worker in free
-        if worker.node is not None and not worker.needs_sketch and _has_own_work(state, worker, worker.node)
+        if worker.node is not None
+        and not worker.needs_sketch
+        and _has_own_work(state, worker.node, waiting.get(worker.worker, ()))
     ]
     return [*sketches, *own]
 
 
-def _has_own_work(state: Campaign, worker: Worker, node: NodePath) -> bool:
-    """There is something left to train, and it did not contribute to the present round of any of it yet."""
+def _waiting_by_worker(state: Campaign) -> dict[str, list[tuple[NodePath, NodePath]]]:
+    """By worker, of its updates that count or may: the part that waits for it, and the node that it trained."""
+    found: dict[str, list[tuple[NodePath, NodePath]]] = {}
+    for top, node in state.nodes.items():
+        for update in node.contributions:
+            found.setdefault(update.worker, []).append((top, update.node))
+    for pending in state.pending.values():
+        for top in state.parts_of(pending.update):
+            found.setdefault(pending.update.worker, []).append((top, pending.update.node))
+    return found
+
+
+def _has_own_work(state: Campaign, node: NodePath, waiting: Sequence[tuple[NodePath, NodePath]]) -> bool:
+    """There is something left to train, and its worker did not contribute to the present round of any of it yet."""
     parts = tuple(top for top in state.stage(node) if not is_held_back(state, top))
-    mine = (update for top in parts for update in state.waiting(top) if update.worker == worker.worker)
-    return bool(parts) and not any(are_in_line(node, update.node) for update in mine)
+    return bool(parts) and not any(top in parts and are_in_line(node, trained) for top, trained in waiting)
 
 
 def _adoption(state: Campaign, now: float) -> list[Command]:

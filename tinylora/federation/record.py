@@ -12,7 +12,9 @@ from tinylora.federation.snapshot import read_snapshot, write_snapshot
 from tinylora.federation.state import Campaign
 
 SNAPSHOT_EVENTS = 64
-"""Events from one snapshot to the next."""
+"""Events from one snapshot to the next, at least."""
+WORKERS_PER_EVENT = 4
+"""For so many workers one event more: a snapshot is as long as their list, and must not cost each event more for it."""
 MIB = 1 << 20
 MAY_CHANGE = frozenset({"disk_cap_mib"})
 """Settings that say nothing about the run itself, only about this machine."""
@@ -74,7 +76,7 @@ class Record:
                 self._stored.note(event)
             if self._tell:
                 self._tell(event)
-        if self.state.n_events - self._n_snapshot >= SNAPSHOT_EVENTS:
+        if self.state.n_events - self._n_snapshot >= SNAPSHOT_EVENTS + len(self.state.workers) // WORKERS_PER_EVENT:
             self._save_snapshot()
 
     def _save_snapshot(self) -> None:

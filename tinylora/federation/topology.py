@@ -55,6 +55,8 @@ def balanced_groups(points: Points, n_groups: int) -> list[list[int]]:
     swapped as long as that brings both groups closer together. Each group is sorted, and the groups by their first
     member.
     """
+    if n_groups == 1:  # nothing to find out, and of thousands of workers it would take hours
+        return [list(range(len(points)))]
     labels = _deal(points, _ward_centres(points, n_groups))
     _swap(points, labels, n_groups)
     groups = [np.flatnonzero(labels == group).tolist() for group in range(n_groups)]
