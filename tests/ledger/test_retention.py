@@ -20,7 +20,7 @@ from tinylora.simulate import SimulatedTransport, VirtualClock
 
 MIB = 2**20
 CAP_MIB = 0.03
-LONG = pytest.mark.parametrize("n_updates", [90, pytest.param(2000, marks=pytest.mark.slow)])
+LONG = pytest.mark.parametrize("n_updates", [120, pytest.param(2000, marks=pytest.mark.slow)])
 
 
 @dataclass
