@@ -1,6 +1,6 @@
 """How fast are we, as ratios against something everybody knows, measured in one run on one machine.
 
-    python -m benchmarks                     all of them, about five minutes
+    python -m benchmarks                     all of them, about a quarter of an hour
     python -m benchmarks training_step       one
 
 Each writes `benchmarks/results/<name>.json`: what was compared, the goal, the ratio (least and median), the absolute
