@@ -64,6 +64,18 @@ def settings(n_workers: int) -> RunSettings:
 
 # --- a process full of workers ------------------------------------------------------------------------------------
 
+_here = threading.local()
+
+
+def _connect_from_own_addresses() -> None:
+    """Each thread's connections come from its own loopback address; the door counts connections by address."""
+    make = httpx.HTTPTransport.__init__
+
+    def made(transport: httpx.HTTPTransport, *words: Any, **options: Any) -> None:
+        make(transport, *words, **{"local_address": getattr(_here, "source", None), **options})
+
+    setattr(httpx.HTTPTransport, "__init__", made)  # noqa: B010
+
 
 def run_clients(words: argparse.Namespace) -> None:
     """Run so many workers in threads until the run is finished; prints what was measured as JSON."""
@@ -90,31 +102,26 @@ def run_clients(words: argparse.Namespace) -> None:
     for verb in (*CONTROL, *DATA):
         timed(verb)
     address = Address(f"127.0.0.1:{words.port}", is_plain=True)
-
-    class Local(FleetClient):
-        """Connects from an address of its own, as workers do; the door counts connections by address."""
-
-        source = ""
-
-        def _client(self) -> FleetHttpClient:
-            made = super()._client()
-            made._client = httpx.Client(transport=httpx.HTTPTransport(local_address=self.source), timeout=30.0)
-            return made
+    _connect_from_own_addresses()
 
     def work(number: int) -> None:
         identity, rng = new_identity(), random.Random(number)
         trainer = CountingTrainer(identity, float(number % 16), facts=BASE, rank=RANK)
+        source = f"127.1.{number // 250}.{number % 250 + 1}"
 
         def handle(unit: Any, payload: bytes) -> Any:
             if unit.kind == "train":
                 threading.Event().wait(words.unit_seconds * (0.5 + rng.random()))
             return trainer.run(unit, payload)
 
-        join(address, words.token, identity, trust=Trust(words.pin), timeout_s=120.0)
-        client = Local(address, identity, handle, phase=lambda: ask_state(address).phase, limit_bytes=2**26)
-        client.source = f"127.1.{number // 250}.{number % 250 + 1}"
+        def phase() -> Any:
+            _here.source = source  # a heartbeat asks from a thread of its own
+            return ask_state(address).phase
+
+        _here.source = source
         try:
-            ending = str(client.work())
+            join(address, words.token, identity, trust=Trust(words.pin), timeout_s=120.0)
+            ending = str(FleetClient(address, identity, handle, phase=phase, limit_bytes=2**26).work())
         except Exception as error:
             ending = f"{type(error).__name__}: {error}"
         with lock:
@@ -213,7 +220,8 @@ def _numbers(
         "accepted": coordinator.count(UpdateAccepted),
         "rejected": coordinator.count(UpdateRejected),
         "expired": coordinator.count(LeaseExpired),
-        "errors": len([ending for ending in endings if ending != "finished"]),
+        "errors": words.workers - endings.count("finished"),
+        "what": sorted({ending for ending in endings if ending != "finished"})[:5],
         "exit_code": code,
         "control": _quantiles(control),
         "each": {verb: _quantiles(times) for verb, times in took.items()},

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from anyio.to_thread import current_default_thread_limiter
 from starlette.types import ASGIApp
 
 from tinylora.errors import NetworkError, SettingError
@@ -25,6 +26,7 @@ from tinylora_coordinator.front_door.protocol import DoorProtocol
 from tinylora_coordinator.front_door.sockets import Connection, Phase, Sockets
 
 _START_S = 30.0
+_THREADS = 8
 _TLS_BUFFER_BYTES = 2**14
 """One TLS record. asyncio gives each connection 256 KiB: of a thousand that send nothing, 300 MB."""
 
@@ -84,7 +86,7 @@ def serve_internal(app: ASGIApp, listener: socket.socket) -> Served:
     Raises:
         NetworkError: It does not start.
     """
-    server = uvicorn.Server(_config(app, lifespan="on"))
+    server = _Server(_config(app, lifespan="on"))
     return _in_thread(server, listener, name="internal")
 
 
@@ -159,7 +161,20 @@ def _wait(condition: Callable[[], bool], *, timeout_s: float) -> bool:
     return True
 
 
-class _PublicServer(uvicorn.Server):
+class _Server(uvicorn.Server):
+    """uvicorn, with few threads for what blocks.
+
+    Nearly all of that is Flower writing to SQLite, one at a time. Whoever finds it locked sleeps and tries again, so
+    forty threads at once (the default) wait for each other far longer than in a queue.
+    """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept."""
+        current_default_thread_limiter().total_tokens = _THREADS
+        await super().startup(sockets=sockets)
+
+
+class _PublicServer(_Server):
     """uvicorn, but for the accepting: each connection is counted, and dropped when its time is up."""
 
     def __init__(self, config: uvicorn.Config, door: FrontDoor, tls: ssl.SSLContext | None) -> None:
