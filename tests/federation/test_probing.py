@@ -267,7 +267,7 @@ def test_the_tolerance_follows_what_is_usual_within_bounds() -> None:
     most = SETTINGS.probe_tolerance
     quiet, loud = [0.001 * number for number in range(-5, 6)], [0.05 * number for number in range(-5, 6)]
     assert usual_tolerance(SETTINGS, quiet[:7]) == most
-    assert usual_tolerance(SETTINGS, quiet) == pytest.approx(max(0.25 * most, 0.03))
+    assert usual_tolerance(SETTINGS, quiet) == pytest.approx(max(0.25 * most, 0.018))
     assert usual_tolerance(SETTINGS, loud) == most
     assert usual_tolerance(SETTINGS, [0.0] * 20) == pytest.approx(0.25 * most)
 

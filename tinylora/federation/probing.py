@@ -22,7 +22,7 @@ CREEP_FACTOR = 10.0
 """Many small steps for the worse, each within the tolerance, end at so many tolerances above the path over the node."""
 MIN_CHANGES = 8
 """Verdicts to have seen before the tolerance follows them."""
-N_SPREADS = 10.0
+N_SPREADS = 6.0
 """MADs above the median that an update may lie."""
 SMALLEST_SHARE = 0.25
 """Of the tolerance that was set; training is noisy."""
