@@ -28,6 +28,7 @@ from tinylora.federation.loop import run_campaign
 from tinylora.federation.ports import Order, Reply
 from tinylora.flower.identity import load_or_create
 from tinylora.flower.membership import Membership, load_membership, save_membership
+from tinylora.flower.objects import flush
 from tinylora.flower.receipts import ReceiptBook, read_receipts
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.numerics import TorchNumerics
@@ -66,7 +67,9 @@ class SpoolingTransport(SimulatedTransport):
         if not reply.payload:
             return reply
         file = self.spool / f"{reply.worker}-{reply.unit_id}"
-        file.write_bytes(reply.payload)
+        with file.open("wb") as out:
+            out.write(reply.payload)
+            flush(out)
         return replace(reply, payload=b"", file=file)
 
 

@@ -31,7 +31,8 @@ def test_a_killed_scenario_ends_as_if_nothing_had_happened(scenario: Scenario) -
 
 def test_every_failpoint_is_reached_by_some_scenario() -> None:
     seen = {name for scenario in SCENARIOS for name in undisturbed(scenario.name)[0]}
-    assert set(failpoints.registered()) == seen
+    of_the_product = {name for name in failpoints.registered() if not name.startswith("tests.")}
+    assert of_the_product == seen
     assert len(seen) >= 60
 
 

@@ -3,7 +3,6 @@
 Every step of the counting trainer adds the same to B, so what a finished leaf holds says how many steps were counted.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +28,6 @@ from tinylora.flower.fleet import FleetHttpClient
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic and pathspec, about flwr's use
 
-RECOVERY_S = 5.0
 """On a machine that has nothing else to do; on a busy one all of it takes longer by as much."""
 
 
@@ -98,7 +96,6 @@ def test_whoever_is_killed_nothing_is_lost_and_nothing_counts_twice(
             took_s = killer.join()
             record_property(f"recovery after {role} died {moment}", took_s)
             print(f"{role} killed {moment}: next step after {took_s:.1f} s")
-            assert took_s < RECOVERY_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def test_what_another_start_would_only_repeat_is_not_repeated(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +25,7 @@ from tinylora.demo.live import Progress, describe, render
 from tinylora.demo.places import prepare_folder
 from tinylora.demo.processes import Child, Family
 from tinylora.demo.settings import demo_settings, settings_options
-from tinylora.errors import TinyLoraError
+from tinylora.errors import StorageError, TinyLoraError
 from tinylora.federation.campaign import fold
 from tinylora.federation.events import Event, UnitLeased
 from tinylora.ledger.sqlite import SqliteLedger
@@ -106,7 +107,7 @@ def _start_coordinator(family: Family, directory: Path, options: list[str], n_wo
     token = _make_token([*own, "token", "create", str(directory), "--uses", str(n_workers), "--json"])
     port = free_port()
     serve = family.start("coordinator", [*own, "serve", str(directory), "--host", "127.0.0.1", "--port", str(port)])
-    _wait_for_port(serve, port)
+    _wait_for_ledger(serve, directory)
     return f"https://127.0.0.1:{port}", token
 
 
@@ -143,11 +144,12 @@ def _wait_for_end(child: Child) -> None:
         raise _failed(child)
 
 
-def _wait_for_port(child: Child, port: int) -> None:
+def _wait_for_ledger(child: Child, directory: Path) -> None:
+    """The coordinator has begun the run: its port is open long before that, and whoever asks there simply waits."""
     end = time.monotonic() + _PATIENCE_S
     while time.monotonic() < end and child.is_running:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+        with suppress(StorageError), SqliteLedger.open_readonly(directory) as ledger:
+            if ledger.events():
                 return
         time.sleep(0.1)
     raise _failed(child)

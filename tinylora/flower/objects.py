@@ -195,7 +195,7 @@ def _write_parts(
                 out.write(body)
             if out.tell() != n_bytes:
                 raise ProtocolError(f"update: payload: expected {n_bytes} bytes as its shape says, got {out.tell()}")
-            _flush(out)
+            flush(out)
     except BaseException:  # GeneratorExit too: nobody waits for it any more
         file.unlink(missing_ok=True)
         raise
@@ -206,7 +206,8 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _flush(out: IO[bytes]) -> None:
+def flush(out: IO[bytes]) -> None:
+    """What was written is on disk."""
     out.flush()
     reach("spool.flush.before")
     os.fsync(out.fileno())
