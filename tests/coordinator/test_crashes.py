@@ -28,8 +28,6 @@ from tinylora.flower.fleet import FleetHttpClient
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic and pathspec, about flwr's use
 
-"""On a machine that has nothing else to do; on a busy one all of it takes longer by as much."""
-
 
 class Killer:
     """Kills one role, once, when it is called the `nth` time; and starts the supervisor again if it was that."""
