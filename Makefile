@@ -43,7 +43,7 @@ demo: $(INSTALLED) ## a real federation on this machine: bundle, report and pict
 		--router-sync $(ROUTER_SYNC) --out $(OUT)
 
 test: $(INSTALLED) ## the tests, without those that take minutes; two processes, each with whole files
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 slow: $(INSTALLED) ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
