@@ -24,19 +24,19 @@ from typing import Any
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
-import httpx  # noqa: E402
-import numpy as np  # noqa: E402
-import psutil  # noqa: E402
-from tinylora_coordinator.folder import RunFolder, write_run  # noqa: E402
-from tinylora_coordinator.keys import pin_of  # noqa: E402
-from tinylora_coordinator.operator_store import OperatorStore  # noqa: E402
+import httpx
+import numpy as np
+import psutil
+from tinylora_coordinator.folder import RunFolder, write_run
+from tinylora_coordinator.keys import pin_of
+from tinylora_coordinator.operator_store import OperatorStore
 
-from tests.coordinator.running import Coordinator  # noqa: E402
-from tests.flower.counting import CountingTrainer  # noqa: E402
-from tinylora.config import BaseFacts, ProjectionShape, RunSettings  # noqa: E402
-from tinylora.federation.events import LeaseExpired, UpdateAccepted, UpdateRejected  # noqa: E402
-from tinylora.flower import use_home  # noqa: E402
-from tinylora.routing.features import feature_hash  # noqa: E402
+from tests.coordinator.running import Coordinator
+from tests.flower.counting import CountingTrainer
+from tinylora.config import BaseFacts, ProjectionShape, RunSettings
+from tinylora.federation.events import LeaseExpired, UpdateAccepted, UpdateRejected
+from tinylora.flower import use_home
+from tinylora.routing.features import feature_hash
 
 GOAL_P99_S, GOAL_MEMORY_BYTES = 0.5, 1.5e9
 CONTROL = ("ActivateNode", "SendNodeHeartbeat", "PullMessages", "ConfirmMessageReceived")

@@ -42,7 +42,7 @@ def main() -> None:
 
 def _load(root: Path) -> None:
     use_home(RunFolder(root).flower_home)
-    import tinylora_coordinator.service  # noqa: F401
+    import tinylora_coordinator.service  # noqa: F401  so that a spare has torch before it is needed
 
 
 def _work(root: Path, first: dict[str, Any], stop: threading.Event, listen: Callable[[Told], None]) -> None:

@@ -9,10 +9,10 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-import torch  # noqa: E402
+import torch
 
-from tests.chaos.matrix import kills, reached, survive  # noqa: E402
-from tests.chaos.scenarios import SCENARIOS  # noqa: E402
+from tests.chaos.matrix import kills, reached, survive
+from tests.chaos.scenarios import SCENARIOS
 
 
 def matrix(times: int) -> bool:

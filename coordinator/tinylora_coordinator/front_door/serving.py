@@ -164,8 +164,9 @@ def _wait(condition: Callable[[], bool], *, timeout_s: float) -> bool:
 class _Server(uvicorn.Server):
     """uvicorn, with few threads for what blocks.
 
-    Nearly all of that is Flower writing to SQLite, one at a time. Whoever finds it locked sleeps and tries again, so
-    forty threads at once (the default) wait for each other far longer than in a queue.
+    Nearly all of that is Flower writing to SQLite, one at a time, and whoever finds it locked sleeps and tries again.
+    In one pair of runs with two hundred workers few threads took a third less CPU than the default of forty; answers
+    came no sooner.
     """
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
