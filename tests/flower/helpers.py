@@ -139,14 +139,25 @@ class Federation:
 
     def transport(self) -> FlowerTransport:
         """The rounds side."""
-        wire = HttpWire(
+        return FlowerTransport(self._open_wire(), poll_s=0.1, folder=self.database.parent)
+
+    @contextmanager
+    def wire(self) -> Iterator[HttpWire]:
+        """What the rounds side speaks over."""
+        wire = self._open_wire()
+        try:
+            yield wire
+        finally:
+            wire.close()
+
+    def _open_wire(self) -> HttpWire:
+        return HttpWire(
             self.inside.host_port,
             admin=self.link.admin,
             superexec_secret=self.link.superexec_secret,
             limit_bytes=LIMIT_BYTES,
             folder=self.database.parent,
         )
-        return FlowerTransport(wire, poll_s=0.1, folder=self.database.parent)
 
     def start_worker(
         self,

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from tinylora.flower.compat.rounds import RuntimeHttpClient
 from tinylora.flower.fleet import FleetHttpClient
 from tinylora.flower.identity import new_identity
 from tinylora.flower.messages import Handle
-from tinylora.flower.transport import FlowerTransport
+from tinylora.flower.transport import FlowerTransport, SessionLost
 from tinylora.protocol.documents import Update, WorkUnit
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic and pathspec, about flwr's use
@@ -338,6 +339,42 @@ def test_the_rounds_side_opens_a_new_session_when_flower_has_ended_the_old_one(
     transport.send(worker.name, make_unit("new", b"2"), b"2")
     assert payload_of(replies(transport, 1)["new"]) == b"2"
     assert done == ["old", "new"]
+
+
+def test_a_session_is_hung_up_when_the_last_of_its_threads_has_its_answer(
+    running: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, release = threading.Event(), threading.Event()
+    held: list[RuntimeHttpClient] = []
+    closed: list[RuntimeHttpClient] = []
+    ask, hang_up = RuntimeHttpClient.GetNodes, RuntimeHttpClient.close
+
+    def slow(client: RuntimeHttpClient, request: Any) -> Any:
+        answer = ask(client, request)
+        asked.set()
+        assert release.wait(60.0)
+        assert client not in closed
+        held.append(client)
+        return answer
+
+    def record(client: RuntimeHttpClient) -> None:
+        closed.append(client)
+        hang_up(client)
+
+    with running.wire() as wire:
+        monkeypatch.setattr(RuntimeHttpClient, "GetNodes", slow)
+        with ThreadPoolExecutor() as pool:
+            stations = pool.submit(wire.stations)
+            assert asked.wait(60.0)
+            monkeypatch.setattr(RuntimeHttpClient, "close", record)
+            for run in running.link.state.get_run_info():
+                running.link.state.stop_run(run.run_id)
+            with pytest.raises(SessionLost):
+                wire.arrivals(["0" * 64])
+            release.set()
+            assert stations.result(60.0) == []
+        assert held[0] in closed
+        assert wire.stations() == []  # over another one
 
 
 def test_a_second_link_over_the_same_file_knows_its_workers_and_forgets_old_units(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ upload stalled. Here one question asks for all replies that have begun to arrive
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,6 +45,8 @@ from tinylora.flower.compat.wire import (
     SUPERLINK_NODE_ID,
     ConfirmMessageReceivedRequest,
     ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
     make_message,
     make_pull_object_fn_protobuf,
 )
@@ -187,9 +189,8 @@ class HttpWire:
     def _on_session(self, ask: "Callable[[_Session], T]") -> T:
         session = self._session
         try:
-            if session.is_lost.is_set():
-                raise SessionLost
-            return ask(session)
+            with session.in_use():
+                return ask(session)
         except httpx.HTTPStatusError as error:
             if error.response.status_code not in (401, 403):
                 raise
@@ -205,15 +206,63 @@ class HttpWire:
                 self._session = self._open()
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Session:
-    """One Flower run, and our place in it as its ServerApp."""
+    """One Flower run, and our place in it as its ServerApp.
+
+    Several threads ask through it, and any of them may find it lost. It is hung up when the last one has its answer:
+    a `HttpGrid` that is asked afterwards would connect anew, without our header.
+    """
 
     grid: HttpGrid
     client: RuntimeHttpClient
     run_id: int
-    pulse: Pulse
-    is_lost: threading.Event
+    is_lost: threading.Event = field(default_factory=threading.Event)
+    pulse: Pulse = field(init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _n_users: int = 0
+    _is_closed: bool = False
+
+    def __post_init__(self) -> None:
+        self.pulse = Pulse(self._beat, period_s=_TASK_HEARTBEAT_S)
+        self.pulse.start()
+
+    def _beat(self) -> bool:
+        try:
+            with self.in_use():
+                if not self.client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success:
+                    self.is_lost.set()
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code in (401, 403):
+                self.is_lost.set()
+        except SessionLost:
+            pass
+        except (httpx.HTTPError, ValueError):
+            return False
+        return True
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While it is open, this session is not hung up.
+
+        Raises:
+            SessionLost: It is over.
+        """
+        with self._lock:
+            if self._is_closed or self.is_lost.is_set():
+                raise SessionLost
+            self._n_users += 1
+        try:
+            yield
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        with self._lock:
+            self._n_users -= 1
+            is_over = self._is_closed and not self._n_users
+        if is_over:
+            self.grid.close()
 
     def arrivals(self, message_ids: Collection[str], limit_bytes: int, folder: Path) -> list[Arrival]:
         """Ask for the heads of replies, with the trees of their objects."""
@@ -228,20 +277,29 @@ class _Session:
         ]
 
     def _fetch(self, reply_id: str, tree: ObjectTree, limit_bytes: int, folder: Path) -> Spooling:
-        pull = make_pull_object_fn_protobuf(self.client.PullObject, self.grid.node, self.run_id)
+        pull = make_pull_object_fn_protobuf(self._pull_object, self.grid.node, self.run_id)
         found = yield from spool(reply_id, tree, pull, limit_bytes=limit_bytes, folder=folder)
-        with suppress(httpx.HTTPError, ValueError):  # it is here; the link forgets it with the run at the latest
+        # It is here; the link forgets it with the run at the latest.
+        with suppress(httpx.HTTPError, ValueError, SessionLost), self.in_use():
             self.client.ConfirmMessageReceived(
                 ConfirmMessageReceivedRequest(node=self.grid.node, run_id=self.run_id, message_object_id=reply_id)
             )
         return found
 
+    def _pull_object(self, request: PullObjectRequest) -> PullObjectResponse:
+        with self.in_use():
+            return self.client.PullObject(request)
+
     def close(self) -> None:
-        """Tell the link that this run is over, should it not know."""
+        """Tell the link that this run is over, should it not know; hang up when nobody asks any more."""
         self.pulse.stop()
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed, self._n_users = True, self._n_users + 1
         with suppress(httpx.HTTPError, ValueError):  # the link may be gone; its next start ends old runs
             self.client.PushTaskOutput(PushTaskOutputRequest(sub_status="completed", details=""))
-        self.grid.close()
+        self._release()
 
 
 class _AdminHeader:
@@ -275,10 +333,7 @@ def _open_session(link: Address, admin: str, superexec_secret: bytes) -> _Sessio
     grid = HttpGrid(link.host_port, insecure=link.is_plain, token=token)
     grid._client = client
     grid.set_run(run_from_proto(task.run))
-    is_lost = threading.Event()
-    pulse = Pulse(lambda: _beat(client, is_lost), period_s=_TASK_HEARTBEAT_S)
-    pulse.start()
-    return _Session(grid, client, task.run.run_id, pulse, is_lost)
+    return _Session(grid, client, task.run.run_id)
 
 
 def _start_run(link: Address, admin: str) -> None:
@@ -301,15 +356,3 @@ def _acquire_task(link: Address, admin: str, superexec_secret: bytes) -> str:
     if not token:
         raise ProtocolError(f"{link.url()}: Flower has no task for the rounds although a run was started")
     return token
-
-
-def _beat(client: RuntimeHttpClient, is_lost: threading.Event) -> bool:
-    try:
-        if not client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success:
-            is_lost.set()
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code in (401, 403):
-            is_lost.set()
-    except (httpx.HTTPError, ValueError):
-        return False
-    return True

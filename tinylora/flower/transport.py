@@ -346,6 +346,8 @@ class FlowerTransport:
             self._take(parcel, end.value)
         except PartMissing:
             self._again(parcel)
+        except SessionLost:
+            pass  # whoever opens the next one sends all again
         except httpx.HTTPStatusError as error:
             if error.response.status_code not in (401, 403):  # otherwise the session is lost, and all is sent again
                 self._start_over(fetch)

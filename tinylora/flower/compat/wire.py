@@ -6,6 +6,8 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
     PushObjectRequest,
     PushObjectResponse,
 )
@@ -45,6 +47,8 @@ __all__ = [
     "ObjectPushError",
     "ObjectTree",
     "ObjectUnavailableError",
+    "PullObjectRequest",
+    "PullObjectResponse",
     "PushObjectRequest",
     "PushObjectResponse",
     "get_all_nested_objects",
