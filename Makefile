@@ -29,7 +29,7 @@ WRONG_DOCSTRING := (/DOC[0-9]+:|Traceback|Error/ && !/DOC(101|201|402):/ && \
 	!(/DOC103:/ && !/in the docstring but not in the function signature/)) { print; wrong = 1 } END { exit wrong }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow chaos check style imports docstrings types bench report base clean
+.PHONY: help install demo test slow chaos check style imports docstrings types bench report stubs base clean
 
 help: ## list the verbs
 	@echo "TinyLoRA: make VERB [WORKERS=4] [DEPTH=2] [SEED=0] [ROUTER_SYNC=both|statistics|weights] [OUT=demo-out]"
@@ -76,6 +76,10 @@ report: $(INSTALLED) ## every method against its baselines, an hour or two; docs
 	@$(BIN)/tinylora report --config benchmarks/quality.toml --preset $(PRESET) --out $(REPORT_OUT)
 	@mkdir -p docs/quality && cp $(REPORT_OUT)/quality.json benchmarks/results/ && \
 		cp $(REPORT_OUT)/quality.md $(REPORT_OUT)/*.png docs/quality/
+
+stubs: $(INSTALLED) ## make the worker's gRPC stubs anew from worker/tinylora_worker/wire/worker.proto
+	@cd worker && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+		tinylora_worker/wire/worker.proto
 
 base: $(INSTALLED) ## train the demo's base model anew (an hour or more on a CPU)
 	@$(BIN)/python -m tinylora.demo.make_base

@@ -1,0 +1,1 @@
+"""What the parts of a worker say to each other: worker.proto and the stubs made from it by `make stubs`."""
