@@ -234,25 +234,27 @@ def _read(address: Address, response: httpx.Response, kind: type[AnyDocument]) -
 
 def _read_refusal(address: Address, response: httpx.Response) -> Refusal:
     if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
-        raise RefusedError(f"{address.url()}: too many tries from this address; wait a minute, and join again")
+        reason = "too many tries from this address; wait a minute, and join again"
+        raise RefusedError(f"{address.url()}: {reason}", rule="rate")
     if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
         raise NetworkError(f"{address.url()}: the coordinator cannot take anybody in now; join again later")
     return _read(address, response, Refusal)
 
 
 def _raise_refusal(address: Address, refusal: Refusal) -> NoReturn:
-    """Turn the coordinator's reason into the error that a command ends with."""
+    """Turn the coordinator's reason into the error that a command ends with; its `rule` is the refusal's code."""
     reason = printable(refusal.reason, at_most=500)
     if refusal.error == "base":
-        raise BaseModelError(reason)
+        raise BaseModelError(reason, rule=refusal.error)
     kind = NotYetApproved if refusal.error == "pending" else RefusedError
-    raise kind(f"{address.url()}: {reason}")
+    raise kind(f"{address.url()}: {reason}", rule=refusal.error)
 
 
 def _not_ours(address: Address, response: httpx.Response) -> NetworkError:
     return NetworkError(
         f"{address.url()}: answers (HTTP {response.status_code}), but not as a TinyLoRA coordinator of protocol "
-        f"{PROTOCOL_VERSION}; check the address"
+        f"{PROTOCOL_VERSION}; check the address",
+        rule="stranger",
     )
 
 

@@ -90,16 +90,19 @@ def meet(address: Address, pin: str, *, timeout_s: float = 30.0) -> Trust:
         return Trust(pin)
     response = ask(address, "GET", CA_PATH, verify=_unverified(), timeout_s=timeout_s)
     if response.status_code != httpx.codes.OK:
-        raise NetworkError(f"{address.url()}: answers, but has no CA of its own; check the address, or the token")
+        raise NetworkError(
+            f"{address.url()}: answers, but has no CA of its own; check the address, or the token", rule="stranger"
+        )
     try:
         (certificate,) = x509.load_pem_x509_certificates(response.content)
     except ValueError:
-        raise NetworkError(f"{address.url(CA_PATH)}: not one certificate; check the address") from None
+        raise NetworkError(f"{address.url(CA_PATH)}: not one certificate; check the address", rule="stranger") from None
     found = pin_of_der(certificate.public_bytes(serialization.Encoding.DER))
     if found != pin:
         raise RefusedError(
             f"{address.url()}: has another CA (sha256 {found[:16]}) than the token names ({pin[:16]}), so the token "
-            "was not sent; check the address, and ask the operator for a new token if it is right"
+            "was not sent; check the address, and ask the operator for a new token if it is right",
+            rule="ca",
         )
     return Trust(pin, certificate.public_bytes(serialization.Encoding.PEM))
 
@@ -153,7 +156,8 @@ def ask(
                     raise NetworkError(f"{address.url(path)}: answers without end; check the address")
             return httpx.Response(response.status_code, headers=_plain(response.headers), content=bytes(found))
     except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:
-        raise NetworkError(f"{address.url()}: {_explain(error)}") from None
+        rule, why = _explain(error)
+        raise NetworkError(f"{address.url()}: {why}", rule=rule) from None
 
 
 def _plain(headers: Mapping[str, str]) -> dict[str, str]:
@@ -161,14 +165,16 @@ def _plain(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name in ("content-type", "date", "retry-after")}
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception) -> tuple[str, str]:
+    """One word for what is wrong, and the sentence."""
     text = str(error)
     if "CERTIFICATE_VERIFY_FAILED" in text:
         why = text.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or "not trusted"
-        return f"its certificate does not hold: {why}; check the address, or ask the operator for a new token"
+        return "certificate", f"its certificate does not hold: {why}; check the address, or ask for a new token"
     if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text:
-        return "speaks no TLS; check the address"
+        return "no_tls", "speaks no TLS; check the address"
     return (
+        "unreachable",
         f"no coordinator answers ({text or type(error).__name__}); check the address, and that "
-        "`tinylora-coordinator serve` is running"
+        "`tinylora-coordinator serve` is running",
     )
