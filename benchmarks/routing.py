@@ -314,7 +314,7 @@ def _local_steps(
     optimiser = torch.optim.Adam([{"params": [router.w], "lr": 0.05 * size}, {"params": [router.b], "lr": 0.05}])
     wanted = torch.from_numpy(np.stack([gate.w for gate in solved.nodes.values()])) if solved else None
     rows = batches(shard, window_tokens=WINDOW, batch_windows=4, seed=number)
-    for _, (ids, documents) in zip(range(n_steps), rows, strict=False):
+    for _, (ids, documents, _) in zip(range(n_steps), rows, strict=False):
         loss = model.loss(torch.from_numpy(ids), documents=torch.from_numpy(documents))
         if wanted is not None:
             loss = loss + anchor * ((router.w - wanted).square().sum(1) / wanted.square().sum(1)).mean()

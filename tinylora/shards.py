@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 
 from tinylora.config import BaseFacts
 from tinylora.errors import DataError, SettingError
@@ -28,8 +28,17 @@ log = logging.getLogger(__name__)
 
 NamedText: TypeAlias = tuple[str, str]
 Encode: TypeAlias = Callable[[str], Sequence[int]]
-Rows: TypeAlias = tuple[Int64[np.ndarray, "row token"], Int64[np.ndarray, "row token"]]
-"""Token ids, and beside each token the number of the document it comes from."""
+
+
+class Rows(NamedTuple):
+    """Windows of tokens, one a row."""
+
+    ids: Int64[np.ndarray, "row token"]
+    documents: Int64[np.ndarray, "row token"]
+    """Beside each token the number of the document it comes from."""
+    is_target: Bool[np.ndarray, "row token"] | None = None
+    """Tokens that are to be predicted: those of answers and completions. None: all of them."""
+
 
 READABLE = "text files, .jsonl, .parquet, or folders of them"
 
@@ -41,6 +50,8 @@ class Document:
     name: str
     tokens: Int32[np.ndarray, " token"]
     n_bytes: int
+    is_target: Bool[np.ndarray, " token"] | None = None
+    """Tokens that a model is to learn to say; None: all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +69,11 @@ class Shard:
     def n_tokens(self) -> int:
         """Tokens to train on."""
         return sum(len(document.tokens) for document in self.train)
+
+    @cached_property
+    def n_targets(self) -> int:
+        """Of these, tokens that are to be predicted."""
+        return sum(n_targets(document) for document in self.train)
 
     def n_windows(self, window_tokens: int) -> int:
         """Full windows in one epoch; the rest of the last one is another text in every epoch."""
@@ -78,6 +94,8 @@ class Epoch:
 
     window_tokens: int
     stream: Int32[np.ndarray, " token"]
+    is_target: Bool[np.ndarray, " token"] | None
+    """Beside the stream; None where all tokens are targets."""
     numbers: Int64[np.ndarray, " document"]
     """Document numbers (places in `Shard.train`) in stream order."""
     ends: Int64[np.ndarray, " document"]
@@ -96,18 +114,20 @@ class Epoch:
         chosen = [shard.train[number].tokens for number in numbers]
         ends = np.cumsum([len(tokens) for tokens in chosen], dtype=np.int64)
         order = _permutation(shard.n_windows(window_tokens), "windows", seed, epoch)
-        return cls(window_tokens, np.concatenate(chosen), numbers, ends, order)
+        targets = _joined_targets([shard.train[number] for number in numbers])
+        return cls(window_tokens, np.concatenate(chosen), targets, numbers, ends, order)
 
     def rows(self, positions: Int64[np.ndarray, " row"]) -> Rows:
         """The windows at these positions of the epoch."""
         starts = self.order[positions] * self.window_tokens
         places = starts[:, None] + np.arange(self.window_tokens)
         documents = self.numbers[np.searchsorted(self.ends, places, side="right")]
-        return self.stream[places].astype(np.int64), documents
+        is_target = None if self.is_target is None else self.is_target[places]
+        return Rows(self.stream[places].astype(np.int64), documents, is_target)
 
 
 def batches(shard: Shard, *, window_tokens: int, batch_windows: int, seed: int, first_step: int = 0) -> Iterator[Rows]:
-    """Batches (token ids, document numbers) from step `first_step` on, without end.
+    """Batches of windows from step `first_step` on, without end.
 
     Epochs follow each other without a gap: a batch may hold the last windows of one and the first of the next, and a
     shard smaller than a batch fills it with several epochs. Step k is the same wherever the iteration began.
@@ -123,8 +143,61 @@ def batches(shard: Shard, *, window_tokens: int, batch_windows: int, seed: int, 
         needed = sorted(set((places // n_windows).tolist()))
         packed = {epoch: packed.get(epoch) or Epoch.of(shard, window_tokens, seed, epoch) for epoch in needed}
         parts = [packed[epoch].rows(places[places // n_windows == epoch] % n_windows) for epoch in needed]
-        yield np.concatenate([ids for ids, _ in parts]), np.concatenate([documents for _, documents in parts])
+        yield _stacked(parts)
         step += 1
+
+
+def _stacked(parts: Sequence[Rows]) -> Rows:
+    """Rows of one shard under each other: either all of them have targets, or none has."""
+    targets = [part.is_target for part in parts if part.is_target is not None]
+    return Rows(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.documents for part in parts]),
+        np.concatenate(targets) if targets else None,
+    )
+
+
+def n_targets(document: Document) -> int:
+    """Tokens of a document that are to be predicted."""
+    return len(document.tokens) if document.is_target is None else int(np.count_nonzero(document.is_target))
+
+
+def _joined_targets(documents: Sequence[Document]) -> Bool[np.ndarray, " token"] | None:
+    """Targets of documents end to end; None where all tokens of all of them are."""
+    if all(document.is_target is None for document in documents):
+        return None
+    return np.concatenate([_targets(document) for document in documents])
+
+
+def _targets(document: Document) -> Bool[np.ndarray, " token"]:
+    return np.ones(len(document.tokens), dtype=bool) if document.is_target is None else document.is_target
+
+
+def spaced_windows(documents: Sequence[Document], window_tokens: int, most_windows: int) -> Rows | None:
+    """A few windows, evenly spaced over the documents end to end; None where there are not even two tokens.
+
+    One window is as long as all of the text where that is shorter than `window_tokens`.
+    """
+    sizes = np.array([len(document.tokens) for document in documents], dtype=np.int64)
+    n_tokens = int(sizes.sum())
+    if n_tokens < 2:
+        return None
+    width = min(window_tokens, n_tokens)
+    starts = np.linspace(0, n_tokens - width, min(most_windows, n_tokens // width)).astype(np.int64)
+    ends = np.cumsum(sizes)
+    rows = _stacked([_window(documents, ends, int(start), width) for start in starts])
+    return rows if any(document.is_target is not None for document in documents) else rows._replace(is_target=None)
+
+
+def _window(documents: Sequence[Document], ends: Int64[np.ndarray, " document"], start: int, width: int) -> Rows:
+    """One window of the documents end to end, with its targets."""
+    first, last = (int(np.searchsorted(ends, place, side="right")) for place in (start, start + width - 1))
+    inside = [documents[number] for number in range(first, last + 1)]
+    begin = int(ends[first - 1]) if first else 0
+    cut = slice(start - begin, start - begin + width)
+    numbers = np.repeat(np.arange(first, last + 1), [len(document.tokens) for document in inside])[cut]
+    ids = np.concatenate([document.tokens for document in inside])[cut].astype(np.int64)
+    return Rows(ids[None], numbers[None], np.concatenate([_targets(document) for document in inside])[cut][None])
 
 
 def check_size(shard: Shard, *, window_tokens: int, min_windows: int = 1) -> None:
@@ -322,6 +395,8 @@ def _version(train: Iterable[Document], tokenizer_fingerprint: str) -> str:
     for document in train:
         digest.update(len(document.tokens).to_bytes(8, "little"))
         digest.update(document.tokens.astype("<i4").tobytes())
+        if document.is_target is not None:
+            digest.update(np.packbits(document.is_target).tobytes())
     return digest.hexdigest()
 
 

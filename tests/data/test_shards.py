@@ -1,5 +1,6 @@
 """Files to documents to tokens to windows: what is read, what is refused and in which words, and what is repeatable."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -295,11 +296,48 @@ def naive_windows(shard: shards.Shard, window: int, seed: int, epoch: int) -> Co
 @given(st.integers(2, 12), st.integers(1, 40), st.integers(0, 3), st.integers(0, 3))
 def test_windows_are_the_documents_end_to_end(n, window, seed, epoch):
     shard = make(some_texts(n, length=n))
-    ids, documents = shard.windows(min(window, shard.n_tokens), seed, epoch)
+    ids, documents, is_target = shard.windows(min(window, shard.n_tokens), seed, epoch)
     assert ids.shape == documents.shape == (shard.n_windows(min(window, shard.n_tokens)), min(window, shard.n_tokens))
     assert ids.dtype == documents.dtype == np.int64
+    assert is_target is None
     found = Counter((tuple(row), tuple(numbers)) for row, numbers in zip(ids.tolist(), documents.tolist(), strict=True))
     assert found == naive_windows(shard, min(window, shard.n_tokens), seed, epoch)
+
+
+def with_targets(shard: shards.Shard) -> shards.Shard:
+    """Every second byte is a target, from the second token of each document on; one document has no mask of its own."""
+    train = [dataclasses.replace(document, is_target=document.tokens % 2 == 0) for document in shard.train]
+    return dataclasses.replace(shard, train=(*train[:-1], shard.train[-1]))
+
+
+def test_targets_go_with_their_tokens():
+    shard = with_targets(make(some_texts(9)))
+    unmasked = len(shard.train) - 1
+    for rows in (shard.windows(16, 3, 1), next(shards.batches(shard, window_tokens=16, batch_windows=50, seed=3))):
+        assert rows.is_target is not None
+        assert np.array_equal(rows.is_target, (rows.ids % 2 == 0) | (rows.documents == unmasked))
+    plain = make(some_texts(9))
+    assert np.array_equal(plain.windows(16, 3, 1).ids, shard.windows(16, 3, 1).ids)
+    assert shard.n_targets < plain.n_targets == plain.n_tokens == shard.n_tokens
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.integers(1, 40), st.integers(1, 9), st.booleans())
+def test_spaced_windows_against_the_text_written_out(sizes, window, most, is_masked):
+    tokens = [np.arange(size, dtype=np.int32) for size in sizes]
+    masks = [part % 3 == 0 if is_masked else None for part in tokens]
+    documents = [shards.Document("d", part, 1, mask) for part, mask in zip(tokens, masks, strict=True)]
+    rows = shards.spaced_windows(documents, window, most)
+    stream, numbers = np.concatenate(tokens), np.repeat(np.arange(len(sizes)), sizes)
+    if len(stream) < 2:
+        assert rows is None
+        return
+    width = min(window, len(stream))
+    starts = np.linspace(0, len(stream) - width, min(most, len(stream) // width)).astype(np.int64)
+    places = starts[:, None] + np.arange(width)
+    assert rows is not None
+    assert np.array_equal(rows.ids, stream[places]) and np.array_equal(rows.documents, numbers[places])
+    assert (rows.is_target is not None) == is_masked
+    assert rows.is_target is None or np.array_equal(rows.is_target, stream[places] % 3 == 0)
 
 
 def test_epochs_and_seeds_differ_and_repeat():
@@ -318,7 +356,7 @@ def test_step_k_needs_no_steps_before_it():
     options = {"window_tokens": 16, "batch_windows": 5, "seed": 3}
     everything = list(islice(shards.batches(shard, **options), 30))
     for step in (0, 1, 7, 29):
-        ids, documents = next(shards.batches(shard, first_step=step, **options))
+        ids, documents, _ = next(shards.batches(shard, first_step=step, **options))
         assert np.array_equal(ids, everything[step][0])
         assert np.array_equal(documents, everything[step][1])
 
@@ -328,7 +366,7 @@ def test_batches_are_the_epochs_one_after_the_other(batch_windows):
     shard = make(some_texts(9))
     n_rows = 3 * shard.n_windows(16)
     stream = shards.batches(shard, window_tokens=16, batch_windows=batch_windows, seed=3)
-    rows = np.concatenate([ids for ids, _ in islice(stream, n_rows // batch_windows + 1)])[:n_rows]
+    rows = np.concatenate([rows.ids for rows in islice(stream, n_rows // batch_windows + 1)])[:n_rows]
     assert np.array_equal(rows, np.concatenate([shard.windows(16, 3, epoch)[0] for epoch in range(3)]))
 
 

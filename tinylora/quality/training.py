@@ -27,4 +27,4 @@ def shard_batches(
         seed=settings.seed,
         first_step=first_step,
     )
-    return ((torch.from_numpy(ids), torch.from_numpy(documents)) for ids, documents in islice(rows, n_steps))
+    return ((torch.from_numpy(ids), torch.from_numpy(documents)) for ids, documents, _ in islice(rows, n_steps))

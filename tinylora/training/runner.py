@@ -33,7 +33,7 @@ from tinylora.routing.gates import Gate, Gates, local_gate_steps, solve_gates
 from tinylora.routing.policy import Router
 from tinylora.routing.sketch import collect, document_features, sketch
 from tinylora.routing.statistics import RouterStatistics
-from tinylora.shards import Document, Shard, batches, check_size
+from tinylora.shards import Document, Shard, batches, check_size, spaced_windows
 from tinylora.tensors import Tensors, manifest_of, to_bytes, with_prefix
 from tinylora.training import probing, sending, split
 from tinylora.training.optimiser import LossOf, Moments, OnStep, Optimiser, Schedule, take_steps, thin
@@ -294,7 +294,7 @@ class UnitRunner:
             seed=order_seed(unit.seed, self.worker),
             first_step=unit.first_step,
         )
-        for ids, documents in rows:
+        for ids, documents, _ in rows:
             yield torch.from_numpy(ids).to(self._device), torch.from_numpy(documents).to(self._device)
 
     @torch.no_grad()
@@ -433,15 +433,8 @@ def heldout_rows(
     documents: Sequence[Document], window_tokens: int, most_windows: int = N_HELDOUT_WINDOWS
 ) -> tuple[Tensor, Tensor] | None:
     """A few windows, evenly spaced over the held-out text, with document numbers; None where there is no such text."""
-    if not documents or sum(len(document.tokens) for document in documents) < 2:
-        return None
-    stream = np.concatenate([document.tokens for document in documents]).astype(np.int64)
-    numbers = np.repeat(np.arange(len(documents)), [len(document.tokens) for document in documents])
-    width = min(window_tokens, len(stream))
-    n_windows = min(most_windows, len(stream) // width)
-    starts = np.linspace(0, len(stream) - width, n_windows).astype(np.int64)
-    places = starts[:, None] + np.arange(width)
-    return torch.from_numpy(stream[places]), torch.from_numpy(numbers[places])
+    rows = spaced_windows(documents, window_tokens, most_windows)
+    return None if rows is None else (torch.from_numpy(rows.ids), torch.from_numpy(rows.documents))
 
 
 def order_seed(seed: int, worker: str) -> int:

@@ -33,9 +33,14 @@ def pieces(documents: Sequence[Document], n_leaves: int) -> list[Document]:
 
 
 def _cut(document: Document) -> list[Document]:
-    tokens, share = document.tokens, document.n_bytes / max(1, len(document.tokens))
-    parts = [tokens[start : start + PIECE_TOKENS] for start in range(0, len(tokens), PIECE_TOKENS)]
-    return [Document(f"{document.name}#{n}", part, round(share * len(part))) for n, part in enumerate(parts)]
+    tokens, mask, share = document.tokens, document.is_target, document.n_bytes / max(1, len(document.tokens))
+    cuts = [slice(start, start + PIECE_TOKENS) for start in range(0, len(tokens), PIECE_TOKENS)]
+    return [
+        Document(
+            f"{document.name}#{n}", tokens[cut], round(share * len(tokens[cut])), None if mask is None else mask[cut]
+        )
+        for n, cut in enumerate(cuts)
+    ]
 
 
 def deal(
