@@ -47,7 +47,7 @@ class Killer:
                 n_before, at = n_steps(self._coordinator), time.monotonic()
                 killed = self._coordinator.kill(self._role)
                 assert killed
-                until(lambda: gone(killed), timeout_s=5.0, what="the end of all that was killed")
+                until(lambda: gone(killed), timeout_s=30.0, what="the end of all that was killed")
                 if self._role == "supervisor":
                     self._coordinator.start()
                 self.threads.append(threading.Thread(target=self._watch, args=(n_before, at)))
