@@ -29,10 +29,11 @@ from tinylora.federation.ports import Order, Reply
 from tinylora.flower.identity import load_or_create
 from tinylora.flower.membership import Membership, load_membership, save_membership
 from tinylora.flower.objects import flush
+from tinylora.flower.outbox import FolderOutbox
 from tinylora.flower.receipts import ReceiptBook, read_receipts
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.numerics import TorchNumerics
-from tinylora.protocol.documents import Receipt, WorkUnit, sha256
+from tinylora.protocol.documents import Receipt, Update, WorkUnit, sha256
 from tinylora.release import make_bundle
 from tinylora.routing.features import feature_hash
 from tinylora.simulate import SimulatedTransport, SimulatedWorker, VirtualClock
@@ -234,6 +235,55 @@ def worker_home(folder: Path) -> Facts:
     return {"receipts": " ".join(receipt.unit_id for receipt in read_receipts(folder))}
 
 
+def worker_outbox(folder: Path) -> Facts:
+    """Units come, are done, sent, asked for once more; each is forgotten when its receipt is in the book."""
+    outbox, book = FolderOutbox(folder), ReceiptBook(folder)
+    for number in range(2):
+        unit = _unit(number)
+        if book.has("r", unit.unit_id):
+            outbox.settle(unit.unit_id)
+            continue
+        _do(outbox, unit, by_file=number == 0)
+        outbox.mark_sent(unit.unit_id)
+        outbox.take(unit, b"payload", b"another message")
+        made = outbox.made(unit)
+        assert made is not None and not made.is_sent and made.result.read_bytes() == b"result"
+        book.keep([_receipt(number)])
+        outbox.settle(unit.unit_id)
+    left = " ".join(path.name for path in sorted((folder / "units").rglob("*")))
+    return {"receipts": " ".join(receipt.unit_id for receipt in read_receipts(folder)), "left": left}
+
+
+def _do(outbox: FolderOutbox, unit: WorkUnit, *, by_file: bool) -> None:
+    """Once: what is there already, half or whole, is not asked for again."""
+    if outbox.made(unit) is not None:
+        return
+    if not outbox.under_way():
+        arrived = outbox.incoming / "arrived"
+        arrived.write_bytes(b"payload")
+        outbox.take(unit, arrived if by_file else b"payload", b"message")
+    (kept,) = outbox.under_way()
+    assert kept.unit == unit and kept.header() == b"message"
+    assert (kept.folder / "payload").read_bytes() == b"payload"
+    made = kept.folder / "made"
+    made.write_bytes(b"result")
+    outbox.finish(unit.unit_id, _update(unit, b"result"), made if by_file else b"result")
+
+
+def _unit(number: int) -> WorkUnit:
+    return WorkUnit(
+        unit_id=f"u{number}", run="r", kind="train", nonce="n", deadline_s=1.0, base_fingerprint="a" * 64,
+        tokenizer_fingerprint="b" * 64, feature_hash="c" * 64, payload_sha256=sha256(b"payload"),
+    )  # fmt: skip
+
+
+def _update(unit: WorkUnit, result: bytes) -> Update:
+    return Update(
+        unit_id=unit.unit_id, run=unit.run, kind=unit.kind, worker="w", nonce=unit.nonce, shard_version="d" * 64,
+        payload_sha256=sha256(result),
+    )  # fmt: skip
+
+
 def _receipt(number: int) -> Receipt:
     return Receipt(
         run="r", unit_id=f"u{number}", worker="w", kind="train", payload_sha256=sha256(b""), event=number,
@@ -249,4 +299,5 @@ SCENARIOS = (
     Scenario("tokens", tokens_and_orders),
     Scenario("old_ledger", old_ledger, _copy_old_ledger),
     Scenario("worker_home", worker_home),
+    Scenario("worker_outbox", worker_outbox),
 )
