@@ -260,13 +260,15 @@ def _do(outbox: FolderOutbox, unit: WorkUnit, *, by_file: bool) -> None:
         return
     if not outbox.under_way():
         arrived = outbox.incoming / "arrived"
-        arrived.write_bytes(b"payload")
+        if by_file:
+            arrived.write_bytes(b"payload")
         outbox.take(unit, arrived if by_file else b"payload", b"message")
     (kept,) = outbox.under_way()
     assert kept.unit == unit and kept.header() == b"message"
     assert (kept.folder / "payload").read_bytes() == b"payload"
     made = kept.folder / "made"
-    made.write_bytes(b"result")
+    if by_file:
+        made.write_bytes(b"result")
     outbox.finish(unit.unit_id, _update(unit, b"result"), made if by_file else b"result")
 
 
