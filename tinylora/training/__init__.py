@@ -2,6 +2,9 @@
 
 The code is organised as follows:
 
+* `fit`: what a step is cut into so that a machine can hold it;
+* `flat`: many small tensors as a few long vectors in main memory;
+* `snapshot`: a unit after its last finished step, to go on from;
 * `optimiser`: learning-rate schedule, AdamW with moments that survive between units, the step loop;
 * `received`: what a unit's payload holds, checked against the unit and the base;
 * `split`: whose text is whose: documents dealt to the leaves of a subtree, documents nearest to an adopted leaf;
@@ -9,7 +12,9 @@ The code is organised as follows:
 * `runner`: `UnitRunner`, which puts these together around one resident base.
 """
 
+from tinylora.training.fit import Fit
 from tinylora.training.optimiser import OnStep, Schedule
 from tinylora.training.runner import UnitRunner
+from tinylora.training.snapshot import Snapshot
 
-__all__ = ["OnStep", "Schedule", "UnitRunner"]
+__all__ = ["Fit", "OnStep", "Schedule", "Snapshot", "UnitRunner"]

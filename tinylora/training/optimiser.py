@@ -3,23 +3,32 @@
 Nothing here knows what a work unit is: parameters, batches and a loss come in, losses go out.
 """
 
-import copy
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+
+from tinylora.training.flat import Flat, flatten, to_host, unflatten
 
 BETAS = (0.9, 0.95)  # units are short: with 0.999 the second moment would still be warming up when a leaf is done
 FINAL_SHARE = 0.1
 MAX_GRADIENT_NORM = 1.0
 
-Moments: TypeAlias = dict[str, Any]
-"""AdamW's state, detached from any optimiser object."""
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """AdamW's state in main memory, detached from any optimiser object."""
+
+    steps: Float[Tensor, " parameter"]
+    """How often each parameter was moved; 0 where it never had a gradient, and so has no moments yet."""
+    first: Flat
+    second: Flat
 
 
 @dataclass(frozen=True)
@@ -49,21 +58,69 @@ class Optimiser:
         self.parameters = list(parameters)
         self.schedule = schedule
         self._adamw = torch.optim.AdamW(self.parameters, lr=schedule.peak, betas=BETAS, weight_decay=0.0, fused=True)
-        if moments is not None:
-            self._adamw.load_state_dict(copy.deepcopy(moments))  # load_state_dict keeps references to what it is given
+        self.remember(moments)
 
     def step(self, loss: Tensor, step: int) -> None:
         """Take one step down `loss`, the node's `step`-th."""
+        self.clear()
+        loss.backward()
+        self.update(step)
+
+    def clear(self) -> None:
+        """Drop the gradients."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    def update(self, step: int) -> None:
+        """Move the parameters by the gradients that they have, as the node's `step`-th step."""
         for group in self._adamw.param_groups:
             group["lr"] = self.schedule.at(step)
-        self._adamw.zero_grad(set_to_none=True)
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
         self._adamw.step()
 
     def moments(self) -> Moments:
         """A copy of AdamW's state, to go on from in a later unit."""
-        return copy.deepcopy(self._adamw.state_dict())
+        return self.copied()[1]
+
+    def copied(self) -> tuple[Flat, Moments]:
+        """The parameters and AdamW's state: copies in main memory, that later steps leave alone."""
+        states = [self._adamw.state.get(parameter) or _unmoved(parameter) for parameter in self.parameters]
+        parts = (
+            flatten(self.parameters),
+            flatten([state["exp_avg"] for state in states]),
+            flatten([state["exp_avg_sq"] for state in states]),
+            flatten([state["step"] for state in states]),
+        )
+        host = iter(to_host([tensor for part in parts for tensor in part.values()]))
+        parameters, first, second, steps = ({name: next(host) for name in part} for part in parts)
+        return parameters, Moments(steps.get("float32", torch.zeros(0)), first, second)
+
+    @torch.no_grad()
+    def restore(self, parameters: Flat, moments: Moments | None) -> None:
+        """Be as the optimiser, or one over parameters of the same shapes, was when these were copied."""
+        for parameter, value in zip(self.parameters, unflatten(parameters, self.parameters), strict=True):
+            parameter.copy_(value)
+        self.clear()
+        self.remember(moments)
+
+    def remember(self, moments: Moments | None) -> None:
+        """Go on with these moments; None begins anew."""
+        state = {} if moments is None else _state_of(moments, self.parameters)
+        self._adamw.load_state_dict({"state": state, "param_groups": self._adamw.state_dict()["param_groups"]})
+
+
+def _unmoved(parameter: Tensor) -> dict[str, Tensor]:
+    zeros = torch.zeros_like(parameter)
+    return {"step": torch.zeros((), device=parameter.device), "exp_avg": zeros, "exp_avg_sq": zeros}
+
+
+def _state_of(moments: Moments, parameters: Sequence[Tensor]) -> dict[int, dict[str, Tensor]]:
+    """As AdamW's own state, by number of the parameter; copies, because AdamW writes into what it is given."""
+    firsts, seconds = unflatten(moments.first, parameters), unflatten(moments.second, parameters)
+    return {
+        index: {"step": moments.steps[index].clone(), "exp_avg": first.clone(), "exp_avg_sq": second.clone()}
+        for index, (first, second) in enumerate(zip(firsts, seconds, strict=True))
+        if moments.steps[index] > 0
+    }
 
 
 LossOf: TypeAlias = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -80,26 +137,32 @@ def take_steps(
     node: str,
     first_step: int,
     n_steps: int,
+    losses: Sequence[float] = (),
+    on_finished: Callable[[tuple[float, ...]], None] | None = None,
     on_step: OnStep | None = None,
-) -> list[float]:
-    """Take `n_steps` steps and return the loss of each, in nats per token.
+) -> tuple[float, ...]:
+    """Take the steps of a unit that are still to be taken, and return the losses of all, in nats per token.
 
     Args:
         optimiser: Holds the parameters.
-        batches: Token ids and document numbers, (window, token) each.
+        batches: Token ids and document numbers, (window, token) each, from the first step that is to be taken on.
         loss_of: What to minimise.
         node: For the reports.
         first_step: The node's steps before this unit.
-        n_steps: Steps to take.
+        n_steps: Of the unit, those that were taken before included.
+        losses: Of the steps that were taken before.
+        on_finished: Called after every step, with the losses so far.
         on_step: Called after every step; the speed it hears is wall-clock and for logs only.
     """
-    losses = []
-    for index in range(n_steps):
+    losses = tuple(losses)
+    for index in range(len(losses), n_steps):
         started = time.perf_counter()
         ids, documents = next(batches)
         objective, nll = loss_of(ids, documents, index)
         optimiser.step(objective, first_step + index)
-        losses.append(nll.item())
+        losses = (*losses, nll.item())
+        if on_finished is not None:
+            on_finished(losses)
         if on_step is not None:
             speed = ids.numel() / max(1e-9, time.perf_counter() - started)
             on_step(node, first_step + index, losses[-1], speed)

@@ -11,6 +11,7 @@ their soft mixture; a node of the trunk, or a leaf beside its frozen ancestors; 
 """
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from tinylora.adapters.nested import nested_loss
 from tinylora.adapters.prefixes import prefix_spec
 from tinylora.adapters.tied import shared_factors
 from tinylora.base_model import LoadedBase, loads
-from tinylora.errors import DataError
+from tinylora.errors import DataError, ProtocolError
 from tinylora.model import TreeModel
 from tinylora.protocol.documents import ProbeResult, Update, WorkUnit, only_factors, sha256
 from tinylora.protocol.envelope import sign as sign_update
@@ -36,9 +37,13 @@ from tinylora.routing.statistics import RouterStatistics
 from tinylora.shards import Document, Shard, batches, check_size, spaced_windows
 from tinylora.tensors import Tensors, manifest_of, to_bytes, with_prefix
 from tinylora.training import probing, sending, split
+from tinylora.training.fit import Fit
 from tinylora.training.optimiser import LossOf, Moments, OnStep, Optimiser, Schedule, take_steps, thin
 from tinylora.training.received import Received, check_unit, open_payload
+from tinylora.training.snapshot import Identity, Snapshot
 from tinylora.tree import NodePath, Topology, is_under
+
+log = logging.getLogger(__name__)
 
 HARDENING = 0.1
 """Weight of the gates' entropy at the end of a subtree's unit: nats of loss per nat of indecision."""
@@ -62,6 +67,8 @@ class Work:
     nll_after: float | None = None
     log_volume: float | None = None
     probe: ProbeResult | None = None
+    seconds_before: float = 0.0
+    """Busy time of an earlier run of the unit, which this one went on from."""
 
 
 @dataclass(frozen=True)
@@ -112,27 +119,46 @@ class UnitRunner:
         self._feature = base.routing_feature
         self._device = self._feature.table.device
         self._memory = Memory()
+        self._latest: Snapshot | None = None
+        self._started = 0.0
         self._heldout: tuple[RoutingFeature, np.ndarray] | None = None
 
-    def run(self, unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
+    @property
+    def latest(self) -> Snapshot | None:
+        """The unit under way after its last finished step; None where there is none that has steps.
+
+        It may be read from any thread at any time, and written down while the next step is taken. When a unit fails
+        in the middle its last one stays until the next unit begins.
+        """
+        return self._latest
+
+    def run(self, unit: WorkUnit, payload: bytes, resume: Snapshot | None = None) -> tuple[Update, bytes]:
         """Carry out one unit; returns the update, signed if this runner can, and its payload.
+
+        Args:
+            unit: The unit.
+            payload: Its tensors.
+            resume: Where an earlier run of the same unit came to. One that does not fit is refused in the log, and the
+                unit starts over.
 
         Raises:
             BaseModelError: The unit is for another base or tokenizer.
             ProtocolError: The unit contradicts itself or its payload.
             DataError: The shard is too small for the unit, or has no held-out text to score an update on.
         """
-        started = self._clock()
+        self._started, self._latest = self._clock(), None
         self._follow(unit)
         check_unit(unit, self.base.facts, max_rank=self._max_rank)
         received = open_payload(unit, payload, self.base.facts)
         if unit.kind == "sketch":
             work = self._sketch(unit)
         elif unit.kind == "train":
-            work = self._train(unit, received)
+            work = self._train(unit, received, resume)
         else:
             work = self._probe(unit, received)
-        return self._write(unit, work, self._clock() - started)
+        answer = self._write(unit, work, work.seconds_before + self._clock() - self._started)
+        self._latest = None
+        return answer
 
     def _follow(self, unit: WorkUnit) -> None:
         """Have the routing feature of the unit's run; the base in memory stays."""
@@ -223,10 +249,10 @@ class UnitRunner:
 
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def _train(self, unit: WorkUnit, received: Received) -> Work:
+    def _train(self, unit: WorkUnit, received: Received, resume: Snapshot | None) -> Work:
         if unit.is_adopted:
-            return self._train_on(unit, received, self._nearest(unit, received))[0]
-        work, dealt, trained = self._train_on(unit, received, self.shard)
+            return self._train_on(unit, received, self._nearest(unit, received), resume)[0]
+        work, dealt, trained = self._train_on(unit, received, self.shard, resume)
         tensors = self._routing_tensors(unit, received, dealt, trained)
         return replace(work, tensors=work.tensors | tensors)
 
@@ -238,13 +264,15 @@ class UnitRunner:
         )
         return replace(self.shard, train=chosen)
 
-    def _train_on(self, unit: WorkUnit, received: Received, shard: Shard) -> tuple[Work, Dealt, Gates]:
+    def _train_on(
+        self, unit: WorkUnit, received: Received, shard: Shard, resume: Snapshot | None
+    ) -> tuple[Work, Dealt, Gates]:
         """Train what the unit says, the gates between its leaves included; also whose text is whose afterwards."""
         check_size(shard, window_tokens=unit.window_tokens)
         if unit.is_subtree:
-            return self._train_subtree(unit, received, shard)
+            return self._train_subtree(unit, received, shard, resume)
         with self._tree(unit, received, None) as model:
-            work = self._fit(unit, model, shard)
+            work = self._fit(unit, model, shard, None, resume)
         return work, Dealt(list(shard.train), [unit.node] * len(shard.train)), Gates({}, self._feature.dim)
 
     @contextmanager
@@ -260,39 +288,72 @@ class UnitRunner:
         finally:
             model.detach_adapters()
 
-    def _fit(self, unit: WorkUnit, model: TreeModel, shard: Shard, router: Router | None = None) -> Work:
+    def _fit(
+        self, unit: WorkUnit, model: TreeModel, shard: Shard, router: Router | None, resume: Snapshot | None
+    ) -> Work:
         """Take the unit's steps; held-out loss before and after, and what was trained of its adapters."""
         heldout = heldout_rows(self.shard.heldout, unit.window_tokens)
-        nll_before = self._heldout_nll(model, heldout)
-        moments = self._memory.recall(unit)
         parameters = model.adapter_parameters(tuple(unit.trained), unit.factors or None)
         optimiser = Optimiser(
             [*parameters, *(router.parameters() if router else ())],
             Schedule(unit.learning_rate, unit.warmup_steps, unit.total_steps),
-            moments=moments,
         )
+        start = self._resumed(unit, optimiser, resume) or self._begun(unit, model, optimiser, heldout)
+        self._latest = start
         losses = take_steps(
             optimiser,
-            self._batches(unit, shard),
+            self._batches(unit, shard, start.n_steps),
             loss_for(unit, model, router),
             node=unit.node,
             first_step=unit.first_step,
             n_steps=unit.n_steps,
+            losses=start.losses,
+            on_finished=lambda losses: self._keep(start, optimiser, losses),
             on_step=self._on_step,
         )
-        self._memory.keep(unit, moments, optimiser.moments())
+        self._memory.keep(unit, start.before, optimiser.moments())
         tensors: Tensors = {}
         for node in unit.trained:
             tensors |= with_prefix(only_factors(model.node_state(node), unit.factors), f"node.{node}.")
-        return Work(tensors, thin(losses, N_LOSSES), nll_before, self._heldout_nll(model, heldout))
+        nll_after = self._heldout_nll(model, heldout)
+        return Work(tensors, thin(losses, N_LOSSES), start.nll_before, nll_after, seconds_before=start.seconds)
 
-    def _batches(self, unit: WorkUnit, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
+    def _begun(
+        self, unit: WorkUnit, model: TreeModel, optimiser: Optimiser, heldout: tuple[Tensor, Tensor] | None
+    ) -> Snapshot:
+        """The unit before its first step."""
+        nll_before = self._heldout_nll(model, heldout)
+        before = self._memory.recall(unit)
+        optimiser.remember(before)
+        identity = Identity.of(unit, self.shard.version, self.worker)
+        return Snapshot(identity, Fit(), 0.0, (), nll_before, optimiser.copied()[0], before, before)
+
+    def _resumed(self, unit: WorkUnit, optimiser: Optimiser, resume: Snapshot | None) -> Snapshot | None:
+        """Parameters and moments put back as they were at `resume`; None, and nothing done, where it does not fit."""
+        if resume is None:
+            return None
+        try:
+            identity = Identity.of(unit, self.shard.version, self.worker)
+            resume.check(identity, optimiser.parameters, unit.n_steps)
+        except ProtocolError as error:
+            log.warning("%s; the unit starts over", error)
+            return None
+        optimiser.restore(resume.parameters, resume.moments)
+        return resume
+
+    def _keep(self, start: Snapshot, optimiser: Optimiser, losses: tuple[float, ...]) -> None:
+        """Make the step that was just taken the one to go on from."""
+        parameters, moments = optimiser.copied()
+        seconds = start.seconds + self._clock() - self._started
+        self._latest = replace(start, seconds=seconds, losses=losses, parameters=parameters, moments=moments)
+
+    def _batches(self, unit: WorkUnit, shard: Shard, n_taken: int) -> Iterator[tuple[Tensor, Tensor]]:
         rows = batches(
             shard,
             window_tokens=unit.window_tokens,
             batch_windows=unit.batch_windows,
             seed=order_seed(unit.seed, self.worker),
-            first_step=unit.first_step,
+            first_step=unit.first_step + n_taken,
         )
         for ids, documents, _ in rows:
             yield torch.from_numpy(ids).to(self._device), torch.from_numpy(documents).to(self._device)
@@ -306,7 +367,9 @@ class UnitRunner:
 
     # --- a subtree ---------------------------------------------------------------------------------------------------
 
-    def _train_subtree(self, unit: WorkUnit, received: Received, shard: Shard) -> tuple[Work, Dealt, Gates]:
+    def _train_subtree(
+        self, unit: WorkUnit, received: Received, shard: Shard, resume: Snapshot | None
+    ) -> tuple[Work, Dealt, Gates]:
         """Leaves and gates together through the soft mixture, which hardens towards the unit's end."""
         inside = Topology(tuple(_inside(leaf, unit.node) for leaf in unit.leaves))
         documents = split.pieces(shard.train, len(unit.leaves))
@@ -314,7 +377,7 @@ class UnitRunner:
         leaf_of, gates = self._begin(unit, received, inside, documents, features)
         router = Router(self._feature, pointing_to(unit.node, gates), around(unit), nodes=unit.applied, trainable=True)
         with self._tree(unit, received, router) as model:
-            work = self._fit(unit, model, shard, router)
+            work = self._fit(unit, model, shard, router, resume)
         trained = _moved(router.gates(), "", above=unit.node)
         hardened = split.by_gates(features, trained, inside)
         if set(hardened) == set(inside.leaves):  # otherwise a leaf would be left without text, and later without sums
