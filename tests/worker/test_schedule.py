@@ -6,7 +6,6 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tinylora_worker.schedule import DAYS, MINUTES_OF_A_DAY, Schedule, Window, local_zone
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -76,7 +75,8 @@ def test_it_says_what_the_clock_on_the_wall_says(
     if expected is None:
         assert change is None or change - now.astimezone(UTC) > limit - MINUTE
     else:
-        assert change == expected and change.tzinfo is now.tzinfo
+        # Not in the zone itself: times of an hour that comes twice equal no time of another zone (PEP 495).
+        assert change is not None and change.astimezone(UTC) == expected and change.tzinfo is now.tzinfo
 
 
 @pytest.mark.parametrize("zone", JUMPS)

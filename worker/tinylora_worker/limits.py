@@ -222,7 +222,6 @@ EXAMPLES = {
     "exclusive_apps": '["game.exe"]',
     "max_temp_c": "80",
 }
-
 """What the file proposes, commented out, where nothing is set."""
 
 

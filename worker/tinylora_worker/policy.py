@@ -61,7 +61,8 @@ class Wishes:
 
     def at(self, now: datetime) -> "Wishes":
         """The same without a pause that is over."""
-        is_over = self.paused_until is not None and now >= self.paused_until
+        # Seconds since 1970: within one zone, an hour that comes twice would be compared by the wall's clock.
+        is_over = self.paused_until is not None and now.timestamp() >= self.paused_until.timestamp()
         return replace(self, is_paused=False, paused_until=None) if is_over else self
 
 
