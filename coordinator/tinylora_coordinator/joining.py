@@ -86,10 +86,8 @@ class JoinDesk:
         self._check_proof(request, token, now_s)
         self._enrol(request, token, now_s)
         self._check_program(request)
-        try:
-            self.register(public_pem, request.name)
-        except RefusedError as error:
-            raise _NotWelcome("banned", str(error)) from None
+        if not request.is_trial:
+            self._register(public_pem, request.name)
         return JoinAnswer(
             worker=worker_of(public_pem),
             run=self.card.settings.name,
@@ -99,6 +97,12 @@ class JoinDesk:
             time_s=self.clock(),
             run_key=self.card.run_key,
         )
+
+    def _register(self, public_pem: bytes, name: str) -> None:
+        try:
+            self.register(public_pem, name)
+        except RefusedError as error:
+            raise _NotWelcome("banned", str(error)) from None
 
     def _check_proof(self, request: JoinRequest, token: JoinToken | None, now_s: float) -> None:
         key = _read_key(request.public_key)
@@ -121,6 +125,7 @@ class JoinDesk:
             secret="" if token is None else token.secret,
             now_s=now_s,
             check=lambda: self._check_program(request),
+            is_trial=request.is_trial,
         )
         if isinstance(enrolled, Refused):
             is_missing = enrolled.code == "token" and token is None

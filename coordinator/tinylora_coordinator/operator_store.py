@@ -240,6 +240,7 @@ class OperatorStore:
         secret: str,
         now_s: float,
         check: Callable[[], None] = lambda: None,
+        is_trial: bool = False,
     ) -> Worker | Refused:
         """Let somebody in who has proved that he holds `public_key`, or say why not.
 
@@ -255,6 +256,7 @@ class OperatorStore:
             secret: Of that token.
             now_s: The time.
             check: Called before a stranger with a good token is written down; if it raises, he never was here.
+            is_trial: Write nothing down, and take no place of the token.
 
         Raises:
             StorageError: The file cannot be written.
@@ -273,7 +275,8 @@ class OperatorStore:
             check()
             state: WorkerState = "pending" if token.needs_approval else "approved"
             row = {"worker": worker, "public_key": public_key, "token_id": token_id, "name": name, "state": state}
-            database.execute(sql.insert(_WORKERS).values(row | {"first_seen_s": now_s}))
+            if not is_trial:
+                database.execute(sql.insert(_WORKERS).values(row | {"first_seen_s": now_s}))
             return Worker(worker, token_id, name, state, now_s, tuple(json.loads(token.tags)))
 
     def workers(self) -> list[Worker]:

@@ -81,6 +81,18 @@ def test_a_token_and_a_proof_open_the_door_once_for_a_key(world: World) -> None:
     assert world.refusal(world.request(new_identity())) == (403, "used_up")
 
 
+def test_a_trial_is_answered_like_a_join_and_leaves_no_trace(world: World) -> None:
+    identity = new_identity()
+    status, answer = world.ask(identity, is_trial=True)
+    assert status == 200 and isinstance(answer, JoinAnswer) and answer.worker == identity.worker
+    assert (world.store.workers(), world.registered) == ([], [])
+    assert world.ask(identity)[0] == 200 and world.registered == [identity.public_pem]  # its one place was still free
+    assert world.refusal(world.request(new_identity(), is_trial=True)) == (403, "used_up")
+    assert world.ask(identity, token="", is_trial=True)[0] == 200
+    world.store.revoke(identity.worker, reason="", now_s=NOW)
+    assert world.refusal(world.request(identity, is_trial=True)) == (403, "banned")
+
+
 def test_a_newer_worker_with_further_fields_is_told_its_protocol_is_too_new(world: World) -> None:
     request = world.request(new_identity(), protocol=99).model_dump() | {"news": True}
     status, refusal = world.answer(json.dumps(request).encode())

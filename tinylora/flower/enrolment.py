@@ -78,6 +78,8 @@ class JoinRequest(BaseModel):
     proof: Annotated[str, Field(max_length=512, pattern="^([0-9a-f]{2})*$")] = ""
     """Hex of the signature over `proof_bytes` by the key's other half: nobody registers a key that he does not hold."""
     base: BaseClaim | None = None
+    is_trial: bool = False
+    """Judge it and answer as if it were meant, but write nothing down: no place of the token is taken."""
 
 
 class JoinAnswer(BaseModel):
@@ -154,6 +156,7 @@ def join(
     name: str = "",
     base: BaseFacts | None = None,
     timeout_s: float = 30.0,
+    trial: bool = False,
 ) -> Welcome:
     """Exchange the token for a place among the run's workers; joining again is harmless.
 
@@ -165,6 +168,7 @@ def join(
         name: What the operator sees.
         base: The base that this worker has loaded, if it has.
         timeout_s: For each question.
+        trial: Find out what the answer would be, and leave no trace: nothing is registered, the token is not used up.
 
     Raises:
         SettingError: The token is none.
@@ -178,6 +182,7 @@ def join(
     ahead_s = 0.0
     for attempt in ("as our clock says", "as the coordinator's says"):
         request = _signed_request(identity, taken, trust, time_s=time.time() + ahead_s, name=name, base=base)
+        request = request.model_copy(update={"is_trial": trial})
         before = time.time()
         response = ask(
             address,
@@ -237,7 +242,8 @@ def _read_refusal(address: Address, response: httpx.Response) -> Refusal:
         reason = "too many tries from this address; wait a minute, and join again"
         raise RefusedError(f"{address.url()}: {reason}", rule="rate")
     if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-        raise NetworkError(f"{address.url()}: the coordinator cannot take anybody in now; join again later")
+        reason = "the coordinator cannot take anybody in now; join again later"
+        raise NetworkError(f"{address.url()}: {reason}", rule="full")
     return _read(address, response, Refusal)
 
 
