@@ -61,6 +61,11 @@ class TrainerStub:
                 request_serializer=tinylora__worker_dot_wire_dot_worker__pb2.CanaryRequest.SerializeToString,
                 response_deserializer=tinylora__worker_dot_wire_dot_worker__pb2.CanaryEvent.FromString,
                 _registered_method=True)
+        self.Ping = channel.unary_unary(
+                '/tinylora.worker.v1.Trainer/Ping',
+                request_serializer=tinylora__worker_dot_wire_dot_worker__pb2.PingRequest.SerializeToString,
+                response_deserializer=tinylora__worker_dot_wire_dot_worker__pb2.PingReply.FromString,
+                _registered_method=True)
 
 
 class TrainerServicer:
@@ -103,6 +108,13 @@ class TrainerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Ping(self, request, context):
+        """Whether it is there at all; answered at any time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +142,11 @@ def add_TrainerServicer_to_server(servicer, server):
                     servicer.Canary,
                     request_deserializer=tinylora__worker_dot_wire_dot_worker__pb2.CanaryRequest.FromString,
                     response_serializer=tinylora__worker_dot_wire_dot_worker__pb2.CanaryEvent.SerializeToString,
+            ),
+            'Ping': grpc.unary_unary_rpc_method_handler(
+                    servicer.Ping,
+                    request_deserializer=tinylora__worker_dot_wire_dot_worker__pb2.PingRequest.FromString,
+                    response_serializer=tinylora__worker_dot_wire_dot_worker__pb2.PingReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -269,6 +286,33 @@ class Trainer:
             '/tinylora.worker.v1.Trainer/Canary',
             tinylora__worker_dot_wire_dot_worker__pb2.CanaryRequest.SerializeToString,
             tinylora__worker_dot_wire_dot_worker__pb2.CanaryEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Ping(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tinylora.worker.v1.Trainer/Ping',
+            tinylora__worker_dot_wire_dot_worker__pb2.PingRequest.SerializeToString,
+            tinylora__worker_dot_wire_dot_worker__pb2.PingReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,127 @@
+"""A real trainer in a process of its own: what it makes, how it dies, what it leaves."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from tinylora_worker.trainer.process import TrainerDied, TrainerProcess
+
+from tests.flower.helpers import until
+from tests.worker.trainer_world import World, kinds, made, plain, steps
+from tinylora.flower.outbox import CHECKPOINT
+from tinylora.training.snapshot import Snapshot
+
+ROOT = Path(__file__).parents[2]
+LONG = {"n_steps": 10_000, "total_steps": 10_000}
+"""Nobody waits for the end of such a unit."""
+MIDDLING = {"n_steps": 100, "total_steps": 100}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("home of a wörker"))
+
+
+@pytest.fixture(scope="module")
+def trainer(world: World) -> Iterator[TrainerProcess]:
+    """One that has loaded; the test that kills it comes last of those that use it."""
+    with TrainerProcess(world.home, print, checkpoint_every_s=0.01) as running:
+        running.start()
+        loaded = running.load(world.request())
+        assert (loaded.device, loaded.n_train_documents, loaded.n_heldout_documents) == ("CPU", 14, 2)
+        yield running
+
+
+# --- at work ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_unit_comes_out_as_if_it_were_done_here(trainer: TrainerProcess, world: World) -> None:
+    unit, payload, folder = world.unit("whole")
+    events = list(trainer.run(folder))
+    assert kinds(events) == ["progress", "done"]
+    last = events[-2].progress
+    assert (last.node, last.step, last.n_steps) == ("0", 4, 4) and last.loss > 0 and last.tokens_per_s > 0
+    update, tensors = world.undisturbed(unit, payload)
+    assert made(folder) == (plain(update), tensors)
+    assert events[-1].done.payload_sha256 == update.payload_sha256 and not update.signature
+
+
+def test_a_unit_that_is_made_already_is_not_made_again(trainer: TrainerProcess, world: World) -> None:
+    _, _, folder = world.unit("twice")
+    list(trainer.run(folder))
+    before = (folder / "made").stat().st_mtime_ns
+    assert kinds(list(trainer.run(folder))) == ["done"]
+    assert (folder / "made").stat().st_mtime_ns == before
+
+
+def test_one_thing_at_a_time(trainer: TrainerProcess, world: World) -> None:
+    running = trainer.run(world.unit("first", **MIDDLING)[2])
+    next(running)
+    (refused,) = trainer.run(world.unit("second")[2])
+    assert refused.failure.kind == "Busy" and "one thing at a time" in refused.failure.message
+    assert kinds(list(running)) == ["progress", "done"]
+
+
+# --- what is wrong with what was asked for ----------------------------------------------------------------------------
+
+
+def test_folders_that_are_no_units(trainer: TrainerProcess, world: World, tmp_path: Path) -> None:
+    inside = world.unit("inside")[2]
+    link = inside.parent / "link"
+    link.symlink_to(inside)
+    for folder in (tmp_path, world.home, inside / "..", inside.parent / "missing", link):
+        (refused,) = trainer.run(folder)
+        assert refused.failure.kind == "ProtocolError" and "expected the folder of a unit in" in refused.failure.message
+    link.unlink()
+
+
+def test_a_unit_that_was_damaged_on_disk(trainer: TrainerProcess, world: World) -> None:
+    _, _, folder = world.unit("damaged")
+    (folder / "payload").write_bytes(b"other")
+    (refused,) = trainer.run(folder)
+    assert refused.failure.kind == "ProtocolError" and "altered on disk" in refused.failure.message
+
+
+def test_a_unit_that_asks_for_more_text_than_there_is(trainer: TrainerProcess, world: World) -> None:
+    _, _, folder = world.unit("greedy", kind="sketch", sketch_min_sequences=1000)
+    (refused,) = trainer.run(folder)
+    assert refused.failure.kind == "DataError" and "too small" in refused.failure.message
+
+
+# --- its end ----------------------------------------------------------------------------------------------------------
+
+
+def test_killed_in_mid_unit_the_next_one_goes_on_and_makes_the_same(trainer: TrainerProcess, world: World) -> None:
+    """Last of those with the shared trainer: this is its end, and the next one's beginning and end."""
+    unit, payload, folder = world.unit("killed", **MIDDLING)
+    going = steps(trainer, folder)
+    next(going)
+    until((folder / CHECKPOINT).exists, what="a checkpoint")
+    os.kill(trainer.pid, signal.SIGKILL)
+    with pytest.raises(TrainerDied, match="SIGKILL"):
+        list(going)
+    assert not trainer.is_alive
+    n_steps = Snapshot.from_bytes((folder / CHECKPOINT).read_bytes()).n_steps
+    with TrainerProcess(world.home, print) as fresh:
+        fresh.start()
+        fresh.load(world.request())
+        going = steps(fresh, folder)
+        assert next(going) == n_steps + 1
+        list(going)
+        update, tensors = world.undisturbed(unit, payload)
+        assert made(folder) == (plain(update), tensors)
+        _stop_in_mid_step(fresh, world)
+
+
+def _stop_in_mid_step(trainer: TrainerProcess, world: World) -> None:
+    _, _, folder = world.unit("stopped", **LONG)
+    going = steps(trainer, folder)
+    next(going)
+    child = psutil.Process(trainer.pid)
+    assert trainer.stop()
+    assert not child.is_running() and not trainer.is_alive and (folder / CHECKPOINT).is_file()
+    with pytest.raises(TrainerDied, match="it was stopped"):
+        list(going)

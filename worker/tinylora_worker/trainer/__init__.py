@@ -1,0 +1,18 @@
+"""The trainer: a child of the agent, the only process of a worker that holds torch, the base and the text.
+
+The code is organised as follows. On the agent's side, without torch:
+
+* `process`: `TrainerProcess`, which starts a trainer, asks it for things, and tells how it ended;
+* `watching`: why it ended, and when it is to be taken for dead;
+* `made`: what a finished unit leaves in its folder.
+
+In the child:
+
+* `child`: its life, from the first line on stdin to the end of that life line;
+* `jobs`: one job at a time, done by the main thread, its events told elsewhere;
+* `service`: what it can be asked for;
+* `session`: base, text and runner, and the jobs that need them;
+* `checkpoint`: the last finished step on disk, now and then;
+* `measured`: sizes that were found once;
+* `failures`: errors as they travel.
+"""
