@@ -2,19 +2,21 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from tinylora_worker.trainer.process import TrainerDied, TrainerProcess
+from tinylora_worker.trainer.watching import ORPHANED, Patience
 
 from tests.flower.helpers import until
 from tests.worker.trainer_world import World, kinds, made, plain, steps
 from tinylora.flower.outbox import CHECKPOINT
 from tinylora.training.snapshot import Snapshot
 
-ROOT = Path(__file__).parents[2]
 LONG = {"n_steps": 10_000, "total_steps": 10_000}
 """Nobody waits for the end of such a unit."""
 MIDDLING = {"n_steps": 100, "total_steps": 100}
@@ -125,3 +127,85 @@ def _stop_in_mid_step(trainer: TrainerProcess, world: World) -> None:
     assert not child.is_running() and not trainer.is_alive and (folder / CHECKPOINT).is_file()
     with pytest.raises(TrainerDied, match="it was stopped"):
         list(going)
+
+
+# --- without a base: each is up in a moment ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(world: World) -> Iterator[TrainerProcess]:
+    with TrainerProcess(world.home, print, patience=Patience(silent_s=0.4)) as running:
+        running.start()
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(signal.SIGSEGV, "it crashed (SIGSEGV); "), (signal.SIGKILL, "for want of memory, ended it (SIGKILL)")],
+)
+def test_a_crash_says_what_it_was(fresh: TrainerProcess, world: World, number: int, reason: str) -> None:
+    os.kill(fresh.pid, number)
+    with pytest.raises(TrainerDied) as died:
+        fresh.load(world.request())
+    assert reason in str(died.value) and not fresh.is_alive
+
+
+def test_one_that_hangs_is_ended(fresh: TrainerProcess, world: World) -> None:
+    os.kill(fresh.pid, signal.SIGSTOP)
+    with pytest.raises(TrainerDied, match=r"it gave no sign of life for 0\.4 s"):
+        fresh.load(world.request())
+    assert not fresh.is_alive
+
+
+def test_one_that_cannot_come_up(world: World) -> None:
+    trainer = TrainerProcess(world.home, print, command=("-c", "import no_such_module"))
+    with pytest.raises(TrainerDied, match=r"it ended by itself \(exit code 1\); .*trainer.log tells why"):
+        trainer.start()
+    assert "No module named 'no_such_module'" in trainer.log_file.read_text()
+
+
+def test_one_that_says_nothing_at_its_start(world: World) -> None:
+    patience = Patience(start_s=0.2)
+    trainer = TrainerProcess(world.home, print, patience=patience, command=("-c", "import sys; sys.stdin.read()"))
+    with pytest.raises(TrainerDied, match=r"it did not listen within 0\.2 s"):
+        trainer.start()
+    assert not trainer.is_alive
+
+
+def test_the_end_of_its_life_line_is_its_end(fresh: TrainerProcess) -> None:
+    """On other systems than Linux it is all that tells it of its agent's death."""
+    process = fresh._process
+    assert process is not None and process.stdin is not None
+    process.stdin.close()
+    assert process.wait(10) == ORPHANED
+
+
+def test_an_agent_that_is_killed_leaves_no_trainer(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys, threading\n"
+        "from tinylora_worker.trainer.process import TrainerProcess\n"
+        "trainer = TrainerProcess(pathlib.Path(sys.argv[1]), print); trainer.start()\n"
+        "print(trainer.pid, flush=True); threading.Event().wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE) as agent:
+        assert agent.stdout is not None
+        trainer = psutil.Process(int(agent.stdout.readline()))
+        is_session_leader = os.getsid(trainer.pid) == trainer.pid
+        agent.kill()
+    assert is_session_leader  # Ctrl-C in the agent's terminal does not reach it
+    until(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE, what="the trainer's end")
+
+
+def test_it_lets_others_go_first_and_has_a_name(fresh: TrainerProcess) -> None:
+    child = psutil.Process(fresh.pid)
+    assert child.nice() >= 10 and child.name().startswith("tinylora-train")
+
+
+def test_a_module_in_the_current_folder_is_not_run(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tinylora_worker.py").write_text("raise SystemExit(77)")
+    monkeypatch.chdir(tmp_path)
+    with TrainerProcess(world.home, print) as running:
+        running.start()
+        assert running.is_alive

@@ -92,6 +92,7 @@ class TrainerProcess:
         self._unit_folder: Path | None = None
         self._why = ""
         self._is_up, self._is_over = threading.Event(), threading.Event()
+        self._spawning = threading.Lock()
         self._first_line = b""
         self._n_oom_kills = 0
 
@@ -141,27 +142,20 @@ class TrainerProcess:
         """Start the child, wait for its end, and clean up behind it."""
         self._n_oom_kills = oom_kills()
         try:
-            with log:
-                self._process = subprocess.Popen(
-                    [sys.executable, *self._command],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env=self._environment,
-                    # Ctrl-C in the agent's terminal is not for the child.
-                    start_new_session=os.name == "posix",
-                    creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-                )
-            assert self._process.stdin is not None and self._process.stdout is not None
+            with log, self._spawning:
+                if self._why:
+                    return
+                process = self._process = self._spawn(log)
+            assert process.stdin is not None and process.stdout is not None
             with suppress(OSError):  # it has gone already
-                self._process.stdin.write(first)
-                self._process.stdin.flush()
-            with self._process.stdout as out:
+                process.stdin.write(first)
+                process.stdin.flush()
+            with process.stdout as out:
                 self._first_line = out.readline()
             self._is_up.set()
-            self._process.wait()
+            process.wait()
             with suppress(OSError):
-                self._process.stdin.close()
+                process.stdin.close()
         except OSError as error:
             self._why = f"it could not be started: {error}"
         finally:
@@ -169,6 +163,18 @@ class TrainerProcess:
                 self._folder.remove()
             self._is_over.set()
             self._is_up.set()
+
+    def _spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, *self._command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=self._environment,
+            # Ctrl-C in the agent's terminal is not for the child.
+            start_new_session=os.name == "posix",
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
 
     def _open_log(self) -> IO[bytes]:
         try:
@@ -186,7 +192,7 @@ class TrainerProcess:
         """
         self._why = self._why or "it was stopped"
         if self.is_alive and self._trainer is not None:
-            with suppress(grpc.RpcError):
+            with suppress(grpc.RpcError, ValueError):  # it is gone already, and its channel closed
                 self._trainer.Stop(StopRequest(), timeout=self._patience.stop_s)
                 self._is_over.wait(self._patience.stop_s)
         self.kill()
@@ -207,17 +213,18 @@ class TrainerProcess:
         self.close()
 
     def _end(self, why: str) -> None:
-        self._why = self._why or why
+        with self._spawning:
+            self._why = self._why or why
         if self._process is not None:
             self._process.kill()
             self._is_over.wait()
         if self._channel is not None:
             self._channel.close()
 
-    def _death(self) -> TrainerDied:
+    def _death(self, error: grpc.RpcError | None = None) -> TrainerDied:
         """How it ended; it ends now if it has not."""
         if not self._is_over.wait(self._patience.stop_s):
-            self._end("it does not answer any more")
+            self._end(f"it does not answer as it should ({_details(error)})")
         if self._why or self._process is None:
             return TrainerDied(self._why)
         n_oom_kills = oom_kills() - self._n_oom_kills
@@ -251,8 +258,8 @@ class TrainerProcess:
         with self._watched(call) as _:
             try:
                 reply = call.result()
-            except (grpc.RpcError, grpc.FutureCancelledError):
-                raise self._death() from None
+            except grpc.RpcError as error:
+                raise self._death(error) from None
         self._check(reply.failure if reply.HasField("failure") else None)
         return reply.fit
 
@@ -304,8 +311,8 @@ class TrainerProcess:
                 for event in call:
                     heard()
                     yield event
-            except grpc.RpcError:
-                raise self._death() from None
+            except grpc.RpcError as error:
+                raise self._death(error) from None
 
     @contextmanager
     def _watched(self, call: Any) -> Iterator[Callable[[], None]]:
@@ -334,6 +341,10 @@ class TrainerProcess:
     def _answers(self) -> bool:
         try:
             self._trainer.Ping(PingRequest(), timeout=self._patience.silent_s / 4)
-        except grpc.RpcError:
+        except (grpc.RpcError, ValueError):
             return False
         return True
+
+
+def _details(error: grpc.RpcError | None) -> str:
+    return "no word came" if error is None else str(getattr(error, "details", lambda: error)() or error)

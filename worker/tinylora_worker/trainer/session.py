@@ -116,6 +116,9 @@ class Session:
             with checkpoint.every(self._every_s):
                 update, tensors = runner.run(unit, payload, resume)
             write_made(folder, update, tensors)
+        except Exception:
+            checkpoint.write()  # whoever tries again need not start over
+            raise
         finally:
             self._checkpoint = self._on_step = None
         tell(RunEvent(done=Done(payload_sha256=update.payload_sha256)))
