@@ -11,6 +11,7 @@ comments. What the file does not name is not limited.
 """
 
 import difflib
+import functools
 import json
 import re
 import threading
@@ -187,7 +188,7 @@ class Limits(BaseModel):
     @property
     def opening(self) -> Schedule:
         """The schedule, parsed."""
-        return Schedule.parse(self.schedule)
+        return _opening(self.schedule)
 
     @property
     def device(self) -> str:
@@ -207,6 +208,11 @@ class Limits(BaseModel):
     def needs_another_trainer(self, new: "Limits") -> bool:
         """Whether a trainer that was started under these limits has to be started anew under the new ones."""
         return any(getattr(self, key) != getattr(new, key) for key in ("gpu", "vram", "cpu_threads"))
+
+
+@functools.lru_cache(maxsize=16)
+def _opening(entries: tuple[str, ...]) -> Schedule:
+    return Schedule.parse(entries)
 
 
 KEYS = tuple(Limits.model_fields)

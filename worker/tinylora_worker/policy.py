@@ -19,12 +19,13 @@ known as it was.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
 from tinylora.protocol.standstill import Reason
+from tinylora_worker.gpu import Gpu, GpuProcess
 from tinylora_worker.limits import Limits
-from tinylora_worker.machine import Gpu, GpuProcess, Machine
+from tinylora_worker.machine import Machine
 
 BUSY_PERCENT = 20.0
 """Load of the device, by others, from which on it is busy; a desktop that draws its windows stays below."""
@@ -155,7 +156,7 @@ def decide(
         latch = _moved(held.latches.get(finding.reason, Latch()), finding, machine.at_s)
         latches[finding.reason] = latch
         if latch.is_on:
-            holding.append(finding)
+            holding.append(finding if finding.is_so else _waiting(finding, latch, machine.at_s, now))
     kept = Held(MappingProxyType(latches), _resting(machine, held))
     if not holding:
         return Verdict(True, may_take=not wishes.is_finishing, held=kept)
@@ -183,6 +184,15 @@ def _moved(latch: Latch, finding: _Finding, at_s: float) -> Latch:
     since_s = latch.other_since_s if latch.other_since_s is not None else at_s
     patience_s = (ALLOW_AFTER_S if latch.is_on else FORBID_AFTER_S).get(finding.reason, 0.0)
     return Latch(not latch.is_on) if at_s - since_s >= patience_s else Latch(latch.is_on, since_s)
+
+
+def _waiting(finding: _Finding, latch: Latch, at_s: float, now: datetime) -> _Finding:
+    """The finding of a thing that is over or cannot be told, and still forbids."""
+    if finding.is_so is None or latch.other_since_s is None:
+        return finding
+    rest_s = ALLOW_AFTER_S.get(finding.reason, 0.0) - (at_s - latch.other_since_s)
+    until = (now.astimezone(UTC) + timedelta(seconds=rest_s)).astimezone(now.tzinfo)
+    return replace(finding, detail="over, if it stays so", until=until)
 
 
 def _findings(

@@ -1,0 +1,160 @@
+"""What the GPU's driver says, and what it means when it says nothing; no GPU is needed."""
+
+import pynvml
+import pytest
+from tinylora_worker.gpu import RETRY_S, Gpu, GpuProcess, GpuSensor, cuda_devices
+
+from tests.worker.fake_nvml import FakeGpu, FakeNvml
+
+TRAINER, CHILD, GAME, DESKTOP, HIDDEN = 100, 101, 200, 201, 999
+NAMES = {TRAINER: "python", CHILD: "python", GAME: "game.exe", DESKTOP: "Xorg"}
+NOW_S = 1_800_000_000.0
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def sensor(nvml: FakeNvml, clock: Clock | None = None, environment: dict[str, str] | None = None) -> GpuSensor:
+    return GpuSensor(
+        nvml,
+        clock=clock or Clock(),
+        wall=lambda: NOW_S,
+        environment=environment or {},
+        name_of_pid=NAMES.get,
+        is_ours=lambda pid, ours: pid in ours or (pid == CHILD and TRAINER in ours),
+    )
+
+
+def look(gpu: FakeGpu, *, is_ours_on: bool = False) -> Gpu:
+    found = sensor(FakeNvml(gpu)).read("auto", frozenset({TRAINER}), is_ours_on=is_ours_on)
+    assert found is not None
+    return found
+
+
+def test_a_resting_device() -> None:
+    assert look(FakeGpu()) == Gpu(
+        uuid="GPU-00000000-aaaa",
+        index=0,
+        name="NVIDIA GeForce RTX 3060",
+        memory_total_bytes=12 * 2**30,
+        memory_free_bytes=11 * 2**30,
+        utilisation_percent=0.0,
+        temperature_c=45,
+        watts=30.0,
+    )
+
+
+def test_ours_and_our_childs_processes_are_no_others() -> None:
+    found = look(FakeGpu(computing={TRAINER: 5, CHILD: 7, GAME: 11}, load=99), is_ours_on=True)
+    assert found.ours_bytes == 12 and [other.pid for other in found.others] == [GAME]
+
+
+def test_load_by_process_is_the_mean_of_the_last_seconds() -> None:
+    gpu = FakeGpu(
+        computing={GAME: 1000},
+        drawing={DESKTOP: 300, GAME: 900},
+        loads=[(GAME, 80, NOW_S - 1), (GAME, 40, NOW_S - 2), (GAME, 100, NOW_S - 60), (DESKTOP, 3, NOW_S - 1)],
+    )
+    assert look(gpu).others == (
+        GpuProcess(GAME, "game.exe", 1000, 60.0),
+        GpuProcess(DESKTOP, "Xorg", 300, 3.0, is_graphics=True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "load"),
+    [
+        (pynvml.NVML_ERROR_NOT_SUPPORTED, None),
+        (pynvml.NVML_ERROR_NO_PERMISSION, None),
+        (pynvml.NVML_ERROR_NOT_FOUND, 0.0),
+        (pynvml.NVML_SUCCESS, 0.0),  # what pynvml raises where there is no sample
+    ],
+)
+def test_where_no_load_is_told_by_process(error: int, load: float | None) -> None:
+    found = look(FakeGpu(computing={GAME: 1000}, errors={"loads": error}))
+    assert found.others == (GpuProcess(GAME, "game.exe", 1000, load),)
+
+
+def test_a_process_that_cannot_be_seen_may_be_our_own_trainer_in_a_container() -> None:
+    gpu = FakeGpu(computing={HIDDEN: 1000})
+    assert look(gpu, is_ours_on=True).others == ()
+    assert look(gpu).others == (GpuProcess(HIDDEN, "", 1000, 0.0),)
+
+
+@pytest.mark.parametrize("question", ["load", "temperature", "power", "computing", "drawing", "loads"])
+def test_an_answer_that_a_device_does_not_have_is_none_and_the_others_stay(question: str) -> None:
+    found = look(FakeGpu(errors={question: pynvml.NVML_ERROR_NOT_SUPPORTED}))
+    told = {"load": found.utilisation_percent, "temperature": found.temperature_c, "power": found.watts}
+    assert [name for name, value in told.items() if value is None] == [question] * (question in told)
+    assert found.memory_free_bytes is not None and found.others == ()
+
+
+@pytest.mark.parametrize("question", ["all", "handle", "memory", "temperature", "computing", "loads"])
+def test_a_lost_device_is_silence_and_a_sentence_and_is_asked_again(question: str) -> None:
+    gpu, clock = FakeGpu(), Clock()
+    nvml = FakeNvml(gpu)
+    asked = sensor(nvml, clock)
+    assert asked.read("auto", frozenset(), is_ours_on=False) is not None
+    gpu.errors[question] = pynvml.NVML_ERROR_GPU_IS_LOST
+    assert asked.read("auto", frozenset(), is_ours_on=False) is None
+    assert "GPU is lost" in asked.problem and asked.has_seen("auto") and not nvml.is_open
+    gpu.errors.clear()
+    assert asked.read("auto", frozenset(), is_ours_on=False) is None and nvml.n_inits == 1  # not before a minute
+    clock.now_s = RETRY_S
+    assert asked.read("auto", frozenset(), is_ours_on=False) is not None
+    assert asked.problem == "" and nvml.n_inits == 2
+    asked.close()
+    asked.close()
+    assert nvml.n_shutdowns == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted", "problem"),
+    [
+        (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "auto", ""),  # most machines have no such GPU: no fault
+        (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "auto", ""),
+        (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "0", "tells nothing of GPU 0"),
+        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "auto", "mismatch"),
+        (pynvml.NVML_ERROR_NO_PERMISSION, "auto", "Permissions"),
+    ],
+)
+def test_without_a_driver_there_is_no_gpu(error: int, wanted: str, problem: str) -> None:
+    asked = sensor(FakeNvml(init_error=error))
+    assert asked.read(wanted, frozenset(), is_ours_on=False) is None
+    assert not asked.has_seen(wanted)
+    assert problem in asked.problem if problem else asked.problem == ""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "visible", "index"),
+    [
+        ("auto", None, 0),
+        ("auto", "1,0", 1),
+        ("auto", "GPU-0002", 2),
+        ("auto", "", None),
+        ("auto", "-1", None),
+        ("1", "2", 1),  # the owner's word comes before the environment's
+        ("GPU-0002", None, 2),
+        ("gpu-0001-BBBB", None, 1),
+        ("3", None, None),
+        ("GPU-7777", None, None),
+        ("MIG-7777", None, None),
+    ],
+)
+def test_the_device_that_is_watched(wanted: str, visible: str | None, index: int | None) -> None:
+    nvml = FakeNvml(*(FakeGpu(uuid=f"GPU-000{n}-bbbb") for n in range(3)))
+    asked = sensor(nvml, environment={} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    found = asked.read(wanted, frozenset(), is_ours_on=False)
+    assert (found.index if found else None) == index
+    assert bool(asked.problem) == (index is None and wanted != "auto")
+
+
+def test_all_devices_are_listed_and_a_broken_one_is_left_out() -> None:
+    nvml = FakeNvml(FakeGpu(errors={"handle": pynvml.NVML_ERROR_UNKNOWN}), FakeGpu(uuid="GPU-2"))
+    assert list(cuda_devices(nvml)) == [(1, "GPU-2", "NVIDIA GeForce RTX 3060")]
+    assert list(cuda_devices(FakeNvml(init_error=pynvml.NVML_ERROR_UNKNOWN))) == []
+    assert not nvml.is_open
