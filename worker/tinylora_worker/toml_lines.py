@@ -10,7 +10,9 @@ def edit(text: str, key: str, value: object) -> str:
 
     A new key goes below the comment that explains it, or to the end.
     """
-    lines = text.splitlines()
+    newline = "\r\n" if "\r\n" in text else "\n"
+    whole = text.replace("\r\n", "\n").removesuffix("\n")
+    lines = whole.split("\n") if whole else []  # not splitlines(): it splits within strings, too
     statement = [f"{key} = {_written(value)}"] if value is not None else []
     found = _statement(lines, key)
     if found is not None:
@@ -23,7 +25,7 @@ def edit(text: str, key: str, value: object) -> str:
         shown = re.compile(rf"#\s*{re.escape(key)}\s*=")
         at = next((n + 1 for n, line in enumerate(lines) if shown.match(line)), len(lines))
         lines[at:at] = statement
-    return "\n".join(lines) + "\n"
+    return newline.join([*lines, ""])
 
 
 def _written(value: object) -> str:
