@@ -66,6 +66,11 @@ class LoadedBase:
         return find_linears(self.model)
 
     @cached_property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The decoder's blocks, first to last."""
+        return tuple(block for _, block in _blocks(self.model))
+
+    @cached_property
     def routing_feature(self) -> RoutingFeature:
         """What turns this base's tokens into routing features; as wide as `facts` say."""
         return RoutingFeature.from_embeddings(_embeddings(self.model), dim=self.facts.feature_dim)

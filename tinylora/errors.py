@@ -4,6 +4,7 @@
     ├── SettingError              2   an option or a setting is out of range or contradicts another
     ├── DataError                 3   the text: missing, empty, too small, binary, unreadable line, unknown column
     ├── BaseModelError            4   the base: not found, not a causal LM, not the one the run or the bundle needs
+    │   └── OutOfMemory           4   the base is too large to be trained in the memory that this machine gives
     ├── BundleError               5   a bundle: truncated, altered, of an unknown format
     ├── NetworkError              6   coordinator unreachable, port in use, connection refused
     ├── RefusedError              7   the other side said no: wrong token, banned worker, protocol too old
@@ -48,6 +49,10 @@ class BaseModelError(TinyLoraError):
     """The base model cannot be loaded, cannot carry adapters, or is another one than expected."""
 
     exit_code = 4
+
+
+class OutOfMemory(BaseModelError):
+    """The base cannot be trained in the memory that this machine has or gives, however little at once."""
 
 
 class BundleError(TinyLoraError):

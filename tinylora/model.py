@@ -11,11 +11,12 @@ prompts of different length for `generate` are padded on the left (`left_pad`). 
 import inspect
 import itertools
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,6 +28,7 @@ from tinylora.adapters.tied import tied_pairs
 from tinylora.base_model import LoadedBase
 from tinylora.errors import BaseModelError, SettingError, ShapeMismatch
 from tinylora.mixture import Impl, Routing
+from tinylora.recomputing import recomputing
 from tinylora.routing.policy import Policy, Router, RouterState
 from tinylora.tensors import Tensors
 from tinylora.tree import is_under
@@ -90,6 +92,8 @@ class TreeModel(nn.Module):
             raise SettingError(f"router over nodes {tuple(router.nodes)}: expected the adapters' nodes {nodes}")
         self.base, self.nodes, self.spec, self.scale = base, nodes, spec, scale
         self.router, self.policy = router, policy
+        self.is_recomputing = False
+        """Gradient checkpointing, in losses alone; may be set anew between calls."""
         self._fixed: Routing | None = None
         self._rank: int | None = None
         self._plan: RankPlan = {}
@@ -360,8 +364,9 @@ class TreeModel(nn.Module):
         mask: Tensor | None = None,
         documents: Int[Tensor, "batch token"] | None = None,
         labels: Int[Tensor, "batch token"] | None = None,
+        is_target: Bool[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Mean negative log-likelihood of next tokens, in nats.
+        """Mean negative log-likelihood of next tokens, in nats; 0 where there is none to predict.
 
         Args:
             input_ids: Windows of tokens.
@@ -369,9 +374,11 @@ class TreeModel(nn.Module):
             documents: Number of the document that each token of a packed row belongs to.
             labels: What stands at each place when it is not `input_ids`; `IGNORED_LABEL` where nothing is to be
                 predicted. The token at t is predicted from those before t.
+            is_target: False on tokens that are seen, but not predicted; None predicts all.
         """
-        rows, head, _ = self._before_head(input_ids, mask, documents, None)
-        targets = _targets(input_ids if labels is None else labels, mask)
+        with recomputing(self.base.blocks) if self._must_recompute() else nullcontext():
+            rows, head, _ = self._before_head(input_ids, mask, documents, None)
+        targets = _targets(input_ids if labels is None else labels, mask, is_target)
         total = _summed_nll(rows[:, :-1].flatten(0, 1), targets.flatten(), head, self._chunk_rows)
         return total / (targets != IGNORED_LABEL).sum().clamp(min=1)
 
@@ -383,8 +390,9 @@ class TreeModel(nn.Module):
         mask: Tensor | None = None,
         documents: Int[Tensor, "batch token"] | None = None,
         state: RouterState | None = None,
+        is_target: Bool[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token-1"], RouterState | None]:
-        """Negative log-likelihood of each token but the first, in nats; 0 on padding.
+        """Negative log-likelihood of each token but the first, in nats; 0 on padding and on what is no target.
 
         The last token is predicted but not read: neither the base nor the router has seen it afterwards. So a long
         document is scored in windows that overlap by one token, [0..W], [W..2W], ..., handing the state on, and every
@@ -393,11 +401,14 @@ class TreeModel(nn.Module):
         rows, head, state = self._before_head(input_ids[:, :-1], _but_last(mask), _but_last(documents), state)
         chunks = zip(
             rows.flatten(0, 1).split(self._chunk_rows),
-            _targets(input_ids, mask).flatten().split(self._chunk_rows),
+            _targets(input_ids, mask, is_target).flatten().split(self._chunk_rows),
             strict=True,
         )
         nll = torch.cat([_nll(head(chunk), targets, "none") for chunk, targets in chunks])
         return nll.view(len(input_ids), -1), state
+
+    def _must_recompute(self) -> bool:
+        return self.is_recomputing and torch.is_grad_enabled()
 
     @property
     def _chunk_rows(self) -> int:
@@ -512,9 +523,11 @@ def _check_shapes(what: str, state: Tensors, expected: dict[str, tuple[int, ...]
             raise ShapeMismatch(f"{what}, tensor {name}: expected {wanted}, got {got}")
 
 
-def _targets(labels: Tensor, mask: Tensor | None) -> Tensor:
+def _targets(labels: Tensor, mask: Tensor | None, is_target: Tensor | None = None) -> Tensor:
     """What is predicted at each place but the last: the next label, nothing from padding and nothing of it."""
     targets = labels[:, 1:]
+    if is_target is not None:
+        targets = targets.masked_fill(~is_target[:, 1:], IGNORED_LABEL)
     if mask is None:
         return targets
     is_real = mask.bool()

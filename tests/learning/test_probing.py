@@ -65,7 +65,7 @@ def _plain(one: UnitRunner, state: Tensors | None) -> float:
     try:
         if state is not None:
             model.load_node("0", strip_prefix(state, "node.0."))
-        return float(model.token_nll(rows[0], documents=rows[1])[0].double().sum())
+        return float(model.token_nll(rows.ids, documents=rows.documents)[0].double().sum())
     finally:
         model.detach_adapters()
 

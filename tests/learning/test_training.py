@@ -40,7 +40,7 @@ def heldout(update):
 def windows(found, window_tokens):
     rows = heldout_rows(found, window_tokens)
     assert rows is not None
-    return rows
+    return rows.ids, rows.documents
 
 
 def runner(worker="w0", text=None, **options):

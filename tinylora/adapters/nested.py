@@ -23,8 +23,8 @@ from tinylora.adapters.spec import AdapterSpec
 from tinylora.errors import SettingError
 from tinylora.tensors import Tensors
 
-NestedLoss: TypeAlias = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""As `training.optimiser.LossOf`: token ids, document numbers and the step within the unit, to loss and nll."""
+NestedLoss: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+"""Token ids, document numbers, the step within the unit and perhaps which tokens are targets, to loss and nll."""
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ class Truncatable(Protocol):
     def use_rank(self, rank: int | None) -> None:
         """Use the first `rank` rows of every adapter in the following passes; None is all."""
 
-    def loss(self, input_ids: Any, *, documents: Any = None) -> Any:
+    def loss(self, input_ids: Any, *, documents: Any = None, is_target: Any = None) -> Any:
         """Mean nats per token."""
 
 
@@ -75,10 +75,12 @@ def nested_loss(
     """
     rank = highest_rank(spec, model.base.facts)
 
-    def loss_of(ids: Tensor, documents: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    def loss_of(ids: Tensor, documents: Tensor, index: int, is_target: Tensor | None = None) -> tuple[Tensor, Tensor]:
         model.use_rank(sample_rank(first_step + index, seed, rank, allowed))
-        nll = model.loss(ids, documents=documents)
-        model.use_rank(None)
+        try:
+            nll = model.loss(ids, documents=documents, is_target=is_target)
+        finally:
+            model.use_rank(None)
         return nll, nll.detach()
 
     return loss_of

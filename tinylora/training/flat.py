@@ -37,10 +37,16 @@ def lengths(tensors: Iterable[Tensor]) -> dict[str, int]:
     return found
 
 
-def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors in main memory: those of a CUDA device by page-locked memory, with one wait for all."""
-    found = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
-    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+def to_host(groups: Iterable[Sequence[Tensor]]) -> list[Flat]:
+    """Each group of tensors flattened, in main memory; of a CUDA device by page-locked memory, with one wait for all.
+
+    The device holds one such vector more at a time.
+    """
+    found = [
+        {name: vector.to("cpu", non_blocking=vector.is_cuda) for name, vector in flatten(group).items()}
+        for group in groups
+    ]
+    for device in {tensor.device for group in groups for tensor in group if tensor.is_cuda}:
         torch.cuda.current_stream(device).synchronize()
     return found
 

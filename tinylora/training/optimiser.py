@@ -14,7 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tinylora.training.flat import Flat, flatten, to_host, unflatten
+from tinylora.training.batch import Batch
+from tinylora.training.fit import Fit
+from tinylora.training.flat import Flat, to_host, unflatten
+from tinylora.training.out_of_memory import Fitting
 
 BETAS = (0.9, 0.95)  # units are short: with 0.999 the second moment would still be warming up when a leaf is done
 FINAL_SHARE = 0.1
@@ -84,14 +87,13 @@ class Optimiser:
     def copied(self) -> tuple[Flat, Moments]:
         """The parameters and AdamW's state: copies in main memory, that later steps leave alone."""
         states = [self._adamw.state.get(parameter) or _unmoved(parameter) for parameter in self.parameters]
-        parts = (
-            flatten(self.parameters),
-            flatten([state["exp_avg"] for state in states]),
-            flatten([state["exp_avg_sq"] for state in states]),
-            flatten([state["step"] for state in states]),
+        kinds = (
+            self.parameters,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["step"] for state in states],
         )
-        host = iter(to_host([tensor for part in parts for tensor in part.values()]))
-        parameters, first, second, steps = ({name: next(host) for name in part} for part in parts)
+        parameters, first, second, steps = to_host(kinds)
         return parameters, Moments(steps.get("float32", torch.zeros(0)), first, second)
 
     @torch.no_grad()
@@ -123,50 +125,75 @@ def _state_of(moments: Moments, parameters: Sequence[Tensor]) -> dict[int, dict[
     }
 
 
-LossOf: TypeAlias = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""Token ids, document numbers and the index of the step within its unit, to what is minimised, and the nll in it."""
+LossOf: TypeAlias = Callable[[Batch, int], tuple[Tensor, Tensor]]
+"""A batch or a part of one, and the index of the step within its unit: what it adds to the loss that is minimised, and
+to the nll in it. Over the parts of a batch both add up to the means over the batch."""
 OnStep: TypeAlias = Callable[[str, int, float, float], None]
 """Hears about every optimiser step: node, the node's own step count from 0, nats per token, tokens per second."""
+OnFinished: TypeAlias = Callable[[tuple[float, ...]], None]
+"""Hears the losses so far after every step, before anybody else does; it may run out of memory as the step may."""
 
 
 def take_steps(
     optimiser: Optimiser,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    batches: Iterator[Batch],
     loss_of: LossOf,
     *,
     node: str,
     first_step: int,
     n_steps: int,
     losses: Sequence[float] = (),
-    on_finished: Callable[[tuple[float, ...]], None] | None = None,
+    fitting: Fitting | None = None,
+    undo: Callable[[], None] | None = None,
+    on_finished: OnFinished | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[float, ...]:
     """Take the steps of a unit that are still to be taken, and return the losses of all, in nats per token.
 
     Args:
         optimiser: Holds the parameters.
-        batches: Token ids and document numbers, (window, token) each, from the first step that is to be taken on.
+        batches: From the first step that is to be taken on.
         loss_of: What to minimise.
         node: For the reports.
         first_step: The node's steps before this unit.
         n_steps: Of the unit, those that were taken before included.
         losses: Of the steps that were taken before.
+        fitting: How much of a batch is computed at once; None is all of it.
+        undo: Puts the optimiser back to the last finished step, for a step that ran out of memory and is repeated.
         on_finished: Called after every step, with the losses so far.
-        on_step: Called after every step; the speed it hears is wall-clock and for logs only.
+        on_step: Called after that; the speed it hears is wall-clock and for logs only.
+
+    Raises:
+        OutOfMemory: However little is computed at once, a step does not fit.
     """
-    losses = tuple(losses)
+    fitting, losses = fitting or Fitting(Fit()), tuple(losses)
     for index in range(len(losses), n_steps):
         started = time.perf_counter()
-        ids, documents = next(batches)
-        objective, nll = loss_of(ids, documents, index)
-        optimiser.step(objective, first_step + index)
-        losses = (*losses, nll.item())
-        if on_finished is not None:
-            on_finished(losses)
+        batch = next(batches)
+
+        def whole_step(fit: Fit, batch: Batch = batch, index: int = index, before: tuple[float, ...] = losses) -> float:
+            loss = take_step(optimiser, batch, loss_of, index, first_step + index, fit)
+            if on_finished is not None:
+                on_finished((*before, loss))
+            return loss
+
+        losses = (*losses, fitting.attempt(len(batch), whole_step, undo))
         if on_step is not None:
-            speed = ids.numel() / max(1e-9, time.perf_counter() - started)
+            speed = batch.ids.numel() / max(1e-9, time.perf_counter() - started)
             on_step(node, first_step + index, losses[-1], speed)
     return losses
+
+
+def take_step(optimiser: Optimiser, batch: Batch, loss_of: LossOf, index: int, step: int, fit: Fit) -> float:
+    """One step down the loss of a batch, part by part where `fit` says so; returns the batch's nll."""
+    optimiser.clear()
+    total = torch.zeros(())
+    for part in batch.parts(fit.windows_at_once(len(batch))):
+        objective, nll = loss_of(part, index)
+        objective.backward()
+        total = nll if part is batch else total + nll.cpu()
+    optimiser.update(step)
+    return total.item()
 
 
 def thin(losses: Sequence[float], n_points: int) -> tuple[float, ...]:

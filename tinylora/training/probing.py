@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from jaxtyping import Float64
-from torch import Tensor
 
 from tinylora.model import TreeModel
 from tinylora.protocol.documents import ProbeResult
@@ -18,6 +17,9 @@ from tinylora.routing.features import RoutingFeature
 from tinylora.routing.gates import Gates, histogram
 from tinylora.shards import Document
 from tinylora.tensors import Tensors
+from tinylora.training.batch import Batch
+from tinylora.training.fit import Fit
+from tinylora.training.out_of_memory import Fitting
 from tinylora.training.sending import running_rows
 from tinylora.tree import NodePath, Topology, ancestors
 
@@ -62,26 +64,28 @@ def histograms(features: Rows, gates: Gates, home: NodePath) -> Tensors:
 
 def score(
     model: TreeModel,
-    rows: tuple[Tensor, Tensor],
+    rows: Batch,
     current: Mapping[NodePath, Tensors],
     candidate: Mapping[NodePath, Tensors],
     mass: Mapping[NodePath, float],
+    fitting: Fitting | None = None,
 ) -> ProbeResult:
     """Sums of nats over a few windows: without the adapters under scrutiny, with them as they stand, and as proposed.
 
     Args:
         model: With the adapters above them loaded, and theirs still empty.
-        rows: Windows of tokens, and the number of the document that each token belongs to.
+        rows: Windows of tokens.
         current: Their present states; empty where there is no version of them yet, which adds nothing.
         candidate: The states that are proposed.
         mass: Told beside the sums, as it is.
+        fitting: How many windows are computed at once; None is all of them.
     """
-    parent = _summed(model, rows)
-    present = _summed(_loaded(model, current), rows) if current else parent
-    proposed = _summed(_loaded(model, candidate), rows)
-    ids, _ = rows
+    fitting = fitting or Fitting(Fit())
+    parent = _summed(model, rows, fitting)
+    present = _summed(_loaded(model, current), rows, fitting) if current else parent
+    proposed = _summed(_loaded(model, candidate), rows, fitting)
     return ProbeResult(
-        tokens=ids.shape[0] * (ids.shape[1] - 1),
+        tokens=rows.n_targets,
         nll_parent=parent,
         nll_current=present,
         nll_candidate=proposed,
@@ -95,7 +99,15 @@ def _loaded(model: TreeModel, states: Mapping[NodePath, Tensors]) -> TreeModel:
     return model
 
 
+def _summed(model: TreeModel, rows: Batch, fitting: Fitting) -> float:
+    return fitting.attempt(len(rows), lambda fit: sum(_sums(model, rows, fit.windows_at_once(len(rows)))))
+
+
 @torch.no_grad()
-def _summed(model: TreeModel, rows: tuple[Tensor, Tensor]) -> float:
-    ids, documents = rows
-    return float(model.token_nll(ids, documents=documents)[0].double().sum())
+def _sums(model: TreeModel, rows: Batch, windows: int) -> list[float]:
+    """Nats of the targets in each part of the windows."""
+    found = []
+    for part in rows.parts(windows):
+        nll, _ = model.token_nll(part.ids, documents=part.documents, is_target=part.is_target)
+        found.append(float(nll.double().sum()))
+    return found

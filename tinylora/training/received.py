@@ -46,13 +46,14 @@ class Received:
         return self.gates if self.gates.nodes else self.averaged
 
 
-def check_unit(unit: WorkUnit, facts: BaseFacts, *, max_rank: int = 0) -> None:
+def check_unit(unit: WorkUnit, facts: BaseFacts, *, max_rank: int = 0, max_leaves: int = 0) -> None:
     """Check that this worker can do what the unit asks for.
 
     Args:
         unit: The unit.
         facts: Of this worker's base.
         max_rank: Highest rank that this worker can train; 0 is any.
+        max_leaves: Leaves that this worker can train together; 0 is any.
 
     Raises:
         BaseModelError: The unit is for another base or tokenizer.
@@ -78,6 +79,9 @@ def check_unit(unit: WorkUnit, facts: BaseFacts, *, max_rank: int = 0) -> None:
         _check_tree(unit, facts, where)
         _check_nodes(unit, where)
         _check_rank(unit, facts, max_rank, where)
+        if unit.is_subtree and 0 < max_leaves < len(unit.leaves):
+            reason = f"a subtree of {len(unit.leaves)} leaves, this worker trains {max_leaves} at most"
+            raise ProtocolError(f"{where}: {reason}")
     if unit.kind == "probe":
         _check_positive(unit, ("rank", "probe_windows"), where)
         _check_tree(unit, facts, where)

@@ -12,6 +12,7 @@ their soft mixture; a node of the trunk, or a leaf beside its frozen ancestors; 
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinylora.adapters.nested import nested_loss
+from tinylora.adapters.nested import NestedLoss, nested_loss
 from tinylora.adapters.prefixes import prefix_spec
 from tinylora.adapters.tied import shared_factors
 from tinylora.base_model import LoadedBase, loads
@@ -37,8 +38,10 @@ from tinylora.routing.statistics import RouterStatistics
 from tinylora.shards import Document, Shard, batches, check_size, spaced_windows
 from tinylora.tensors import Tensors, manifest_of, to_bytes, with_prefix
 from tinylora.training import probing, sending, split
+from tinylora.training.batch import Batch
 from tinylora.training.fit import Fit
 from tinylora.training.optimiser import LossOf, Moments, OnStep, Optimiser, Schedule, take_steps, thin
+from tinylora.training.out_of_memory import Fitting, OnStepDown
 from tinylora.training.received import Received, check_unit, open_payload
 from tinylora.training.snapshot import Identity, Snapshot
 from tinylora.tree import NodePath, Topology, is_under
@@ -51,6 +54,8 @@ N_HELDOUT_WINDOWS = 8
 N_LOSSES = 10
 """Points of the loss curve that an update carries."""
 MAX_REMEMBERED = 4
+WHOLE = Fit()
+"""What a machine does that holds everything."""
 CERTAIN = 1e4
 """Score of a gate that leaves nothing to chance."""
 LOCAL_GATE_STEPS = 10
@@ -98,6 +103,8 @@ class UnitRunner:
         on_step: Called after every optimiser step.
         threads: CPU threads of torch in this process; None leaves them as they are.
         max_rank: Highest rank that this machine can train; 0 is any. Of nested adapters it gets a prefix then.
+        fit: What a step is cut into from the start; its `max_rank` counts where `max_rank` is 0.
+        on_step_down: Called when memory ran out and less is computed at once from now on.
     """
 
     def __init__(
@@ -111,17 +118,25 @@ class UnitRunner:
         on_step: OnStep | None = None,
         threads: int | None = None,
         max_rank: int = 0,
+        fit: Fit = WHOLE,
+        on_step_down: OnStepDown | None = None,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.base, self.shard, self.worker = base, shard, worker
-        self._sign, self._clock, self._on_step, self._max_rank = sign, clock, on_step, max_rank
+        self._sign, self._clock, self._on_step, self._max_rank = sign, clock, on_step, max_rank or fit.max_rank
+        self._fitting = Fitting(fit, on_step_down)
         self._feature = base.routing_feature
-        self._device = self._feature.table.device
+        self._device = base.model.device
         self._memory = Memory()
         self._latest: Snapshot | None = None
         self._started = 0.0
         self._heldout: tuple[RoutingFeature, np.ndarray] | None = None
+
+    @property
+    def fit(self) -> Fit:
+        """How this machine trains by now: smaller than at first if memory ran out."""
+        return self._fitting.fit
 
     @property
     def latest(self) -> Snapshot | None:
@@ -143,12 +158,13 @@ class UnitRunner:
 
         Raises:
             BaseModelError: The unit is for another base or tokenizer.
-            ProtocolError: The unit contradicts itself or its payload.
+            ProtocolError: The unit contradicts itself or its payload, or asks for more than this machine takes.
+            OutOfMemory: However little is computed at once, a step does not fit.
             DataError: The shard is too small for the unit, or has no held-out text to score an update on.
         """
         self._started, self._latest = self._clock(), None
         self._follow(unit)
-        check_unit(unit, self.base.facts, max_rank=self._max_rank)
+        check_unit(unit, self.base.facts, max_rank=self._max_rank, max_leaves=self.fit.max_leaves)
         received = open_payload(unit, payload, self.base.facts)
         if unit.kind == "sketch":
             work = self._sketch(unit)
@@ -226,11 +242,11 @@ class UnitRunner:
             gates = _moved(received.present, "", above=unit.node)
             router = Router(self._feature, pointing_to(unit.node, gates), around(unit), nodes=unit.applied)
         with self._tree(unit, replace(received, adapters=above), router) as model:
-            result = probing.score(model, rows, current, received.candidates, mass)
+            result = probing.score(model, rows, current, received.candidates, mass, self._fitting)
         tensors = probing.histograms(features, received.present, unit.home) if unit.home is not None else {}
         return Work(tensors, probe=result)
 
-    def _rows_like(self, unit: WorkUnit, received: Received) -> tuple[Tensor, Tensor] | None:
+    def _rows_like(self, unit: WorkUnit, received: Received) -> Batch | None:
         """Windows of those held-out documents that the gates would most likely send to the unit's node."""
         documents = self.shard.heldout
         if not documents:
@@ -239,7 +255,7 @@ class UnitRunner:
         features = self._features(documents)
         chosen = split.nearest(documents, features, received.present, unit.node, min_tokens=n_tokens)
         rows = heldout_rows(chosen, unit.window_tokens, unit.probe_windows)
-        return None if rows is None else (rows[0].to(self._device), rows[1].to(self._device))
+        return None if rows is None else rows.to(self._device)
 
     def _heldout_features(self) -> np.ndarray:
         """What the router sees of the held-out text: the same for every probe of a run."""
@@ -303,11 +319,13 @@ class UnitRunner:
         losses = take_steps(
             optimiser,
             self._batches(unit, shard, start.n_steps),
-            loss_for(unit, model, router),
+            loss_for(unit, model, router, lambda: self.fit.gradient_checkpointing),
             node=unit.node,
             first_step=unit.first_step,
             n_steps=unit.n_steps,
             losses=start.losses,
+            fitting=self._fitting,
+            undo=lambda: self._undo(optimiser),
             on_finished=lambda losses: self._keep(start, optimiser, losses),
             on_step=self._on_step,
         )
@@ -318,15 +336,13 @@ class UnitRunner:
         nll_after = self._heldout_nll(model, heldout)
         return Work(tensors, thin(losses, N_LOSSES), start.nll_before, nll_after, seconds_before=start.seconds)
 
-    def _begun(
-        self, unit: WorkUnit, model: TreeModel, optimiser: Optimiser, heldout: tuple[Tensor, Tensor] | None
-    ) -> Snapshot:
+    def _begun(self, unit: WorkUnit, model: TreeModel, optimiser: Optimiser, heldout: Batch | None) -> Snapshot:
         """The unit before its first step."""
         nll_before = self._heldout_nll(model, heldout)
         before = self._memory.recall(unit)
         optimiser.remember(before)
         identity = Identity.of(unit, self.shard.version, self.worker)
-        return Snapshot(identity, Fit(), 0.0, (), nll_before, optimiser.copied()[0], before, before)
+        return Snapshot(identity, self.fit, 0.0, (), nll_before, optimiser.copied()[0], before, before)
 
     def _resumed(self, unit: WorkUnit, optimiser: Optimiser, resume: Snapshot | None) -> Snapshot | None:
         """Parameters and moments put back as they were at `resume`; None, and nothing done, where it does not fit."""
@@ -339,15 +355,23 @@ class UnitRunner:
             log.warning("%s; the unit starts over", error)
             return None
         optimiser.restore(resume.parameters, resume.moments)
-        return resume
+        self._fitting.fit = self.fit.smaller(resume.fit)
+        return replace(resume, fit=self.fit)
 
     def _keep(self, start: Snapshot, optimiser: Optimiser, losses: tuple[float, ...]) -> None:
         """Make the step that was just taken the one to go on from."""
         parameters, moments = optimiser.copied()
         seconds = start.seconds + self._clock() - self._started
-        self._latest = replace(start, seconds=seconds, losses=losses, parameters=parameters, moments=moments)
+        self._latest = Snapshot(
+            start.identity, self.fit, seconds, losses, start.nll_before, parameters, moments, start.before
+        )
 
-    def _batches(self, unit: WorkUnit, shard: Shard, n_taken: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _undo(self, optimiser: Optimiser) -> None:
+        """Be as after the last finished step again."""
+        if self._latest is not None:
+            optimiser.restore(self._latest.parameters, self._latest.moments)
+
+    def _batches(self, unit: WorkUnit, shard: Shard, n_taken: int) -> Iterator[Batch]:
         rows = batches(
             shard,
             window_tokens=unit.window_tokens,
@@ -355,15 +379,14 @@ class UnitRunner:
             seed=order_seed(unit.seed, self.worker),
             first_step=unit.first_step + n_taken,
         )
-        for ids, documents, _ in rows:
-            yield torch.from_numpy(ids).to(self._device), torch.from_numpy(documents).to(self._device)
+        return (Batch.of(found, self._device) for found in rows)
 
-    @torch.no_grad()
-    def _heldout_nll(self, model: TreeModel, rows: tuple[Tensor, Tensor] | None) -> float | None:
+    def _heldout_nll(self, model: TreeModel, rows: Batch | None) -> float | None:
+        """Mean nats of the tokens that are to be predicted; None where there are none."""
         if rows is None:
             return None
-        ids, documents = (tensor.to(self._device) for tensor in rows)
-        return model.loss(ids, documents=documents).item()
+        batch = rows.to(self._device)
+        return self._fitting.attempt(len(batch), lambda fit: mean_nll(model, batch, fit))
 
     # --- a subtree ---------------------------------------------------------------------------------------------------
 
@@ -440,21 +463,46 @@ class UnitRunner:
 # --- losses ----------------------------------------------------------------------------------------------------------
 
 
-def loss_for(unit: WorkUnit, model: TreeModel, router: Router | None) -> LossOf:
-    """What the steps of a unit minimise: nats per token, through prefixes of nested adapters, and hardening gates."""
+def loss_for(
+    unit: WorkUnit, model: TreeModel, router: Router | None, is_recomputing: Callable[[], bool] = lambda: False
+) -> LossOf:
+    """What the steps of a unit minimise: nats per token, through prefixes of nested adapters, and hardening gates.
+
+    Args:
+        unit: The unit.
+        model: With its adapters.
+        router: Of a subtree.
+        is_recomputing: Whether passes are with gradient checkpointing, asked before each.
+    """
     nested = model.spec.kind == "nested"
-    loss_of = nested_loss(model, model.spec, unit.seed, unit.first_step) if nested else plain_loss(model)
+    inner = nested_loss(model, model.spec, unit.seed, unit.first_step) if nested else plain_loss(model)
+
+    def loss_of(batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+        model.is_recomputing = is_recomputing()
+        loss, nll = inner(batch.ids, batch.documents, index, batch.is_target)
+        return loss * batch.share_of_targets, nll * batch.share_of_targets
+
     return loss_of if router is None else hardening(loss_of, router, unit.n_steps)
 
 
-def plain_loss(model: TreeModel) -> LossOf:
+def plain_loss(model: TreeModel) -> NestedLoss:
     """Next-token loss through the model as it stands."""
 
-    def loss_of(ids: Tensor, documents: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        nll = model.loss(ids, documents=documents)
+    def loss_of(ids: Tensor, documents: Tensor, index: int, is_target: Tensor | None) -> tuple[Tensor, Tensor]:
+        nll = model.loss(ids, documents=documents, is_target=is_target)
         return nll, nll.detach()
 
     return loss_of
+
+
+@torch.no_grad()
+def mean_nll(model: TreeModel, batch: Batch, fit: Fit) -> float:
+    """Mean nats of the batch's targets, taken part by part where `fit` says so."""
+    losses = [
+        model.loss(part.ids, documents=part.documents, is_target=part.is_target) * part.share_of_targets
+        for part in batch.parts(fit.windows_at_once(len(batch)))
+    ]
+    return math.fsum(loss.item() for loss in losses)
 
 
 def hardening(loss_of: LossOf, router: Router, n_steps: int) -> LossOf:
@@ -464,10 +512,10 @@ def hardening(loss_of: LossOf, router: Router, n_steps: int) -> LossOf:
         Belcak and Wattenhofer 2023, Fast Feedforward Networks, arXiv:2308.14711, section "Hardening".
     """
 
-    def hardening_of(ids: Tensor, documents: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        loss, nll = loss_of(ids, documents, index)
-        weight = HARDENING * (index + 1) / n_steps
-        return loss + weight * router.entropy(ids, documents=documents), nll
+    def hardening_of(batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+        loss, nll = loss_of(batch, index)
+        weight = HARDENING * (index + 1) / n_steps * batch.share_of_tokens
+        return loss + weight * router.entropy(batch.ids, documents=batch.documents), nll
 
     return hardening_of
 
@@ -494,10 +542,11 @@ def pointing_to(node: NodePath, gates: Gates) -> Gates:
 
 def heldout_rows(
     documents: Sequence[Document], window_tokens: int, most_windows: int = N_HELDOUT_WINDOWS
-) -> tuple[Tensor, Tensor] | None:
+) -> Batch | None:
     """A few windows, evenly spaced over the held-out text, with document numbers; None where there is no such text."""
     rows = spaced_windows(documents, window_tokens, most_windows)
-    return None if rows is None else (torch.from_numpy(rows.ids), torch.from_numpy(rows.documents))
+    batch = None if rows is None else Batch.of(rows)
+    return batch if batch is not None and batch.n_targets else None
 
 
 def order_seed(seed: int, worker: str) -> int:
