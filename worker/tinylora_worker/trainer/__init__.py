@@ -13,6 +13,7 @@ In the child:
 * `service`: what it can be asked for;
 * `session`: base, text and runner, and the jobs that need them;
 * `checkpoint`: the last finished step on disk, now and then;
+* `downloads`: how much of a base has come so far;
 * `measured`: sizes that were found once;
 * `failures`: errors as they travel.
 """

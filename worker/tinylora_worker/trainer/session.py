@@ -6,6 +6,7 @@ Only `write_down` may be called from others.
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tinylora.base_model import LoadedBase, load_base
@@ -15,6 +16,7 @@ from tinylora.protocol.documents import WorkUnit, sha256
 from tinylora.shards import Shard, load_shard
 from tinylora.training import UnitRunner
 from tinylora.training.snapshot import Snapshot
+from tinylora_worker.trainer import downloads
 from tinylora_worker.trainer.checkpoint import EVERY_S, Checkpoint
 from tinylora_worker.trainer.made import is_made, read_made, unit_folder, write_made
 from tinylora_worker.wire.worker_pb2 import (
@@ -66,7 +68,8 @@ class Session:
         started = self._clock()
         self._runner = None
         tell(LoadEvent(progress=LoadProgress(stage="base")))
-        base = load_base(request.base, quantise=request.quantise or None, feature_dim=request.feature_dim or 256)
+        with downloads.watched(downloads.cache_of(request.base), partial(_tell_downloaded, tell)):
+            base = load_base(request.base, quantise=request.quantise or None, feature_dim=request.feature_dim or 256)
         check_fingerprint(base, request.base_fingerprint)
         tell(LoadEvent(progress=LoadProgress(stage="data")))
         shard = load_shard([Path(path) for path in request.data], base)
@@ -157,6 +160,10 @@ class Reporter:
             checkpoint_age_s=self._checkpoint.age_s,
         )
         self._tell(RunEvent(progress=progress))
+
+
+def _tell_downloaded(tell: Callable[[LoadEvent], None], n_bytes: int) -> None:
+    tell(LoadEvent(progress=LoadProgress(stage="base", downloaded_bytes=n_bytes)))
 
 
 def check_fingerprint(base: LoadedBase, expected: str) -> None:
