@@ -15,6 +15,8 @@ from pathlib import Path
 from tinylora_coordinator.folder import RunFolder, read_run, write_run
 from tinylora_coordinator.keys import KeyFolder, OwnCertificate, make_keys, pin_of
 from tinylora_coordinator.operator_store import OperatorStore
+from tinylora_worker.limits import load, set_from_text
+from tinylora_worker.traffic import TrafficMeter
 
 from tests.chaos.matrix import Facts, Scenario
 from tests.federation.facts import DIM, SETTINGS
@@ -235,6 +237,16 @@ def worker_home(folder: Path) -> Facts:
     return {"receipts": " ".join(receipt.unit_id for receipt in read_receipts(folder))}
 
 
+def worker_limits(folder: Path) -> Facts:
+    """Its owner sets limits, and traffic is counted; what was counted and not written is counted once more."""
+    for assignment in ("vram=8GB", "data_cap=1MB/month"):
+        set_from_text(folder, assignment)
+    while (meter := TrafficMeter(folder, now=lambda: datetime(2026, 11, 1, tzinfo=UTC))).month_bytes < 30:
+        meter.add(10, 0)
+        meter.close()
+    return {"limits": load(folder).model_dump_json(), "bytes": f"{meter.month_bytes}"}
+
+
 def worker_outbox(folder: Path) -> Facts:
     """Units come, are done, sent, asked for once more; each is forgotten when its receipt is in the book."""
     outbox, book = FolderOutbox(folder), ReceiptBook(folder)
@@ -301,5 +313,6 @@ SCENARIOS = (
     Scenario("tokens", tokens_and_orders),
     Scenario("old_ledger", old_ledger, _copy_old_ledger),
     Scenario("worker_home", worker_home),
+    Scenario("worker_limits", worker_limits),
     Scenario("worker_outbox", worker_outbox),
 )

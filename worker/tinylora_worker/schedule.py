@@ -10,7 +10,9 @@ out in spring stays shut that day, and 22:00-07:00 is eight or ten hours long in
 fixed length, which would end at another hour than the one that was said.
 """
 
+import functools
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
@@ -94,6 +96,16 @@ def local_zone() -> tzinfo:
         return tzlocal.reload_localzone()
     except Exception:  # tzlocal reads what it finds in files of many systems, and its errors are as many
         return UTC
+
+
+def local_now() -> datetime:
+    """The time in this machine's zone; a zone that was changed is noticed within a minute."""
+    return datetime.now(_zone_of_minute(int(time.monotonic() // 60)))
+
+
+@functools.lru_cache(maxsize=1)
+def _zone_of_minute(_minute: int) -> tzinfo:
+    return local_zone()
 
 
 def _wall(now: datetime) -> datetime:
