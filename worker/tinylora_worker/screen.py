@@ -62,7 +62,8 @@ HELP = (
     "q  quit: checkpoint, give the unit back, leave; Ctrl-C does the same, twice is at once",
     "?  this help; `tinylora-worker --help` has the rest",
 )
-MIN_BAR, MAX_BAR = 5, 24
+MIN_BAR, MAX_BAR = 8, 24
+_AS_TOLD = ("where", "round", "bar", "share", "loss", "speed", "sync", "eta")
 TREND_STEPS = 5
 """Losses whose mean is compared with that of as many before."""
 
@@ -141,33 +142,32 @@ def progress_line(status: Status, zone: tzinfo | None, now_s: float, width: int,
         return ""
     share = status.step / status.n_steps if status.n_steps else 0.0
     loss = f"loss {status.loss:.3f} {trend(status.losses, is_ascii=is_ascii)}".rstrip() if status.losses else ""
-    parts = [
-        where(status),
-        f"{share:.0%}" if status.n_steps else "",
-        loss,
-        f"round {status.round}" if status.round and status.kind == "train" else "",
-        f"{status.tokens_per_s:,.0f} tok/s" if status.tokens_per_s else "",
-        f"sync in {span(status.unit_eta_s)}" if status.unit_eta_s else "",
-        f"ETA {clock(now_s + status.unit_eta_s, zone, now_s)}" if status.unit_eta_s else "",
-    ]
-    kept = _fitting([part for part in parts if part], width)
-    order = [0, 3, 1, 2, 4, 5, 6]
-    told = [parts[place] for place in order if parts[place] in kept]
-    room = width - cell_len("  ".join(told)) - 2
-    if status.n_steps and room >= MIN_BAR and parts[1] in told:
-        told.insert(told.index(parts[1]), bar(share, min(room, MAX_BAR), is_ascii=is_ascii))
-    return "  ".join(told)
+    parts = {
+        "where": where(status),
+        "share": f"{share:.0%}" if status.n_steps else "",
+        "loss": loss,
+        "bar": bar(share, MIN_BAR, is_ascii=is_ascii) if status.n_steps else "",
+        "round": f"round {status.round}" if status.round and status.kind == "train" else "",
+        "speed": f"{status.tokens_per_s:,.0f} tok/s" if status.tokens_per_s else "",
+        "sync": f"sync in {span(status.unit_eta_s)}" if status.unit_eta_s else "",
+        "eta": f"ETA {clock(now_s + status.unit_eta_s, zone, now_s)}" if status.unit_eta_s else "",
+    }
+    kept = _fitting([(name, part) for name, part in parts.items() if part], width)
+    if "bar" in kept:
+        room = width - sum(cell_len(parts[name]) + 2 for name in kept) + 2
+        parts["bar"] = bar(share, min(MIN_BAR + room, MAX_BAR), is_ascii=is_ascii)
+    return "  ".join(parts[name] for name in _AS_TOLD if name in kept)
 
 
-def _fitting(parts: Sequence[str], width: int) -> list[str]:
-    """The first of them that stand side by side in this width; the very first always."""
+def _fitting(parts: Sequence[tuple[str, str]], width: int) -> list[str]:
+    """Names of the first parts that stand side by side in this width; the very first always."""
     kept: list[str] = []
     used = -2
-    for part in parts:
+    for name, part in parts:
         used += cell_len(part) + 2
         if kept and used > width:
             break
-        kept.append(part)
+        kept.append(name)
     return kept
 
 
@@ -307,10 +307,10 @@ class Picture:
     ) -> None:
         self._console, self._wishes, self._zone, self._clock = console, wishes, zone, clock
         self._status, self._has_help = Status(state=WorkerState.STARTING), False
+        self._keys = Keys(keyboard, self.press) if wishes is not None and keyboard is not None else None
         self._live = Live(
             console=console, get_renderable=self._draw, refresh_per_second=4, transient=False, auto_refresh=True
         )
-        self._keys = Keys(keyboard, self.press) if wishes is not None and keyboard is not None else None
 
     def __enter__(self) -> Self:
         """Take the terminal."""
