@@ -17,9 +17,10 @@ from tests.worker.trainer_world import World, kinds, made, plain, steps
 from tinylora.flower.outbox import CHECKPOINT
 from tinylora.training.snapshot import Snapshot
 
+ROOT = Path(__file__).parents[2]
 LONG = {"n_steps": 10_000, "total_steps": 10_000}
 """Nobody waits for the end of such a unit."""
-MIDDLING = {"n_steps": 100, "total_steps": 100}
+MIDDLING = {"n_steps": 40, "total_steps": 40}
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +28,33 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("home of a wörker"))
 
 
+def started(world: World) -> TrainerProcess:
+    """One that has loaded."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    running = TrainerProcess(
+        world.home,
+        print,
+        checkpoint_every_s=0.01,
+        command=("-P", "-m", "tests.worker.trainer_with_faults"),
+        environment=os.environ | {"PYTHONPATH": path},
+    )
+    running.start()
+    loaded = running.load(world.request())
+    assert (loaded.device, loaded.n_train_documents, loaded.n_heldout_documents) == ("CPU", 14, 2)
+    return running
+
+
 @pytest.fixture(scope="module")
 def trainer(world: World) -> Iterator[TrainerProcess]:
-    """One that has loaded; the test that kills it comes last of those that use it."""
-    with TrainerProcess(world.home, print, checkpoint_every_s=0.01) as running:
-        running.start()
-        loaded = running.load(world.request())
-        assert (loaded.device, loaded.n_train_documents, loaded.n_heldout_documents) == ("CPU", 14, 2)
+    """The test that kills it comes last of those that use it."""
+    with started(world) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def successor(world: World) -> Iterator[TrainerProcess]:
+    """The test that stops it comes last of those that use it."""
+    with started(world) as running:
         yield running
 
 
@@ -93,38 +114,45 @@ def test_a_unit_that_asks_for_more_text_than_there_is(trainer: TrainerProcess, w
     assert refused.failure.kind == "DataError" and "too small" in refused.failure.message
 
 
-# --- its end ----------------------------------------------------------------------------------------------------------
+# --- its end, and the next one's --------------------------------------------------------------------------------------
 
 
-def test_killed_in_mid_unit_the_next_one_goes_on_and_makes_the_same(trainer: TrainerProcess, world: World) -> None:
-    """Last of those with the shared trainer: this is its end, and the next one's beginning and end."""
-    unit, payload, folder = world.unit("killed", **MIDDLING)
+def test_killed_in_mid_unit(trainer: TrainerProcess, world: World) -> None:
+    _, _, folder = world.unit("killed", **MIDDLING)
     going = steps(trainer, folder)
     next(going)
     until((folder / CHECKPOINT).exists, what="a checkpoint")
     os.kill(trainer.pid, signal.SIGKILL)
     with pytest.raises(TrainerDied, match="SIGKILL"):
         list(going)
-    assert not trainer.is_alive
+    assert not trainer.is_alive and (folder / CHECKPOINT).exists()
+
+
+def test_the_next_one_goes_on_and_makes_the_same(successor: TrainerProcess, world: World) -> None:
+    unit, payload, folder = world.unit("killed", **MIDDLING)
     n_steps = Snapshot.from_bytes((folder / CHECKPOINT).read_bytes()).n_steps
-    with TrainerProcess(world.home, print) as fresh:
-        fresh.start()
-        fresh.load(world.request())
-        going = steps(fresh, folder)
-        assert next(going) == n_steps + 1
-        list(going)
-        update, tensors = world.undisturbed(unit, payload)
-        assert made(folder) == (plain(update), tensors)
-        _stop_in_mid_step(fresh, world)
+    going = steps(successor, folder)
+    assert next(going) == n_steps + 1 > 1
+    list(going)
+    update, tensors = world.undisturbed(unit, payload)
+    assert made(folder) == (plain(update), tensors)
 
 
-def _stop_in_mid_step(trainer: TrainerProcess, world: World) -> None:
+def test_memory_that_runs_out_is_a_step_down_and_not_the_end(successor: TrainerProcess, world: World) -> None:
+    _, _, folder = world.unit("oom")
+    events = list(successor.run(folder))
+    (down,) = (event.step_down for event in events if event.HasField("step_down"))
+    assert "out of memory with the whole batch at once" in down.reason and "going on with 1 windows" in down.reason
+    assert down.fit.micro_windows == 1 and made(folder)[0].n_steps == 4
+
+
+def test_stopped_in_mid_step(successor: TrainerProcess, world: World) -> None:
     _, _, folder = world.unit("stopped", **LONG)
-    going = steps(trainer, folder)
+    going = steps(successor, folder)
     next(going)
-    child = psutil.Process(trainer.pid)
-    assert trainer.stop()
-    assert not child.is_running() and not trainer.is_alive and (folder / CHECKPOINT).is_file()
+    child = psutil.Process(successor.pid)
+    assert successor.stop()
+    assert not child.is_running() and not successor.is_alive and (folder / CHECKPOINT).is_file()
     with pytest.raises(TrainerDied, match="it was stopped"):
         list(going)
 
@@ -178,6 +206,26 @@ def test_the_end_of_its_life_line_is_its_end(fresh: TrainerProcess) -> None:
     assert process is not None and process.stdin is not None
     process.stdin.close()
     assert process.wait(10) == ORPHANED
+
+
+DEVICE_FAILS = """
+from tinylora_worker.trainer import child, failures, service
+class Session:
+    def run(self, folder, tell):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+service.TrainerService._made = lambda self: Session()
+service._failure = lambda error: failures.failure_of(error, is_out_of_memory=lambda error: False)
+child.main()
+"""
+
+
+def test_a_device_that_fails_is_the_end_of_its_process(world: World) -> None:
+    """Nothing works any more in a process whose CUDA context is broken."""
+    with TrainerProcess(world.home, print, command=("-c", DEVICE_FAILS)) as running:
+        running.start()
+        with pytest.raises(TrainerDied, match="its device failed: RuntimeError: CUDA error: an illegal memory access"):
+            list(running.run(world.unit("any")[2]))
+        assert not running.is_alive
 
 
 def test_an_agent_that_is_killed_leaves_no_trainer(tmp_path: Path) -> None:

@@ -4,16 +4,12 @@ import logging
 from collections.abc import Callable
 
 from tinylora import errors
-from tinylora.errors import TinyLoraError
+from tinylora.errors import OutOfMemory, TinyLoraError
 from tinylora_worker.wire.worker_pb2 import Failure
 
-OUT_OF_MEMORY, DEVICE_LOST, UNEXPECTED = "OutOfMemory", "DeviceLost", "Unexpected"
+DEVICE_LOST, UNEXPECTED = "DeviceLost", "Unexpected"
 _MAX_SENTENCE = 1000
 log = logging.getLogger(__name__)
-
-
-class OutOfMemory(TinyLoraError):
-    """The device cannot hold what the work needs, in no size."""
 
 
 class Unexpected(TinyLoraError):
@@ -32,7 +28,7 @@ def failure_of(error: BaseException, *, is_out_of_memory: Callable[[BaseExceptio
     log.error("unforeseen", exc_info=error)
     first_line = str(error).strip().partition("\n")[0][:_MAX_SENTENCE]
     if is_out_of_memory(error):
-        return Failure(kind=OUT_OF_MEMORY, message=f"the device's memory does not suffice: {first_line}")
+        return Failure(kind=OutOfMemory.__name__, message=f"the device's memory does not suffice: {first_line}")
     kind = DEVICE_LOST if is_device_lost(error) else UNEXPECTED
     return Failure(kind=kind, message=f"{type(error).__name__}: {first_line or 'no reason given'}")
 
@@ -48,7 +44,7 @@ def is_device_lost(error: BaseException) -> bool:
 
 def error_of(failure: Failure) -> TinyLoraError:
     """The error that a failure tells of."""
-    kind = {OUT_OF_MEMORY: OutOfMemory, UNEXPECTED: Unexpected}.get(failure.kind) or getattr(errors, failure.kind, None)
+    kind = getattr(errors, failure.kind, None)
     if not (isinstance(kind, type) and issubclass(kind, TinyLoraError)):
         kind = Unexpected
     return kind(failure.message, rule=failure.code)

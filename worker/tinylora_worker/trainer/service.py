@@ -105,6 +105,6 @@ class TrainerService(TrainerServicer):
 
 
 def _failure(error: BaseException) -> Failure:
-    from tinylora_worker.trainer.session import is_out_of_memory  # late: it brings torch
+    from tinylora.training.out_of_memory import is_out_of_memory  # late: it brings torch
 
     return failure_of(error, is_out_of_memory=is_out_of_memory)

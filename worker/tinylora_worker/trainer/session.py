@@ -14,11 +14,11 @@ from tinylora.errors import BaseModelError, ProtocolError, SettingError
 from tinylora.flower.outbox import CHECKPOINT, PAYLOAD, UNIT
 from tinylora.protocol.documents import WorkUnit, sha256
 from tinylora.shards import Shard, load_shard
-from tinylora.training import UnitRunner
-from tinylora.training.snapshot import Snapshot
+from tinylora.training import Fit, Snapshot, UnitRunner
 from tinylora_worker.trainer import downloads
 from tinylora_worker.trainer.checkpoint import EVERY_S, Checkpoint
 from tinylora_worker.trainer.made import is_made, read_made, unit_folder, write_made
+from tinylora_worker.wire import worker_pb2 as wire
 from tinylora_worker.wire.worker_pb2 import (
     Done,
     Loaded,
@@ -27,6 +27,7 @@ from tinylora_worker.wire.worker_pb2 import (
     LoadRequest,
     Progress,
     RunEvent,
+    StepDown,
 )
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Session:
         self._home, self._every_s, self._clock = home, checkpoint_every_s, clock
         self._runner: UnitRunner | None = None
         self._checkpoint: Checkpoint | None = None
-        self._on_step: Callable[[str, int, float, float], None] | None = None
+        self._reporter: Reporter | None = None
 
     def write_down(self) -> bool:
         """The last finished step of the unit under way is on disk; returns whether the unit has a checkpoint."""
@@ -77,7 +78,8 @@ class Session:
             base,
             shard,
             worker=request.worker,
-            on_step=self._stepped,
+            on_step=self._on_step,
+            on_step_down=self._on_step_down,
             threads=request.cpu_threads or None,
             max_rank=request.max_rank,
         )
@@ -114,7 +116,7 @@ class Session:
         payload = read_payload(folder, unit)
         resume = read_checkpoint(folder)
         self._checkpoint = checkpoint = Checkpoint(folder, lambda: runner.latest, clock=self._clock)
-        self._on_step = Reporter(unit, checkpoint, tell, self._clock)
+        self._reporter = Reporter(unit, checkpoint, tell, self._clock)
         try:
             with checkpoint.every(self._every_s):
                 update, tensors = runner.run(unit, payload, resume)
@@ -123,7 +125,7 @@ class Session:
             checkpoint.write()  # whoever tries again need not start over
             raise
         finally:
-            self._checkpoint = self._on_step = None
+            self._checkpoint = self._reporter = None
         tell(RunEvent(done=Done(payload_sha256=update.payload_sha256)))
 
     def _ready(self) -> UnitRunner:
@@ -131,13 +133,17 @@ class Session:
             raise SettingError("the trainer was asked for work before it had loaded a base and a text")
         return self._runner
 
-    def _stepped(self, node: str, step: int, loss: float, tokens_per_s: float) -> None:
-        if self._on_step is not None:
-            self._on_step(node, step, loss, tokens_per_s)
+    def _on_step(self, node: str, step: int, loss: float, tokens_per_s: float) -> None:
+        if self._reporter is not None:
+            self._reporter.on_step(node, step, loss, tokens_per_s)
+
+    def _on_step_down(self, fit: Fit, reason: str) -> None:
+        if self._reporter is not None:
+            self._reporter.on_step_down(fit, reason)
 
 
 class Reporter:
-    """Tells of a unit's steps, five times a second at most, and of its last one."""
+    """Tells of a unit's steps, five times a second at most, and of its last one; and of every step down."""
 
     def __init__(
         self, unit: WorkUnit, checkpoint: Checkpoint, tell: Callable[[RunEvent], None], clock: Callable[[], float]
@@ -145,7 +151,7 @@ class Reporter:
         self._unit, self._checkpoint, self._tell, self._clock = unit, checkpoint, tell, clock
         self._told_s: float | None = None
 
-    def __call__(self, node: str, step: int, loss: float, tokens_per_s: float) -> None:
+    def on_step(self, node: str, step: int, loss: float, tokens_per_s: float) -> None:
         """The node's `step`-th step, counted from 0, is finished."""
         now, n_done = self._clock(), step - self._unit.first_step + 1
         if self._told_s is not None and now - self._told_s < PROGRESS_EVERY_S and n_done < self._unit.n_steps:
@@ -160,6 +166,21 @@ class Reporter:
             checkpoint_age_s=self._checkpoint.age_s,
         )
         self._tell(RunEvent(progress=progress))
+
+    def on_step_down(self, fit: Fit, reason: str) -> None:
+        """Memory ran out; from now on less is computed at once."""
+        self._tell(RunEvent(step_down=StepDown(reason=reason, fit=to_wire(fit))))
+
+
+def to_wire(fit: Fit) -> wire.Fit:
+    """What a step is cut into, for the agent."""
+    return wire.Fit(
+        micro_windows=fit.micro_windows,
+        gradient_checkpointing=fit.gradient_checkpointing,
+        quantise=fit.quantise,
+        max_rank=fit.max_rank,
+        max_leaves=fit.max_leaves,
+    )
 
 
 def _tell_downloaded(tell: Callable[[LoadEvent], None], n_bytes: int) -> None:
@@ -218,8 +239,3 @@ def read_checkpoint(folder: Path) -> Snapshot | None:
     except (OSError, ProtocolError) as error:
         log.warning("%s: %s; the unit starts over", folder / CHECKPOINT, error)
         return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it means that memory did not suffice."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
