@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,7 +164,9 @@ def test_stopped_in_mid_step(successor: TrainerProcess, world: World) -> None:
 
 @pytest.fixture
 def fresh(world: World) -> Iterator[TrainerProcess]:
-    with TrainerProcess(world.home, print, patience=Patience(silent_s=0.4)) as running:
+    """Also where no program is found by its name alone."""
+    environment = os.environ | {"PATH": ""}
+    with TrainerProcess(world.home, print, patience=Patience(silent_s=0.4), environment=environment) as running:
         running.start()
         yield running
 
@@ -183,6 +187,27 @@ def test_one_that_hangs_is_ended(fresh: TrainerProcess, world: World) -> None:
     with pytest.raises(TrainerDied, match=r"it gave no sign of life for 0\.4 s"):
         fresh.load(world.request())
     assert not fresh.is_alive
+
+
+@pytest.mark.parametrize("way", ["unix socket", "loopback"])
+def test_nothing_is_left_of_it(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="rt ü", dir="/tmp") as place:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", place)
+        if way == "loopback":
+            monkeypatch.delattr(socket, "AF_UNIX")
+        with TrainerProcess(tmp_path, print) as running:
+            running.start()
+            assert len(os.listdir(place)) == (way == "unix socket")
+            child = psutil.Process(running.pid)
+        assert os.listdir(place) == [] and not child.is_running()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["logs", "logs/trainer.log"]
+
+
+def test_one_that_was_never_started(tmp_path: Path) -> None:
+    with TrainerProcess(tmp_path, print) as running:
+        assert not running.is_alive and running.pid == 0 and not running.stop()
+        with pytest.raises(TrainerDied, match="it was not started"):
+            list(running.run(tmp_path))
 
 
 def test_one_that_cannot_come_up(world: World) -> None:

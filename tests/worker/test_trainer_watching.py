@@ -21,7 +21,11 @@ LOG = Path("trainer.log")
 )
 def test_when_it_hangs(event_s: float, answer_s: float, why: str) -> None:
     patience = Patience(silent_s=60.0, stuck_s=1000.0)
-    assert hang(patience, now_s=100.0, event_s=event_s, answer_s=answer_s) == why
+    assert hang(patience, now_s=100.0, event_s=event_s, answer_s=answer_s, has_steps=True) == why
+
+
+def test_a_base_may_take_its_time_to_come() -> None:
+    assert not hang(Patience(stuck_s=1000.0), now_s=9e9, event_s=0.0, answer_s=9e9 - 1, has_steps=False)
 
 
 @pytest.mark.parametrize(

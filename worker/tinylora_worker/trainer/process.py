@@ -255,7 +255,7 @@ class TrainerProcess:
             TrainerDied: It did not live to see the end of it.
         """
         call = self._asked().Size.future(SizeRequest(settings_json=settings_json, again=again))
-        with self._watched(call) as _:
+        with self._watched(call):
             try:
                 reply = call.result()
             except grpc.RpcError as error:
@@ -270,7 +270,7 @@ class TrainerProcess:
             TrainerDied: It did not live to see the end of it; the unit's checkpoint is there for the next one.
         """
         self._unit_folder = folder
-        for event in self._listen(self._asked().Run(RunRequest(folder=str(folder)))):
+        for event in self._listen(self._asked().Run(RunRequest(folder=str(folder))), has_steps=True):
             if event.HasField("failure") and event.failure.kind == DEVICE_LOST:
                 self._end(f"its device failed: {event.failure.message}")
                 raise self._death()
@@ -304,9 +304,9 @@ class TrainerProcess:
             raise self._death()
         raise error_of(failure)
 
-    def _listen(self, call: Any) -> Iterator[Any]:
+    def _listen(self, call: Any, *, has_steps: bool = False) -> Iterator[Any]:
         """Events of a job, until its end or the trainer's."""
-        with self._watched(call) as heard:
+        with self._watched(call, has_steps=has_steps) as heard:
             try:
                 for event in call:
                     heard()
@@ -315,7 +315,7 @@ class TrainerProcess:
                 raise self._death(error) from None
 
     @contextmanager
-    def _watched(self, call: Any) -> Iterator[Callable[[], None]]:
+    def _watched(self, call: Any, *, has_steps: bool = False) -> Iterator[Callable[[], None]]:
         """Within it the trainer is ended should it hang; yields what is to be called at every event."""
         over = threading.Event()
         last = {"event": self._clock(), "answer": self._clock()}
@@ -324,7 +324,10 @@ class TrainerProcess:
             while not over.wait(self._patience.silent_s / 4):
                 if self._answers():
                     last["answer"] = self._clock()
-                why = hang(self._patience, now_s=self._clock(), event_s=last["event"], answer_s=last["answer"])
+                now_s = self._clock()
+                why = hang(
+                    self._patience, now_s=now_s, event_s=last["event"], answer_s=last["answer"], has_steps=has_steps
+                )
                 if why and not over.is_set():
                     self._say(f"the trainer is ended: {why}")
                     self._end(why)

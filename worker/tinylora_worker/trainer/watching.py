@@ -18,12 +18,13 @@ class Patience:
     silent_s: float = 60.0
     """Without an event and without an answer to a ping: nothing runs in it."""
     stuck_s: float = 3600.0
-    """Without an event, though it answers: its device does not come back from a step."""
+    """Without an event of a unit, though it answers: its device does not come back from a step. A base may take longer to
+    come, and much text longer to be read."""
     stop_s: float = 1.5
     """From the word to stop until it is killed."""
 
 
-def hang(patience: Patience, *, now_s: float, event_s: float, answer_s: float) -> str:
+def hang(patience: Patience, *, now_s: float, event_s: float, answer_s: float, has_steps: bool) -> str:
     """Why a trainer at work is to be ended; empty while it is not.
 
     Args:
@@ -31,10 +32,11 @@ def hang(patience: Patience, *, now_s: float, event_s: float, answer_s: float) -
         now_s: The time.
         event_s: When it last told an event of its job, or was given it.
         answer_s: When it last answered a ping, or was given its job.
+        has_steps: Whether the job is one that gets on in steps, and tells of them.
     """
     if now_s - max(event_s, answer_s) >= patience.silent_s:
         return f"it gave no sign of life for {patience.silent_s:g} s"
-    if now_s - event_s >= patience.stuck_s:
+    if has_steps and now_s - event_s >= patience.stuck_s:
         return f"it did not get any further for {patience.stuck_s:g} s"
     return ""
 
