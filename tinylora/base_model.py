@@ -73,7 +73,9 @@ class LoadedBase:
     @cached_property
     def routing_feature(self) -> RoutingFeature:
         """What turns this base's tokens into routing features; as wide as `facts` say."""
-        return RoutingFeature.from_embeddings(_embeddings(self.model), dim=self.facts.feature_dim)
+        table = _embeddings(self.model)
+        where = "cpu" if table.device.type == "mps" else table.device  # its sums are in float64, which MPS has not
+        return RoutingFeature.from_embeddings(table.to(where), dim=self.facts.feature_dim)
 
     def with_feature(self, dim: int) -> "LoadedBase":
         """The same base in memory, with a routing feature of `dim` numbers; itself where that is what it has."""
@@ -131,8 +133,8 @@ def load_base(
     Args:
         where: Local folder, or hub id such as "bigscience/bloom-560m".
         dtype: Of the weights in memory; None keeps the dtype they are stored in.
-        quantise: "int8" or "nf4" holds the linears in 8 or 4 bits by bitsandbytes, with nf4's products in bf16;
-            `dtype` is then of all else. The facts are the same as without.
+        quantise: "int8" or "nf4" holds the linears in 8 or 4 bits by bitsandbytes, with nf4's products in bf16, or
+            in fp16 with that `dtype`, which is then of all else. The facts are the same as without.
         device: Where the model lives, such as "cuda"; a quantised one cannot be moved.
         feature_dim: Numbers in the routing feature, unless a run or a bundle asks for another one.
 
@@ -144,7 +146,7 @@ def load_base(
     global LOAD_COUNT
     where = os.path.expanduser(where)
     with _quiet():
-        options = None if quantise is None else _quantisation_options(quantise)
+        options = None if quantise is None else _quantisation_options(quantise, dtype)
         files = _locate(where)
         config = _read_config(where, files.config)
         _check_is_causal_lm(where, config)
@@ -270,8 +272,9 @@ def _load_tokenizer(where: str, is_local: bool) -> Any:
     return tokenizer
 
 
-def _quantisation_options(quantise: str) -> dict[str, Any]:
-    options = bitsandbytes_options(quantise, torch.bfloat16)
+def _quantisation_options(quantise: str, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Products of nf4 weights are in bf16, except where the rest is in fp16: on GPUs without bf16."""
+    options = bitsandbytes_options(quantise, torch.float16 if dtype is torch.float16 else torch.bfloat16)
     import_bitsandbytes(quantise)
     return options
 

@@ -12,7 +12,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -282,9 +282,16 @@ class TreeModel(nn.Module):
         if self._fixed is not None or self.router is None:
             self._shared.routing = self._fixed or Routing(None)
             return state
-        self._shared.routing, state = self.router(
-            input_ids, documents=documents, mask=mask, state=state, policy=self.policy
+        where = self.router.start.device  # the model's own, except beside a device without float64
+        routing, state = self.router(
+            input_ids.to(where),
+            documents=None if documents is None else documents.to(where),
+            mask=None if mask is None else mask.to(where),
+            state=state,
+            policy=self.policy,
         )
+        weights = None if routing.weights is None else routing.weights.to(input_ids.device)
+        self._shared.routing = replace(routing, weights=weights)
         return state
 
     # --- passes ------------------------------------------------------------------------------------------------------

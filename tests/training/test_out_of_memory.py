@@ -133,8 +133,8 @@ def in_optimiser(patched, faults):
     """When AdamW has moved every parameter, and before anybody has taken note."""
     plain = Optimiser.update
 
-    def update(self, step):
-        plain(self, step)
+    def update(self, step, factor=1.0):
+        plain(self, step, factor)
         faults.strike()
 
     patched.setattr(Optimiser, "update", update)

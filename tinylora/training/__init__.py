@@ -2,7 +2,10 @@
 
 The code is organised as follows:
 
+* `devices`: which device, and in which dtype the base is held there, with the reason;
 * `fit`: what a step is cut into so that a machine can hold it;
+* `batch`: windows of a step and their parts;
+* `out_of_memory`: how it shows, and stepping down until the same work fits;
 * `flat`: many small tensors as a few long vectors in main memory;
 * `snapshot`: a unit after its last finished step, to go on from;
 * `optimiser`: learning-rate schedule, AdamW with moments that survive between units, the step loop;

@@ -22,6 +22,8 @@ from tinylora.training.out_of_memory import Fitting
 BETAS = (0.9, 0.95)  # units are short: with 0.999 the second moment would still be warming up when a leaf is done
 FINAL_SHARE = 0.1
 MAX_GRADIENT_NORM = 1.0
+LESS = 256.0
+"""By how much the way back begins from less after gradients in fp16 were too large."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +57,26 @@ class Schedule:
 
 
 class Optimiser:
-    """AdamW without decay over a fixed list of parameters, gradients clipped to norm 1."""
+    """AdamW without decay over a fixed list of parameters, gradients clipped to norm 1.
 
-    def __init__(self, parameters: Iterable[Tensor], schedule: Schedule, moments: Moments | None = None) -> None:
+    Args:
+        parameters: What is trained, in fp32 or more.
+        schedule: Of the learning rate.
+        moments: To go on from; None begins anew.
+        is_base_half: Whether gradients come through a base in fp16.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        schedule: Schedule,
+        moments: Moments | None = None,
+        *,
+        is_base_half: bool = False,
+    ) -> None:
         self.parameters = list(parameters)
         self.schedule = schedule
+        self.is_base_half = is_base_half
         self._adamw = torch.optim.AdamW(self.parameters, lr=schedule.peak, betas=BETAS, weight_decay=0.0, fused=True)
         self.remember(moments)
 
@@ -73,8 +90,16 @@ class Optimiser:
         """Drop the gradients."""
         self._adamw.zero_grad(set_to_none=True)
 
-    def update(self, step: int) -> None:
-        """Move the parameters by the gradients that they have, as the node's `step`-th step."""
+    def has_finite_gradients(self) -> bool:
+        """Whether every number of every gradient is one."""
+        return all(bool(torch.isfinite(p.grad).all()) for p in self.parameters if p.grad is not None)
+
+    def update(self, step: int, factor: float = 1.0) -> None:
+        """Move the parameters by the gradients that they have, which are `factor` times too large, as step `step`."""
+        if factor != 1:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= factor
         for group in self._adamw.param_groups:
             group["lr"] = self.schedule.at(step)
         torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
@@ -185,14 +210,29 @@ def take_steps(
 
 
 def take_step(optimiser: Optimiser, batch: Batch, loss_of: LossOf, index: int, step: int, fit: Fit) -> float:
-    """One step down the loss of a batch, part by part where `fit` says so; returns the batch's nll."""
+    """One step down the loss of a batch, part by part where `fit` says so; returns the batch's nll.
+
+    Through a base in fp16 the way back begins from about the sum over tokens, whose gradients are in the range of fp16
+    where those of the mean are not, and from less where that is too much. It depends on the batch alone.
+    """
+    factor = float(2 ** math.floor(math.log2(max(1, batch.n_targets)))) if optimiser.is_base_half else 1.0
+    while True:
+        nll = _gather(optimiser, batch, loss_of, index, fit, factor)
+        if factor == 1 or optimiser.has_finite_gradients():
+            break
+        factor = max(1.0, factor / LESS)
+    optimiser.update(step, factor)
+    return nll
+
+
+def _gather(optimiser: Optimiser, batch: Batch, loss_of: LossOf, index: int, fit: Fit, factor: float) -> float:
+    """The parameters have the gradients of `factor` times the batch's loss; returns the batch's nll."""
     optimiser.clear()
     total = torch.zeros(())
     for part in batch.parts(fit.windows_at_once(len(batch))):
         objective, nll = loss_of(part, index)
-        objective.backward()
+        (objective if factor == 1 else objective * factor).backward()
         total = nll if part is batch else total + nll.cpu()
-    optimiser.update(step)
     return total.item()
 
 

@@ -313,6 +313,7 @@ class UnitRunner:
         optimiser = Optimiser(
             [*parameters, *(router.parameters() if router else ())],
             Schedule(unit.learning_rate, unit.warmup_steps, unit.total_steps),
+            is_base_half=self.base.model.dtype == torch.float16,
         )
         start = self._resumed(unit, optimiser, resume) or self._begun(unit, model, optimiser, heldout)
         self._latest = start
