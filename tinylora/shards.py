@@ -1,18 +1,17 @@
-"""From files on a volunteer's disk to a shard: text files, folders, JSONL and Parquet become documents of tokens.
+"""From files on a volunteer's disk to a shard: what `tinylora.reading` finds there becomes documents of tokens.
 
 The split into training and held-out text goes by document, by the hash of the text: it depends neither on names nor on
 the order of files, and a document stays on its side when others are added. Training windows are packed from whole
 documents one after the other; every epoch has an order of its own, which follows from the seed alone, so that step k
 can be made without making the steps before it. No torch here, and no tokenizer: `encode` is passed in.
 
-Parquet is read with pyarrow and not through the `datasets` library, which would first write a second copy of the
-volunteer's text into a cache folder and takes seconds to import.
+Documents lie in memory, or with a cache folder in files that are mapped into it. Of a large shard there are then some
+numbers by document in memory: 24 bytes for the shard, 16 for each epoch under way, and 56 while it is made.
 """
 
 import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,22 @@ from jaxtyping import Bool, Int32, Int64
 
 from tinylora.config import BaseFacts
 from tinylora.errors import DataError, SettingError
+from tinylora.reading.cache import cache_key, folder_of, keep_only
+from tinylora.reading.chat import Encoded, Encoder, TokenizerEncoder, encode_all
+from tinylora.reading.documents import (
+    Document,
+    DocumentFiles,
+    StoredDocuments,
+    keyed,
+    open_files,
+    sizes_of,
+    write_files,
+)
+from tinylora.reading.examples import read_examples
+from tinylora.reading.layouts import Example, Part
+from tinylora.reading.rows import Rejected
+from tinylora.reading.scan import Scan, check_allowances
+from tinylora.reading.sources import READABLE, find_sources
 
 log = logging.getLogger(__name__)
 
@@ -40,26 +55,21 @@ class Rows(NamedTuple):
     """Tokens that are to be predicted: those of answers and completions. None: all of them."""
 
 
-READABLE = "text files, .jsonl, .parquet, or folders of them"
+class _Flat(NamedTuple):
+    """The tokens of a shard's training documents, and where each document's begin."""
 
-
-@dataclass(frozen=True, eq=False)
-class Document:
-    """One text in tokens; `n_bytes` is the length of the text in UTF-8, for bits per byte."""
-
-    name: str
     tokens: Int32[np.ndarray, " token"]
-    n_bytes: int
-    is_target: Bool[np.ndarray, " token"] | None = None
-    """Tokens that a model is to learn to say; None: all of them."""
+    is_target: Bool[np.ndarray, " token"] | None
+    starts: Int64[np.ndarray, " document"]
+    files: DocumentFiles | None
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
     """A worker's text, tokenised and split. `version` is the same whenever the training tokens are the same."""
 
-    train: tuple[Document, ...]
-    heldout: tuple[Document, ...]
+    train: Sequence[Document]
+    heldout: Sequence[Document]
     version: str
     name: str = ""
     n_duplicates: int = 0
@@ -68,7 +78,7 @@ class Shard:
     @cached_property
     def n_tokens(self) -> int:
         """Tokens to train on."""
-        return sum(len(document.tokens) for document in self.train)
+        return int(sizes_of(self.train).sum())
 
     @cached_property
     def n_targets(self) -> int:
@@ -78,6 +88,16 @@ class Shard:
     def n_windows(self, window_tokens: int) -> int:
         """Full windows in one epoch; the rest of the last one is another text in every epoch."""
         return self.n_tokens // window_tokens
+
+    @cached_property
+    def flat(self) -> _Flat:
+        """All training tokens in one array: a copy of those in memory, the files of those on disk."""
+        if isinstance(self.train, StoredDocuments):
+            files = self.train.files
+            return _Flat(files.tokens, files.is_target, self.train.starts, files)
+        sizes = sizes_of(self.train)
+        tokens = np.concatenate([document.tokens for document in self.train])
+        return _Flat(tokens, _joined_targets(self.train), np.cumsum(sizes) - sizes, None)
 
     def windows(self, window_tokens: int, seed: int, epoch: int) -> Rows:
         """All windows of one epoch, in order."""
@@ -93,9 +113,7 @@ class Epoch:
     """
 
     window_tokens: int
-    stream: Int32[np.ndarray, " token"]
-    is_target: Bool[np.ndarray, " token"] | None
-    """Beside the stream; None where all tokens are targets."""
+    flat: _Flat
     numbers: Int64[np.ndarray, " document"]
     """Document numbers (places in `Shard.train`) in stream order."""
     ends: Int64[np.ndarray, " document"]
@@ -111,19 +129,22 @@ class Epoch:
         """
         check_size(shard, window_tokens=window_tokens)
         numbers = _permutation(len(shard.train), "documents", seed, epoch)
-        chosen = [shard.train[number].tokens for number in numbers]
-        ends = np.cumsum([len(tokens) for tokens in chosen], dtype=np.int64)
+        ends = np.cumsum(sizes_of(shard.train)[numbers])
         order = _permutation(shard.n_windows(window_tokens), "windows", seed, epoch)
-        targets = _joined_targets([shard.train[number] for number in numbers])
-        return cls(window_tokens, np.concatenate(chosen), targets, numbers, ends, order)
+        return cls(window_tokens, shard.flat, numbers, ends, order)
 
     def rows(self, positions: Int64[np.ndarray, " row"]) -> Rows:
         """The windows at these positions of the epoch."""
-        starts = self.order[positions] * self.window_tokens
-        places = starts[:, None] + np.arange(self.window_tokens)
-        documents = self.numbers[np.searchsorted(self.ends, places, side="right")]
-        is_target = None if self.is_target is None else self.is_target[places]
-        return Rows(self.stream[places].astype(np.int64), documents, is_target)
+        places = (self.order[positions] * self.window_tokens)[:, None] + np.arange(self.window_tokens)
+        nth = np.searchsorted(self.ends, places, side="right")
+        documents = self.numbers[nth]
+        begins = np.where(nth > 0, self.ends[nth - 1], 0)
+        found = self.flat.starts[documents] + places - begins
+        ids = self.flat.tokens[found].astype(np.int64)
+        is_target = None if self.flat.is_target is None else self.flat.is_target[found]
+        if self.flat.files is not None:
+            self.flat.files.touch(4 * found.size, n_places=2 * len(np.unique(documents)))
+        return Rows(ids, documents, is_target)
 
 
 def batches(shard: Shard, *, window_tokens: int, batch_windows: int, seed: int, first_step: int = 0) -> Iterator[Rows]:
@@ -242,10 +263,10 @@ class Tokenizing(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class _Encoded:
+class _Item:
     """A document with the hash of its text, which decides about duplicates, side and order."""
 
-    key: str
+    key: bytes
     document: Document
 
 
@@ -253,30 +274,62 @@ def load_shard(
     paths: Sequence[Path],
     base: Tokenizing,
     *,
-    text_column: str = "text",
+    columns: Mapping[str, str] | None = None,
+    allow: Sequence[str] = (),
+    cache: Path | None = None,
     heldout_share: float = 0.1,
     seed: int = 0,
     name: str = "",
 ) -> Shard:
-    """Read, tokenise and split the text at `paths`; see `read_texts` and `make_shard`."""
-    return make_shard(
-        read_texts(paths, text_column=text_column),
-        _encoder(base),
-        tokenizer_fingerprint=base.facts.tokenizer_fingerprint,
-        heldout_share=heldout_share,
-        seed=seed,
-        name=name or (paths[0].name if paths else ""),
-    )
+    """Read, look through, tokenise and split the text at `paths`; see `reading.examples` and `make_shard`.
+
+    Args:
+        paths: Files, folders, globs, on this machine.
+        base: Whose tokenizer.
+        columns: Which columns of rows hold what, see `reading.layouts`; what is not said is detected.
+        allow: Kinds of findings that may be trained on: secrets, emails, phones.
+        cache: A folder for the tokens, which are found there again as long as nothing changes; tokens of other data
+            there are removed. None: they stay in memory.
+        heldout_share: Share of the documents that is set aside.
+        seed: Of the split.
+        name: For people; the first path's unless told otherwise.
+
+    Raises:
+        DataError: Text is missing, unreadable or too little, a row cannot be used, or something was found that is not
+            allowed.
+        SettingError: `columns`, `allow` or `heldout_share` makes no sense.
+        DiskFull: The cache's disk is full.
+        StorageError: The cache cannot be written.
+    """
+    _check_share(heldout_share)
+    check_allowances(allow)
+    encoder, name = TokenizerEncoder(base.tokenizer), name or (paths[0].name if paths else "")
+    fingerprint = base.facts.tokenizer_fingerprint
+    if cache is not None:
+        stored = _stored(paths, encoder, fingerprint, columns or {}, cache)
+        if stored is not None and stored.facts.n_documents:
+            _scan_of(stored).check(allow)
+            found = _split_files(stored, fingerprint, heldout_share, seed, name)
+            if found is not None:
+                return found
+    scan = Scan()
+    examples = _looked_through(read_examples(paths, columns=columns), scan)
+    shard = _in_memory(examples, encoder, fingerprint, heldout_share, seed, name)
+    scan.check(allow)
+    return shard
 
 
-def load_documents(paths: Sequence[Path], base: Tokenizing, *, text_column: str = "text") -> tuple[Document, ...]:
+def load_documents(
+    paths: Sequence[Path], base: Tokenizing, *, columns: Mapping[str, str] | None = None
+) -> tuple[Document, ...]:
     """Read and tokenise the text at `paths` without splitting it: all of it was set aside for an evaluation."""
-    return encode_documents(read_texts(paths, text_column=text_column), _encoder(base))
+    found = _encode_once(read_examples(paths, columns=columns), TokenizerEncoder(base.tokenizer))[0]
+    return tuple(item.document for item in found)
 
 
 def encode_documents(texts: Iterable[NamedText], encode: Encode) -> tuple[Document, ...]:
     """Tokenise texts, each once, in the order in which they come; texts of white space alone are left out."""
-    return tuple(item.document for item in _encode_once(texts, encode)[0])
+    return tuple(item.document for item in _encode_once(_as_examples(texts), _TextEncoder(encode))[0])
 
 
 def make_shard(
@@ -297,20 +350,30 @@ def make_shard(
         DataError: No text at all, or a single one that is too short to be cut.
         SettingError: `heldout_share` is not in [0, 1).
     """
+    _check_share(heldout_share)
+    return _in_memory(_as_examples(texts), _TextEncoder(encode), tokenizer_fingerprint, heldout_share, seed, name)
+
+
+def _check_share(heldout_share: float) -> None:
     if not 0 <= heldout_share < 1:
         raise SettingError(f"heldout_share {heldout_share}: expected 0 or more and less than 1")
-    first: list[NamedText] = []
-    items, n_duplicates = _encode_once(_remember_first(texts, first), encode)
+
+
+def _in_memory(
+    examples: Iterable[Example], encoder: Encoder, fingerprint: str, heldout_share: float, seed: int, name: str
+) -> Shard:
+    first: list[Example] = []
+    items, n_duplicates = _encode_once(_remember_first(examples, first), encoder)
     if not items:
         raise DataError(f"shard {name or '(unnamed)'}: no text in it; expected {READABLE}")
     if len(items) == 1 and heldout_share:
-        items = _cut_in_two(first[0], encode, heldout_share)
-        train, heldout = items[:1], items[1:]
-    else:
-        train, heldout = _split(items, heldout_share, seed)
-    training = tuple(item.document for item in train)
-    version = _version(training, tokenizer_fingerprint)
-    return Shard(training, tuple(item.document for item in heldout), version, name, n_duplicates)
+        train, heldout = _cut_in_two(first[0], encoder, heldout_share)
+        return Shard((train,), (heldout,), _version((train,), fingerprint), name, n_duplicates)
+    items.sort(key=lambda item: item.key)
+    is_heldout = _is_heldout([item.key for item in items], heldout_share, seed)
+    training = tuple(item.document for item, is_out in zip(items, is_heldout, strict=True) if not is_out)
+    heldout = tuple(item.document for item, is_out in zip(items, is_heldout, strict=True) if is_out)
+    return Shard(training, heldout, _version(training, fingerprint), name, n_duplicates)
 
 
 def shard_of(
@@ -321,50 +384,70 @@ def shard_of(
     return Shard(training, tuple(heldout), _version(training, tokenizer_fingerprint), name)
 
 
-def _encoder(base: Tokenizing) -> Encode:
-    from tinylora.base_model import encode  # late: it brings torch and transformers
+class _TextEncoder:
+    """Plain texts by a function."""
 
-    return lambda text: encode(base.tokenizer, text)
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
 
-
-def _remember_first(texts: Iterable[NamedText], first: list[NamedText]) -> Iterator[NamedText]:
-    """Pass texts on, and put the first that is not blank into `first`: all of them might not fit in memory."""
-    for text in texts:
-        if not first and text[1].strip():
-            first.append(text)
-        yield text
+    def encode(self, examples: Sequence[Example]) -> list[Encoded | Rejected]:
+        """Each in tokens."""
+        return [Encoded(_read_only(self._encode(example.text)), None) for example in examples]
 
 
-def _encode_once(texts: Iterable[NamedText], encode: Encode) -> tuple[list[_Encoded], int]:
-    """Tokenise every text that is not blank and not there already; also how many were there already."""
-    items: dict[str, _Encoded] = {}
-    n_duplicates = 0
-    for name, text in texts:
-        words = text.split()
-        key = hashlib.sha256(" ".join(words).encode()).hexdigest()
-        if words and key in items:
-            n_duplicates += 1
-        elif words:
-            items[key] = _encoded(key, name, text, encode)
-    return list(items.values()), n_duplicates
-
-
-def _encoded(key: str, name: str, text: str, encode: Encode) -> _Encoded:
-    tokens = np.asarray(encode(text), dtype=np.int32)
+def _read_only(ids: Sequence[int]) -> Int32[np.ndarray, " token"]:
+    tokens = np.asarray(ids, dtype=np.int32)
     tokens.flags.writeable = False
-    return _Encoded(key, Document(name, tokens, len(text.encode())))
+    return tokens
 
 
-def _split(items: list[_Encoded], share: float, seed: int) -> tuple[list[_Encoded], list[_Encoded]]:
-    """Training and held-out documents, each sorted by hash, so that the order of files changes nothing."""
-    ordered = sorted(items, key=lambda item: item.key)
+def _as_examples(texts: Iterable[NamedText]) -> Iterator[Example]:
+    return (Example(name, name, "text", (Part("text", text),)) for name, text in texts if text.strip())
+
+
+def _remember_first(examples: Iterable[Example], first: list[Example]) -> Iterator[Example]:
+    """Pass examples on, and put the first into `first`: all of them might not fit in memory."""
+    for example in examples:
+        if not first:
+            first.append(example)
+        yield example
+
+
+def _looked_through(examples: Iterable[Example], scan: Scan) -> Iterator[Example]:
+    """Pass examples on, and look for what should perhaps not be learnt."""
+    for example in examples:
+        scan.look_at(example.where, example.text)
+        yield example
+
+
+def _encode_once(examples: Iterable[Example], encoder: Encoder) -> tuple[list[_Item], int]:
+    """Tokenise every example that is not there already; also how many were there already."""
+    items: dict[bytes, _Item] = {}
+    n_documents = 0
+    for key, document in _encoded(examples, encoder):
+        n_documents += 1
+        items.setdefault(key, _Item(key, document))
+    return list(items.values()), n_documents - len(items)
+
+
+def _encoded(examples: Iterable[Example], encoder: Encoder) -> Iterator[tuple[bytes, Document]]:
+    """Documents with the hashes of their texts, duplicates among them."""
+    for example, found in encode_all(examples, encoder):
+        if isinstance(found, Rejected):
+            raise found.error()
+        text = example.text
+        yield keyed(text), Document(example.name, found.tokens, len(text.encode()), found.is_target)
+
+
+def _is_heldout(keys: Sequence[bytes], share: float, seed: int) -> Bool[np.ndarray, " document"]:
+    """Which documents are held out. Keys are sorted, so that the order of files changes nothing."""
     if not share:
-        return ordered, []
-    position = {item.key: _position(item.key, seed) for item in items}
-    by_position = sorted(position, key=position.__getitem__)
+        return np.zeros(len(keys), dtype=bool)
+    position = np.fromiter((_position(bytes(key).hex(), seed) for key in keys), dtype=np.float64, count=len(keys))
+    found = position < share
     # The first by position is always held out and the last always trained on: neither side is ever empty.
-    heldout = {key for key in by_position[1:-1] if position[key] < share} | {by_position[0]}
-    return [item for item in ordered if item.key not in heldout], [item for item in ordered if item.key in heldout]
+    found[np.argmax(position)], found[np.argmin(position)] = False, True
+    return found
 
 
 def _position(key: str, seed: int) -> float:
@@ -372,22 +455,22 @@ def _position(key: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big") / 2**64
 
 
-def _cut_in_two(text: NamedText, encode: Encode, share: float) -> list[_Encoded]:
+def _cut_in_two(example: Example, encoder: Encoder, share: float) -> tuple[Document, Document]:
     """The beginning and the end of a text, as two documents."""
-    name, whole = text
-    whole = whole.strip()
+    whole = example.text.strip()
+    if example.layout != "text":
+        raise DataError(f"{example.where}: the only example, and none is left to hold out; add more")
     wanted = max(1, round(len(whole) * (1 - share)))
     cut = whole.rfind("\n", 0, wanted) if "\n" in whole[:wanted] else whole.rfind(" ", 0, wanted)
     cut = cut + 1 if cut > 0 else wanted
     parts = whole[:cut].strip(), whole[cut:].strip()
     if not all(parts):
         raise DataError(
-            f"{name}: one document of {len(whole)} characters is too short to hold a part of it out; add text"
+            f"{example.name}: one document of {len(whole)} characters is too short to hold a part of it out; add text"
         )
-    return [
-        _encoded(f"{index}", f"{name} ({side})", part, encode)
-        for index, (side, part) in enumerate(zip(("beginning", "end"), parts, strict=True))
-    ]
+    names = (f"{example.name} (beginning)", f"{example.name} (end)")
+    (_, train), (_, heldout) = _encoded(_as_examples(zip(names, parts, strict=True)), encoder)
+    return train, heldout
 
 
 def _version(train: Iterable[Document], tokenizer_fingerprint: str) -> str:
@@ -400,200 +483,63 @@ def _version(train: Iterable[Document], tokenizer_fingerprint: str) -> str:
     return digest.hexdigest()
 
 
-# --- from files to texts ---------------------------------------------------------------------------------------------
+# --- documents on disk -----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Skipped:
-    """What a folder held besides text, for the sentence about it."""
+def _stored(
+    paths: Sequence[Path], encoder: TokenizerEncoder, fingerprint: str, columns: Mapping[str, str], cache: Path
+) -> DocumentFiles | None:
+    """The tokens of the data, from the cache or into it; None where there is no text."""
+    key = cache_key(find_sources(paths), f"{fingerprint}/{encoder.fingerprint}", columns)
+    folder = folder_of(cache, key)
+    found = open_files(folder)
+    if found is None:
+        if cache.is_dir():
+            keep_only(cache, key)
+        scan = Scan()
+        examples = _looked_through(read_examples(paths, columns=columns), scan)
+        found = write_files(folder, _encoded(examples, encoder), told=lambda: {"scan": scan.to_json()})
+    return found
 
-    hidden: int = 0
-    binary: int = 0
-    empty: int = 0
 
-    def __str__(self) -> str:
-        return f"skipped {self.hidden} hidden, {self.binary} binary and {self.empty} empty files"
-
-    @property
-    def any(self) -> int:
-        return self.hidden + self.binary + self.empty
+def _scan_of(files: DocumentFiles) -> Scan:
+    return Scan.from_json(files.facts.told["scan"])
 
 
-def read_texts(paths: Sequence[Path], *, text_column: str = "text") -> Iterator[NamedText]:
-    """Names and texts of all documents at `paths`, folders in sorted order, to their deepest files.
+def _split_files(files: DocumentFiles, fingerprint: str, heldout_share: float, seed: int, name: str) -> Shard | None:
+    """A shard of stored documents, each text once; None where there is only one, which has to be cut."""
+    order = _by_key(files.keys)
+    keys = files.keys
+    if len(order) == 1 and heldout_share:
+        return None
+    is_heldout = _is_heldout(_KeysInOrder(keys, order), heldout_share, seed)
+    train = StoredDocuments(files, order[~is_heldout])
+    heldout = StoredDocuments(files, order[is_heldout])
+    files.release()
+    return Shard(train, heldout, _version(train, fingerprint), name, files.facts.n_documents - len(order))
 
-    A `.jsonl` file has one document per line and a `.parquet` file one per row, in `text_column`; any other file is one
-    document. Hidden, binary and empty files inside a folder are skipped and counted in the log; one that was named is
-    an error. Names hold no folder above the ones given.
 
-    Raises:
-        DataError: A path is missing or is no file, a folder or file holds no text, a named file is binary, a line is
-            unreadable (with its number), or the column is unknown or does not hold text.
+class _KeysInOrder(Sequence[bytes]):
+    """Keys of stored documents, read as they are asked for."""
+
+    def __init__(self, keys: np.ndarray, order: Int64[np.ndarray, " document"]) -> None:
+        self._keys, self._order = keys, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._keys[self._order[index]].tobytes()
+
+
+def _by_key(keys: np.ndarray) -> Int64[np.ndarray, " document"]:
+    """Numbers of the documents sorted by key; of those with the same key the first alone.
+
+    The first half of a sha256 tells any two texts apart.
     """
-    if not paths:
-        raise DataError(f"no data was named; expected {READABLE}")
-    for path in paths:
-        if path.is_dir():
-            yield from _read_folder(path, text_column)
-        else:
-            yield from _read_named_file(path, text_column)
-
-
-def _read_folder(folder: Path, text_column: str) -> Iterator[NamedText]:
-    skipped, n_texts = _Skipped(), 0
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        relative = path.relative_to(folder)
-        if any(part.startswith(".") for part in relative.parts):
-            skipped.hidden += 1
-            continue
-        for text in _read_found_file(path, f"{folder.name}/{relative.as_posix()}", text_column, skipped):
-            n_texts += 1
-            yield text
-    if not n_texts:
-        raise DataError(f"{folder}: no text in this folder ({skipped}); expected {READABLE}")
-    if skipped.any:
-        log.info("%s: %s", folder, skipped)
-
-
-def _read_found_file(path: Path, name: str, text_column: str, skipped: _Skipped) -> Iterator[NamedText]:
-    """Texts of a file inside a folder, where what is not text may be skipped."""
-    if path.suffix.lower() in _READERS:
-        yield from _READERS[path.suffix.lower()](path, name, text_column)
-        return
-    text = _as_text(_read_bytes(path))
-    if text is None:
-        skipped.binary += 1
-    elif not text.strip():
-        skipped.empty += 1
-    else:
-        yield name, text
-
-
-def _read_named_file(path: Path, text_column: str) -> Iterator[NamedText]:
-    """Texts of a file that was asked for by name, where nothing may be missing."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder; expected {READABLE}")
-    if not path.is_file():
-        raise DataError(f"{path}: neither a file nor a folder; expected {READABLE}")
-    if path.suffix.lower() in _READERS:
-        texts = _READERS[path.suffix.lower()](path, path.name, text_column)
-        first = next(texts, None)
-        if first is None:
-            raise DataError(f"{path}: no document in this file; expected at least one with column {text_column!r}")
-        yield first
-        yield from texts
-        return
-    data = _read_bytes(path)
-    text = _as_text(data)
-    if text is None:
-        raise DataError(f"{path}: a binary file ({_why_binary(data)}); expected {READABLE}")
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty; expected text")
-    yield path.name, text
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
-def _as_text(data: bytes) -> str | None:
-    """The text of a file, or None where it is not UTF-8 or holds NUL, which no text does."""
-    if b"\0" in data:
-        return None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None
-
-
-def _why_binary(data: bytes) -> str:
-    nul = data.find(b"\0")
-    if nul >= 0:
-        return f"byte {nul} is NUL"
-    try:
-        data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return f"byte {error.start} is not UTF-8"
-    return "not text"
-
-
-def _read_jsonl(path: Path, name: str, text_column: str) -> Iterator[NamedText]:
-    """One document per line; blank lines are passed over, blank texts too."""
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    text = _text_of_line(line, f"{path}, line {number}", text_column)
-                    if text.strip():
-                        yield f"{name}:{number}", text
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
-def _text_of_line(line: bytes, where: str, text_column: str) -> str:
-    try:
-        fields = json.loads(line.decode("utf-8-sig"))
-    except RecursionError:
-        raise DataError(f"{where}: not readable as JSON: nested too deeply") from None
-    except ValueError as error:
-        what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"{where}: not readable as JSON: {what}; expected one object per line") from None
-    if not isinstance(fields, dict):
-        raise DataError(f"{where}: expected an object with a column {text_column!r}, got {_type_name(fields)}")
-    if text_column not in fields:
-        raise _unknown_column(where, text_column, fields)
-    return _checked_text(fields[text_column], where, text_column)
-
-
-def _checked_text(value: object, where: str, text_column: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{where}: column {text_column!r}: expected text, got {_type_name(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: column {text_column!r}: half of a surrogate pair is no text") from None
-    return value
-
-
-def _type_name(value: object) -> str:
-    return "null" if value is None else type(value).__name__
-
-
-def _unknown_column(where: str, text_column: str, columns: Iterable[str]) -> DataError:
-    found = ", ".join(sorted(columns)) or "(none)"
-    return DataError(f"{where}: no column {text_column!r}; found: {found}; name one of these as the text column")
-
-
-def _read_parquet(path: Path, name: str, text_column: str) -> Iterator[NamedText]:
-    """One document per row, read batch by batch."""
-    import pyarrow as arrow  # late: only those who have Parquet pay for it
-    import pyarrow.parquet as parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            if text_column not in schema.names:
-                raise _unknown_column(str(path), text_column, schema.names)
-            number = 0
-            for batch in file.iter_batches(columns=[text_column], batch_size=1024):
-                for value in batch.column(0).to_pylist():
-                    number += 1
-                    text = _checked_text(value, f"{path}, row {number}", text_column)
-                    if text.strip():
-                        yield f"{name}:{number}", text
-    except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not readable as Parquet: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
-_READERS: dict[str, Callable[[Path, str, str], Iterator[NamedText]]] = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".parquet": _read_parquet,
-}
+    halves = keys[:, :16].reshape(-1).view(">u8").reshape(-1, 2).astype(np.uint64)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))
+    halves = halves[order]
+    is_new = np.ones(len(order), dtype=bool)
+    is_new[1:] = (halves[1:] != halves[:-1]).any(axis=1)
+    return order[is_new].astype(np.int64)

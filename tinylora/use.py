@@ -13,6 +13,7 @@ from tinylora.base_model import LoadedBase, encode, load_base
 from tinylora.errors import SettingError
 from tinylora.evaluation import score_domains
 from tinylora.model import TreeModel
+from tinylora.reading.layouts import text_in
 from tinylora.report.systems import active_rank, comparison, system_row
 from tinylora.routing.policy import Policy
 from tinylora.shards import load_documents
@@ -56,7 +57,7 @@ def evaluate_bundle(
         raise SettingError("eval: no text was named; give files or folders with --data, once for each kind of text")
     torch.set_num_threads(threads)
     model, base = open_bundle(file, base_where, policy, quantise)
-    heldout = {path.name or str(path): load_documents([path], base, text_column=text_column) for path in data}
+    heldout = {path.name or str(path): load_documents([path], base, columns=text_in(text_column)) for path in data}
     window = min(window_tokens or base.facts.max_window_tokens, base.facts.max_window_tokens)
     options = {"window_tokens": window, "max_tokens_per_document": max_tokens_per_document}
     routed = score_domains(model, heldout, **options)

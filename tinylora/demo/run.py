@@ -29,6 +29,7 @@ from tinylora.errors import StorageError, TinyLoraError
 from tinylora.federation.campaign import fold
 from tinylora.federation.events import Event, UnitLeased
 from tinylora.ledger.sqlite import SqliteLedger
+from tinylora.reading.scan import ALLOWANCES
 
 OURS = ("bundle.safetensors", "report.json", "report.md", "loss.png", "routing.png", "data", "logs", "run", "home")
 _LOOK_EVERY_S = 0.5
@@ -132,6 +133,7 @@ def _start_workers(family: Family, address: str, token: str, out: Path, files: S
         name = file.stem
         command = [sys.executable, "-m", "tinylora_worker", "join", address, "--base", str(BASE_DIR)]
         options = ["--data", str(file), "--home", str(out / "home" / name), "--name", name]
+        options += [word for kind in ALLOWANCES for word in ("--allow", kind)]  # its texts are public
         family.start(name, [*command, *options], environment=secret)
 
 

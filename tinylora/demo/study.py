@@ -7,6 +7,8 @@ from pathlib import Path
 from tinylora.base_model import LoadedBase, encode
 from tinylora.demo.experiment import Experiment, Text
 from tinylora.errors import DataError, SettingError
+from tinylora.reading.layouts import text_in
+from tinylora.reading.scan import ALLOWANCES
 from tinylora.shards import Document, Shard, encode_documents, load_shard, make_shard
 
 N_VALIDATION_DOCUMENTS = 6
@@ -60,8 +62,10 @@ def study_of_paths(paths: Sequence[Path], base: LoadedBase, *, text_column: str)
     if double is not None:
         raise SettingError(f"--data: two paths are called {double!r}; the report names domains by them, rename one")
     shards, validation, heldout = {}, {}, {}
+    # Nothing leaves this machine in a simulation, so nothing is refused.
+    options = {"columns": text_in(text_column), "allow": ALLOWANCES, "heldout_share": 0.2}
     for index, (name, path) in enumerate(zip(names, paths, strict=True)):
-        shard = load_shard([path], base, text_column=text_column, heldout_share=0.2, name=f"worker-{index}")
+        shard = load_shard([path], base, **options, name=f"worker-{index}")
         if len(shard.heldout) < 2:
             raise DataError(
                 f"{path}: {len(shard.heldout)} held-out document; expected at least 2 (a fifth of the documents is "

@@ -32,6 +32,9 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threa
 TextColumn = Annotated[
     str, typer.Option("--text-column", help="Column of JSONL and Parquet files that holds the text.")
 ]
+Allow = Annotated[
+    list[str] | None, typer.Option("--allow", help="Train on what is refused otherwise: secrets, emails, phones.")
+]
 Quantise = Annotated[
     str | None, typer.Option("--quantise", help="int8 or nf4: hold the base in 8 or 4 bits; needs tinylora[quant].")
 ]
@@ -64,6 +67,7 @@ def join(
     text_column: TextColumn = "text",
     quantise: Quantise = None,
     max_rank: MaxRank = 0,
+    allow: Allow = None,
 ) -> None:
     """Join a run, and work until it is finished. Ctrl-C leaves it; the unit under way goes to somebody else.
 
@@ -75,7 +79,7 @@ def join(
     this identity is already running), or it is not the one that the token names.
     """
     secret = _read_token(token, token_file)
-    _work(url, secret, base, data, home, name, threads, text_column, quantise, max_rank)
+    _work(url, secret, base, data, home, name, threads, text_column, quantise, max_rank, allow)
 
 
 @app.command()
@@ -88,12 +92,13 @@ def run(
     text_column: TextColumn = "text",
     quantise: Quantise = None,
     max_rank: MaxRank = 0,
+    allow: Allow = None,
 ) -> None:
     """Go on working for the run that this home has joined; no address and no token needed.
 
     Exit codes: as of `join`; 2 if this home has joined no run.
     """
-    _work("", "", base, data, home, name, threads, text_column, quantise, max_rank)
+    _work("", "", base, data, home, name, threads, text_column, quantise, max_rank, allow)
 
 
 @app.command()
@@ -153,6 +158,7 @@ def _work(
     text_column: str,
     quantise: str | None,
     max_rank: int,
+    allow: list[str] | None,
 ) -> None:
     from tinylora.flower import use_home
 
@@ -160,7 +166,9 @@ def _work(
     use_home(home / "flower")
     from tinylora_worker.service import Options, work
 
-    work(Options(url, token, base, tuple(data), home, name, threads, text_column, quantise, max_rank))
+    work(
+        Options(url, token, base, tuple(data), home, name, threads, text_column, quantise, max_rank, tuple(allow or ()))
+    )
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ class Options:
     text_column: str = "text"
     quantise: str | None = None
     max_rank: int = 0
+    allow: tuple[str, ...] = ()
 
 
 CheckBase: TypeAlias = Callable[[BaseFacts], None]
@@ -194,12 +195,13 @@ def _check_data_exists(paths: tuple[Path, ...]) -> None:
 def load_trainer(options: Options, identity: Identity, check_base: CheckBase, *, feature_dim: int = 256) -> Handle:
     """The real trainer: base loaded once, with the run's routing feature; shard tokenised, updates signed."""
     from tinylora.base_model import load_base  # torch comes with it, and only now
+    from tinylora.reading.layouts import text_in
     from tinylora.shards import load_shard
     from tinylora.training import UnitRunner
 
     base = load_base(options.base, quantise=options.quantise, feature_dim=feature_dim)
     check_base(base.facts)
-    shard = load_shard(options.data, base, text_column=options.text_column)
+    shard = load_shard(options.data, base, columns=text_in(options.text_column), allow=options.allow)
     say(f"shard: {len(shard.train)} documents to train on, {len(shard.heldout)} held out, {shard.n_tokens} tokens")
     return UnitRunner(
         base,

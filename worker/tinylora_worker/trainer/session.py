@@ -32,6 +32,8 @@ from tinylora_worker.wire.worker_pb2 import (
 
 log = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 0.2
+TOKENS = "tokens"
+"""Folder in a home for the tokens of its data."""
 
 
 class Session:
@@ -73,7 +75,13 @@ class Session:
             base = load_base(request.base, quantise=request.quantise or None, feature_dim=request.feature_dim or 256)
         check_fingerprint(base, request.base_fingerprint)
         tell(LoadEvent(progress=LoadProgress(stage="data")))
-        shard = load_shard([Path(path) for path in request.data], base)
+        shard = load_shard(
+            [Path(path) for path in request.data],
+            base,
+            columns=dict(request.columns),
+            allow=list(request.allow),
+            cache=self._home / TOKENS,
+        )
         self._runner = UnitRunner(
             base,
             shard,
