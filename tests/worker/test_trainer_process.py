@@ -16,6 +16,7 @@ from tinylora_worker.trainer.watching import ORPHANED, Patience
 
 from tests.flower.helpers import until
 from tests.worker.trainer_world import World, kinds, made, plain, steps
+from tinylora.config import RunSettings
 from tinylora.flower.outbox import CHECKPOINT
 from tinylora.training.snapshot import Snapshot
 
@@ -80,6 +81,10 @@ def test_a_unit_that_is_made_already_is_not_made_again(trainer: TrainerProcess, 
     before = (folder / "made").stat().st_mtime_ns
     assert kinds(list(trainer.run(folder))) == ["done"]
     assert (folder / "made").stat().st_mtime_ns == before
+
+
+def test_what_fits_is_told(trainer: TrainerProcess) -> None:
+    assert trainer.size(RunSettings().model_dump_json()).micro_windows == 0
 
 
 def test_one_thing_at_a_time(trainer: TrainerProcess, world: World) -> None:

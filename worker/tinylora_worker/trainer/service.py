@@ -19,6 +19,8 @@ from tinylora_worker.wire.worker_pb2 import (
     PingRequest,
     RunEvent,
     RunRequest,
+    SizeReply,
+    SizeRequest,
     StopReply,
     StopRequest,
 )
@@ -87,6 +89,13 @@ class TrainerService(TrainerServicer):
         return self._bench.ask(
             lambda tell: self._made().load(request, tell), lambda error: LoadEvent(failure=_failure(error))
         )
+
+    def Size(self, request: SizeRequest, context: grpc.ServicerContext) -> SizeReply:
+        """See `Session.size`."""
+        (reply,) = self._bench.ask(
+            lambda tell: tell(self._made().size(request)), lambda error: SizeReply(failure=_failure(error))
+        )
+        return reply
 
     def Run(self, request: RunRequest, context: grpc.ServicerContext) -> Iterator[RunEvent]:
         """See `Session.run`."""

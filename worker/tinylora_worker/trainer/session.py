@@ -27,6 +27,8 @@ from tinylora_worker.wire.worker_pb2 import (
     LoadRequest,
     Progress,
     RunEvent,
+    SizeReply,
+    SizeRequest,
     StepDown,
 )
 
@@ -103,6 +105,14 @@ class Session:
             n_tokens=shard.n_tokens,
             seconds=seconds,
         )
+
+    def size(self, request: SizeRequest) -> SizeReply:
+        """What a step is cut into on this machine.
+
+        Raises:
+            SettingError: Nothing is loaded.
+        """
+        return SizeReply(fit=to_wire(self._ready().fit))
 
     # --- run ---------------------------------------------------------------------------------------------------------
 
