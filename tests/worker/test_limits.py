@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 import tomllib
 from pathlib import Path
@@ -258,3 +259,13 @@ def test_what_people_and_programs_are_shown(tmp_path: Path) -> None:
     assert json.loads(limits.get(tmp_path, "schedule", as_json=True)) == ["Sat-Sun"]
     with pytest.raises(SettingError, match="did you mean schedule"):
         limits.get(tmp_path, "shedule")
+
+
+def test_the_volunteers_page_names_every_limit_and_its_examples_hold(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "worker.md").read_text(encoding="utf-8")
+    section = page.split("## Limits")[1].split("## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", section, flags=re.MULTILINE)
+    assert [key for key, _ in rows] == list(KEYS)
+    for key, examples in rows:
+        for example in re.findall(r"`(.+?)`", examples):
+            set_from_text(tmp_path, f"{key}={example}")

@@ -89,6 +89,8 @@ def test_power(tmp_path: Path, battery: object, is_on_battery: bool | None, perc
 def test_heat_of_a_machine_without_gpu(tmp_path: Path, readings: object, celsius: float | None) -> None:
     found = sensors(tmp_path, system=System(heat=readings)).read(Limits())
     assert found.temperature_c == celsius and not found.has_gpu and found.problems == ()
+    limited = sensors(tmp_path, system=System(heat=readings)).read(Limits(max_temp_c=80))
+    assert bool(limited.problems) == (celsius is None)
 
 
 def test_with_a_gpu_its_heat_counts_and_on_a_processor_that_of_the_processor(tmp_path: Path) -> None:

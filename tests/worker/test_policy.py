@@ -1,8 +1,10 @@
 """A day of a worker, simulated: every limit stops it once, says why, and until when."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -151,6 +153,9 @@ def test_everything_at_once_is_told_in_its_order() -> None:
     )
     pauses = [reason for reason in Reason if reason.is_pause]
     assert {verdict.reason, *verdict.also} == set(pauses)
+    page = (Path(__file__).parents[2] / "docs" / "worker.md").read_text(encoding="utf-8")
+    table = page.split("| reason | ends |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` ", table, flags=re.MULTILINE) == [verdict.reason, *verdict.also]
     assert [verdict.reason, *verdict.also] == [
         Reason.USER_PAUSED,
         Reason.SCHEDULE,

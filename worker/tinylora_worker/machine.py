@@ -110,6 +110,10 @@ class Sensors:
         may_ask = is_gpu and (limits.on_battery or not is_on_battery or trainer_pid is not None)
         gpu = self._gpu.read(limits.gpu, ours, is_ours_on=trainer_pid is not None) if may_ask else None
         has_gpu = is_gpu and self._gpu.has_seen(limits.gpu)
+        temperature_c = self._temperature(gpu, has_gpu, kind)
+        problems = [self._gpu.problem] if is_gpu and self._gpu.problem else []
+        if limits.max_temp_c is not None and temperature_c is None and (may_ask or not is_gpu):
+            problems.append("max_temp_c cannot hold: no sensor tells the temperature of the device that trains")
         return Machine(
             at_s=self._clock(),
             has_gpu=has_gpu,
@@ -117,11 +121,11 @@ class Sensors:
             is_on_battery=is_on_battery,
             battery_percent=percent,
             exclusive_apps=self._exclusive_apps(limits.exclusive_apps, ours),
-            temperature_c=self._temperature(gpu, has_gpu, kind),
+            temperature_c=temperature_c,
             disk_used_bytes=self._used.get(lambda: folder_bytes(self._home)) if limits.disk else None,
             disk_free_bytes=self._free.get(lambda: free_bytes(self._home)),
             month_bytes=month_bytes,
-            problems=(self._gpu.problem,) if is_gpu and self._gpu.problem else (),
+            problems=tuple(problems),
         )
 
     def close(self) -> None:
