@@ -25,7 +25,7 @@ BARE = "import torch, transformers; transformers.AutoModelForCausalLM; print('re
 def measure() -> dict[str, Any]:
     """Median over rounds in turns, after one round that fills the cache."""
     with TemporaryDirectory(prefix="tinylora-bench-") as folder:
-        _gather_text(Path(folder))
+        gather_text(Path(folder))
         worker = [sys.executable, "-m", "benchmarks.worker_start", str(BASE_DIR), folder]
         bare = [sys.executable, "-c", BARE]
         rounds = [(_seconds_until_it_speaks(worker), _seconds_until_it_speaks(bare)) for _ in range(N_ROUNDS + 1)][1:]
@@ -78,7 +78,8 @@ def first_step(base_dir: str, data_dir: str) -> None:
     runner.run(unit, b"")
 
 
-def _gather_text(folder: Path) -> None:
+def gather_text(folder: Path) -> None:
+    """Some of Python's own sources as text."""
     library = Path(sysconfig.get_path("stdlib"))
     for file in sorted(library.glob("*.py"))[:N_FILES]:
         shutil.copy(file, folder / f"{file.stem}.txt")
