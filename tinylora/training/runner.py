@@ -30,6 +30,7 @@ from tinylora.errors import DataError, ProtocolError
 from tinylora.model import TreeModel
 from tinylora.protocol.documents import ProbeResult, Update, WorkUnit, only_factors, sha256
 from tinylora.protocol.envelope import sign as sign_update
+from tinylora.reading.documents import TokensOf, sampled
 from tinylora.routing.features import RoutingFeature
 from tinylora.routing.gates import Gate, Gates, local_gate_steps, solve_gates
 from tinylora.routing.policy import Router
@@ -58,6 +59,8 @@ WHOLE = Fit()
 """What a machine does that holds everything."""
 CERTAIN = 1e4
 """Score of a gate that leaves nothing to chance."""
+MAX_DEALT_DOCUMENTS = 2**15
+"""Documents that are told apart by their features at once, evenly sampled: 64 MiB of features of 256 numbers."""
 LOCAL_GATE_STEPS = 10
 """Between two averages: with one label at hand, more steps pull a gate away from those who are absent."""
 
@@ -80,7 +83,7 @@ class Work:
 class Dealt:
     """A shard's documents and the leaf that each belongs to, by its full path."""
 
-    documents: list[Document]
+    documents: Sequence[Document]
     leaf_of: list[NodePath]
 
     def by_leaf(self) -> dict[NodePath, list[Document]]:
@@ -217,14 +220,14 @@ class UnitRunner:
     def _sketch(self, unit: WorkUnit) -> Work:
         window_tokens = unit.window_tokens or self.base.facts.max_window_tokens
         check_size(self.shard, window_tokens=window_tokens, min_windows=max(1, unit.sketch_min_sequences))
-        sums, log_volume = sketch(self._feature, [document.tokens for document in self.shard.train])
+        sums, log_volume = sketch(self._feature, TokensOf(self.shard.train))
         return Work(sending.statistics_tensors({"": sums}), log_volume=log_volume)
 
     def _sums(self, documents: Sequence[Document]) -> RouterStatistics:
-        return collect(self._feature, [document.tokens for document in documents])
+        return collect(self._feature, TokensOf(documents))
 
     def _features(self, documents: Sequence[Document]) -> np.ndarray:
-        return document_features(self._feature, [document.tokens for document in documents])
+        return document_features(self._feature, TokensOf(documents))
 
     # --- scoring others ----------------------------------------------------------------------------------------------
 
@@ -248,7 +251,7 @@ class UnitRunner:
 
     def _rows_like(self, unit: WorkUnit, received: Received) -> Batch | None:
         """Windows of those held-out documents that the gates would most likely send to the unit's node."""
-        documents = self.shard.heldout
+        documents = sampled(self.shard.heldout, MAX_DEALT_DOCUMENTS)
         if not documents:
             return None
         n_tokens = unit.probe_windows * unit.window_tokens
@@ -274,7 +277,7 @@ class UnitRunner:
 
     def _nearest(self, unit: WorkUnit, received: Received) -> Shard:
         """That part of the shard which is most like the leaf's own text, as far as the gates can tell."""
-        documents = self.shard.train
+        documents = sampled(self.shard.train, MAX_DEALT_DOCUMENTS)
         chosen = split.nearest(
             documents, self._features(documents), received.present, unit.node, min_tokens=2 * unit.window_tokens
         )
@@ -289,7 +292,7 @@ class UnitRunner:
             return self._train_subtree(unit, received, shard, resume)
         with self._tree(unit, received, None) as model:
             work = self._fit(unit, model, shard, None, resume)
-        return work, Dealt(list(shard.train), [unit.node] * len(shard.train)), Gates({}, self._feature.dim)
+        return work, Dealt(shard.train, [unit.node] * len(shard.train)), Gates({}, self._feature.dim)
 
     @contextmanager
     def _tree(self, unit: WorkUnit, received: Received, router: Router | None) -> Iterator[TreeModel]:
@@ -396,7 +399,8 @@ class UnitRunner:
     ) -> tuple[Work, Dealt, Gates]:
         """Leaves and gates together through the soft mixture, which hardens towards the unit's end."""
         inside = Topology(tuple(_inside(leaf, unit.node) for leaf in unit.leaves))
-        documents = split.pieces(shard.train, len(unit.leaves))
+        documents = split.pieces(sampled(shard.train, MAX_DEALT_DOCUMENTS), len(unit.leaves))
+        documents = sampled(documents, MAX_DEALT_DOCUMENTS)
         features = self._features(documents)
         leaf_of, gates = self._begin(unit, received, inside, documents, features)
         router = Router(self._feature, pointing_to(unit.node, gates), around(unit), nodes=unit.applied, trainable=True)
@@ -426,7 +430,7 @@ class UnitRunner:
             if set(leaf_of) == set(inside.leaves):
                 return leaf_of, gates
         sizes = np.array([len(document.tokens) for document in documents])
-        dealt = Dealt(list(documents), split.deal(features, sizes, inside))
+        dealt = Dealt(documents, split.deal(features, sizes, inside))
         sums = {leaf: self._sums(members) for leaf, members in dealt.by_leaf().items()}
         return dealt.leaf_of, solve_gates(sums, inside)
 
@@ -434,7 +438,7 @@ class UnitRunner:
 
     def _routing_tensors(self, unit: WorkUnit, received: Received, dealt: Dealt, trained: Gates) -> Tensors:
         """Router scores of held-out text; sums of each leaf of a subtree; gates, where the run averages weights."""
-        heldout = self.shard.heldout
+        heldout = sampled(self.shard.heldout, MAX_DEALT_DOCUMENTS)
         leaf_of = [unit.node] * len(heldout)
         if unit.is_subtree and heldout:
             inside = Topology(tuple(_inside(leaf, unit.node) for leaf in unit.leaves))

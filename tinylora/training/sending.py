@@ -54,6 +54,8 @@ def running_rows(
     """Running means from each document's start at thinned positions, until enough tokens were read; its number."""
     n_left = MAX_HISTOGRAM_TOKENS
     for number, document in enumerate(documents):
+        if n_left <= 0:
+            return
         tokens = document.tokens[: min(n_left, MAX_DOCUMENT_TOKENS)]
         n_left -= len(tokens)
         if len(tokens):
@@ -66,7 +68,7 @@ def prefix_rows(
     """Running means at the prefix lengths of the statistics, and the leaf of each row, for some documents of all."""
     rows, leaves = [np.zeros((0, feature.dim))], []
     step = -(-len(documents) // MAX_ROW_DOCUMENTS) if documents else 1
-    for document, leaf in list(zip(documents, leaf_of, strict=True))[::step]:
+    for document, leaf in zip(documents[::step], leaf_of[::step], strict=True):
         places = [prefix - 1 for prefix in PREFIXES if prefix <= len(document.tokens)]
         rows.append(running_means(feature, document.tokens[: PREFIXES[-1]])[places])
         leaves += [leaf] * len(places)

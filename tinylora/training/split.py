@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from tinylora.errors import DataError
+from tinylora.reading.documents import Document, sizes_of, take
 from tinylora.routing.gates import Gates
 from tinylora.routing.halves import balanced_halves
-from tinylora.shards import Document
 from tinylora.tree import NodePath, Topology, children
 
 PIECE_TOKENS = 256
@@ -25,9 +25,9 @@ ADOPTED_SHARE = 0.25
 
 def pieces(documents: Sequence[Document], n_leaves: int) -> list[Document]:
     """Documents as they are; cut into pieces where they are too few or too uneven for `n_leaves` leaves."""
-    sizes = [len(document.tokens) for document in documents]
+    sizes = sizes_of(documents)
     is_enough = len(documents) >= DOCUMENTS_PER_LEAF * n_leaves
-    if is_enough and max(sizes) * n_leaves <= LARGEST_SHARE * sum(sizes):
+    if is_enough and sizes.max() * n_leaves <= LARGEST_SHARE * sizes.sum():
         return list(documents)
     return [piece for document in documents for piece in _cut(document)]
 
@@ -92,7 +92,7 @@ def nearest(
     node: NodePath,
     *,
     min_tokens: int,
-) -> tuple[Document, ...]:
+) -> Sequence[Document]:
     """The quarter of the documents that the gates would most likely send to `node`, in the order in which they stand.
 
     More than a quarter where that is less than `min_tokens`.
@@ -104,7 +104,7 @@ def nearest(
             logits = gate.tau * gate.scores(features)
             log_p -= np.logaddexp(0.0, -logits if turn == "1" else logits)
     order = np.argsort(-log_p, kind="stable")
-    n_tokens = np.cumsum([len(documents[index].tokens) for index in order.tolist()])
+    n_tokens = np.cumsum(sizes_of(documents)[order])
     n_enough = int(np.searchsorted(n_tokens, min_tokens)) + 1
     n_kept = max(n_enough, round(ADOPTED_SHARE * len(documents)))
-    return tuple(documents[index] for index in np.sort(order[:n_kept]).tolist())
+    return take(documents, np.sort(order[:n_kept]))
