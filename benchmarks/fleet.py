@@ -82,6 +82,8 @@ def run_clients(words: argparse.Namespace) -> None:
     from tinylora.flower.enrolment import ask_state, join
     from tinylora.flower.fleet import FleetClient, FleetHttpClient
     from tinylora.flower.identity import new_identity
+    from tinylora.flower.messages import by_folder
+    from tinylora.flower.outbox import FolderOutbox
     from tinylora.flower.reach import Address, Trust
 
     took: dict[str, list[float]] = defaultdict(list)
@@ -121,7 +123,11 @@ def run_clients(words: argparse.Namespace) -> None:
         _here.source = source
         try:
             join(address, words.token, identity, trust=Trust(words.pin), timeout_s=120.0)
-            ending = str(FleetClient(address, identity, handle, phase=phase, limit_bytes=2**26).work())
+            with tempfile.TemporaryDirectory(prefix="tinylora-fleet-") as home:
+                client = FleetClient(
+                    address, identity, by_folder(handle), FolderOutbox(Path(home)), phase=phase, limit_bytes=2**26
+                )
+                ending = str(client.work())
         except Exception as error:
             ending = f"{type(error).__name__}: {error}"
         with lock:

@@ -30,6 +30,7 @@ from tinylora.federation.loop import run_campaign
 from tinylora.federation.ports import Order, Reply
 from tinylora.flower.identity import load_or_create
 from tinylora.flower.membership import Membership, load_membership, save_membership
+from tinylora.flower.node_memory import FolderNodeMemory
 from tinylora.flower.objects import flush
 from tinylora.flower.outbox import FolderOutbox
 from tinylora.flower.receipts import ReceiptBook, read_receipts
@@ -234,6 +235,11 @@ def worker_home(folder: Path) -> Facts:
     ReceiptBook(folder).keep([_receipt(number) for number in range(3)])
     assert load_or_create(folder) == identity or load_or_create(folder).worker == identity.worker
     assert load_membership(folder) == membership
+    memory = FolderNodeMemory(folder)
+    memory.save(7)
+    assert memory.load(within_s=60.0) == 7
+    memory.forget()
+    assert memory.load(within_s=60.0) is None
     return {"receipts": " ".join(receipt.unit_id for receipt in read_receipts(folder))}
 
 

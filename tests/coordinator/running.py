@@ -29,7 +29,8 @@ from tinylora.flower.enrolment import ask_state, join
 from tinylora.flower.fleet import FleetClient
 from tinylora.flower.identity import Identity, new_identity
 from tinylora.flower.join_token import SYSTEM
-from tinylora.flower.messages import Handle
+from tinylora.flower.messages import Handle, by_folder
+from tinylora.flower.outbox import FolderOutbox
 from tinylora.flower.reach import Address, Trust
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.routing.features import feature_hash
@@ -213,7 +214,8 @@ def make_client(coordinator: Coordinator, identity: Identity, handle: Handle, **
     return FleetClient(
         address,
         identity,
-        handle,
+        by_folder(handle),
+        FolderOutbox(coordinator.root.parent / f"{coordinator.root.name}-homes" / identity.worker),
         phase=lambda: ask_state(address).phase,
         limit_bytes=64 * MIB,
         pace=options.pop("pace", QUICK),

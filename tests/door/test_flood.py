@@ -19,6 +19,8 @@ from tinylora.flower.enrolment import Address
 from tinylora.flower.fleet import FleetClient
 from tinylora.flower.grid import HttpWire
 from tinylora.flower.identity import new_identity
+from tinylora.flower.messages import by_folder
+from tinylora.flower.outbox import FolderOutbox
 from tinylora.flower.transport import FlowerTransport
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pathspec, about flwr's use
@@ -112,7 +114,8 @@ def flood(folder: Path, *, n_sockets: int, n_posts: int, n_units: int) -> dict[s
         client = FleetClient(
             Address(f"127.0.0.1:{told['public']}", is_plain=False),
             identity,
-            reversing(identity.worker),
+            by_folder(reversing(identity.worker)),
+            FolderOutbox(folder / "home"),
             phase=lambda: "running",
             limit_bytes=LIMIT_BYTES,
             root_certificates=(folder / "keys" / "ca.pem").read_bytes(),

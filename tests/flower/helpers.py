@@ -32,7 +32,8 @@ from tinylora.flower.grid import HttpWire
 from tinylora.flower.identity import Identity, new_identity
 from tinylora.flower.join_token import SYSTEM, parse_token
 from tinylora.flower.link import Link, PublicRoutes, create_link, state_routes
-from tinylora.flower.messages import Handle
+from tinylora.flower.messages import Handle, by_folder
+from tinylora.flower.outbox import FolderOutbox, Outbox
 from tinylora.flower.transport import FlowerTransport
 from tinylora.protocol.documents import Update, WorkUnit, sha256
 
@@ -167,6 +168,7 @@ class Federation:
         name: str = "",
         pace: Pace = QUICK,
         address: Address | None = None,
+        outbox: Outbox | None = None,
         **options: Any,
     ) -> Worker:
         """Join and work in a thread; what `work` returned or raised is found in `endings`."""
@@ -175,7 +177,8 @@ class Federation:
         client = FleetClient(
             address or self.address,
             identity,
-            make_handle(identity.worker),
+            by_folder(make_handle(identity.worker)),
+            outbox or FolderOutbox(self.database.parent / "homes" / f"{len(self.workers)}-{identity.worker}"),
             phase=lambda: self.link.phase,
             limit_bytes=LIMIT_BYTES,
             pace=pace,

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.flower.helpers import make_unit, make_update
 from tinylora.errors import ProtocolError
 from tinylora.flower.compat.wire import ObjectPullError, ObjectTree, ObjectUnavailableError, make_message
-from tinylora.flower.messages import failure, read_unit, unit_record, update_record
-from tinylora.flower.objects import OVERHEAD_BYTES, Pull, Spooled, put_together, spool, take_apart
-from tinylora.protocol.documents import sha256
+from tinylora.flower.messages import reply_to, unit_record, update_record
+from tinylora.flower.objects import OVERHEAD_BYTES, PartMissing, Pull, Spooled, spool, take_apart, wait_for
+from tinylora.protocol.documents import WorkUnit, sha256
 
 
 def message(content: RecordDict) -> Message:
@@ -32,52 +32,80 @@ def parts(payload: bytes) -> tuple[str, ObjectTree, dict[str, bytes]]:
     return made.metadata.message_id, tree, {name: found.deflate() for name, found in objects.items()}
 
 
+def whole(message_id: str, tree: ObjectTree, pull: Pull, folder: Path, limit_bytes: int = 1000) -> Spooled:
+    def impatient(seconds: float) -> None:
+        raise AssertionError("nothing to wait for")
+
+    steps = spool(message_id, tree, pull, limit_bytes=limit_bytes, folder=folder, kind="unit")
+    return wait_for(steps, patience_s=1.0, wait=impatient)
+
+
 @given(st.binary(max_size=2000))
-def test_what_was_taken_apart_is_put_together(payload: bytes) -> None:
+def test_what_was_taken_apart_is_put_together(tmp_path_factory: pytest.TempPathFactory, payload: bytes) -> None:
     message_id, tree, contents = parts(payload)
-    back = put_together(message_id, tree, contents.__getitem__, limit_bytes=len(payload))
-    assert back.metadata.message_id == message_id and read_unit(back.content)[1] == payload
+    back = whole(message_id, tree, contents.__getitem__, tmp_path_factory.getbasetemp(), len(payload))
+    assert WorkUnit.from_json(back.document) == make_unit("u1", payload) and back.sha256 == sha256(payload)
+    assert (back.file.read_bytes() if back.file else b"") == payload
 
 
-def test_more_bytes_than_allowed_are_refused() -> None:
+def test_more_bytes_than_allowed_are_refused(tmp_path: Path) -> None:
     message_id, tree, contents = parts(os.urandom(OVERHEAD_BYTES + 2000))
     with pytest.raises(ProtocolError, match="max_update_mib"):
-        put_together(message_id, tree, contents.__getitem__, limit_bytes=1000)
+        whole(message_id, tree, contents.__getitem__, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_swarm_of_objects_is_refused_before_the_first_is_pulled() -> None:
+def test_a_swarm_of_objects_is_refused_before_the_first_is_pulled(tmp_path: Path) -> None:
     def pull(object_id: str) -> bytes:
         raise AssertionError("must not be called")
 
     tree = ObjectTree(object_id="0", children=[ObjectTree(object_id=str(number)) for number in range(1, 100)])
     with pytest.raises(ProtocolError, match="100 objects, too many for 1000 bytes"):
-        put_together("0", tree, pull, limit_bytes=1000)
+        whole("0", tree, pull, tmp_path)
 
 
-def test_a_part_that_never_came_is_told() -> None:
+def test_a_part_that_never_came_is_told(tmp_path: Path) -> None:
     message_id, tree, _ = parts(b"x")
 
     def pull(object_id: str) -> bytes:
         raise ObjectPullError(object_id, "the object could not be found.")
 
-    with pytest.raises(ProtocolError, match="could not be found"):
-        put_together(message_id, tree, pull, limit_bytes=1000)
+    with pytest.raises(PartMissing, match="could not be found"):
+        whole(message_id, tree, pull, tmp_path)
+
+
+def test_a_part_that_is_late_is_waited_for_and_one_that_is_too_late_is_not(tmp_path: Path) -> None:
+    message_id, tree, contents = parts(b"x")
+    waited: list[float] = []
+
+    def late(object_id: str) -> bytes:
+        if len(waited) < 4:
+            raise ObjectUnavailableError(object_id)
+        return contents[object_id]
+
+    steps = spool(message_id, tree, late, limit_bytes=1000, folder=tmp_path, kind="unit")
+    assert wait_for(steps, patience_s=100.0, wait=waited.append).file is not None
+    assert waited == sorted(waited) and len(waited) == 4
+    waited.clear()
+    steps = spool(message_id, tree, late, limit_bytes=1000, folder=tmp_path, kind="unit")
+    with pytest.raises(PartMissing, match="nothing more of it came"):
+        wait_for(steps, patience_s=0.1, wait=waited.append)
 
 
 @pytest.mark.parametrize("spoiled", [b"", b"nonsense", b"Message  5\x00hello"])
-def test_parts_that_are_no_objects_are_told(spoiled: bytes) -> None:
+def test_parts_that_are_no_objects_are_told(tmp_path: Path, spoiled: bytes) -> None:
     message_id, tree, _ = parts(b"x")
     with pytest.raises(ProtocolError, match=message_id[:12]):
-        put_together(message_id, tree, lambda object_id: spoiled, limit_bytes=1000)
+        whole(message_id, tree, lambda object_id: spoiled, tmp_path)
 
 
-def test_an_object_that_is_no_message_is_told() -> None:
+def test_an_object_that_is_no_message_is_told(tmp_path: Path) -> None:
     content = unit_record(make_unit("u1", b""), b"")
     made = message(content)
     objects, tree = take_apart(made)
     contents = {name: found.deflate() for name, found in objects.items()}
-    with pytest.raises(ProtocolError, match="it holds a RecordDict"):
-        put_together(content.object_id, tree.children[0], contents.__getitem__, limit_bytes=1000)
+    with pytest.raises(ProtocolError, match="got a RecordDict"):
+        whole(content.object_id, tree.children[0], contents.__getitem__, tmp_path)
 
 
 # --- a reply, straight to a file ----------------------------------------------------------------------------------
@@ -131,7 +159,7 @@ def test_a_payload_of_equal_parts_is_written_whole(tmp_path: Path, small_parts: 
 
 
 def test_an_error_is_no_file(tmp_path: Path) -> None:
-    made = failure(message(unit_record(make_unit("u1", b""), b"")), "no text left")
+    made = reply_to(message(unit_record(make_unit("u1", b""), b"")), Error(2, "no text left"))
     objects, tree = take_apart(made)
     contents = {name: found.deflate() for name, found in objects.items()}
     found, _ = spooled(made.metadata.message_id, tree, contents.__getitem__, tmp_path, 1000)

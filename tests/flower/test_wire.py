@@ -201,7 +201,7 @@ def test_half_a_unit_is_given_back_and_comes_again_whole(
     running: Federation, transport: FlowerTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The link dies after it has taken a unit's head, and knows nothing of its parts."""
-    monkeypatch.setattr("tinylora.flower.fleet._PARTS_S", 0.3)
+    monkeypatch.setattr("tinylora.flower.deliveries._PARTS_S", 0.3)
     push, cut_off = RuntimeHttpClient.PushObject, []
 
     def dying(client: RuntimeHttpClient, request: Any) -> Any:

@@ -223,6 +223,9 @@ def _expired(state: Campaign, event: LeaseExpired) -> Campaign:
     if lease is None:
         return state
     worker = state.workers[lease.worker]
+    if event.is_returned:
+        late = _without(_release(state, event.unit_id).late, event.unit_id)
+        return _put(replace(_release(state, event.unit_id), late=late), replace(worker, unit_id=""))
     rest_s = min(FIRST_REST_S * 2.0 ** min(worker.misses, MOST_DOUBLINGS), LONGEST_REST_S)
     worker = replace(worker, unit_id="", misses=worker.misses + 1, rests_until_s=event.at_s + rest_s)
     return _put(_release(state, event.unit_id), worker)

@@ -94,6 +94,8 @@ class LeaseExpired(_Event):
     type: Literal["lease_expired"] = "lease_expired"
     unit_id: Name
     reason: str
+    is_returned: bool = False
+    """Whether its worker gave it back in good order: nothing is held against it, and no update will come."""
     at_s: Finite = 0.0
 
 

@@ -51,7 +51,8 @@ class Intake:
             self._reject(reply, Refusal(Code.DECLINED, reply.error))
             return
         reason = reply.error[:MAX_REASON]
-        self._record.emit(LeaseExpired(unit_id=lease.unit_id, reason=reason, at_s=self._record.clock.now()))
+        at_s = self._record.clock.now()
+        self._record.emit(LeaseExpired(unit_id=lease.unit_id, reason=reason, is_returned=reply.is_returned, at_s=at_s))
 
     def _take_update(self, reply: Reply) -> None:
         try:

@@ -43,6 +43,8 @@ class Reply:
     error: str = ""
     is_final: bool = False
     """With `error`: asking this worker again is of no use (its shard is too small, it does not fit the base)."""
+    is_returned: bool = False
+    """With `error`: its owner needs the machine, and the unit is whole; nothing is held against it."""
 
 
 @runtime_checkable

@@ -7,11 +7,14 @@ One blob keeps bfloat16 (Flower's own path raises TypeError) and makes 8 objects
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
 
 from tinylora.errors import BaseModelError, DataError, ProtocolError, TinyLoraError
+from tinylora.flower.compat.wire import make_message
+from tinylora.flower.outbox import PAYLOAD
 from tinylora.protocol.documents import MAX_DOCUMENT_BYTES, Update, WorkUnit, sha256
 
 MESSAGE_TYPE = "train"
@@ -22,8 +25,29 @@ WORKER_DECLINES = 201
 WORKER_LACKS_PARTS = 202
 """Ours: the unit did not arrive whole, because who sent it was cut off; it may be sent again."""
 
+WORKER_GIVES_BACK = 203
+"""Ours: the worker's owner needs the machine; the unit is whole, and anybody may have it."""
+
 Handle: TypeAlias = Callable[[WorkUnit, bytes], tuple[Update, bytes]]
 """What a worker does with a unit and its payload."""
+FolderHandle: TypeAlias = Callable[[WorkUnit, Path], tuple[Update, bytes | Path]]
+"""The same with the unit's folder in the outbox: its payload is `payload` there, and the result may be a file of it."""
+
+
+class GivenBack(Exception):
+    """A handle raises it to give its unit back: nothing was wrong with it, somebody else may do it.
+
+    Args:
+        reason: For people.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+def by_folder(handle: Handle) -> FolderHandle:
+    """The same, for a unit that lies in a folder."""
+    return lambda unit, folder: handle(unit, (folder / PAYLOAD).read_bytes())
 
 
 def unit_record(unit: WorkUnit, payload: bytes) -> RecordDict:
@@ -63,17 +87,44 @@ def answer(message: Message, handle: Handle) -> Message:
     try:
         unit, payload = read_unit(message.content)
         return Message(update_record(*handle(unit, payload)), reply_to=message)
-    except (DataError, BaseModelError) as error:
-        return failure(message, str(error), code=WORKER_DECLINES)
-    except TinyLoraError as error:
-        return failure(message, str(error))
     except Exception as error:  # whatever the unit did wrong, the worker stays for the next one
-        return failure(message, f"{type(error).__name__}: {error}")
+        return Message(fault_of(error), reply_to=message)
 
 
-def failure(message: Message, reason: str, *, code: int = WORKER_FAILED) -> Message:
-    """The reply that says why there is no update."""
-    return Message(Error(code=code, reason=reason[:1000]), reply_to=message)
+def fault_of(error: Exception) -> Error:
+    """What an error reply says of it, and by its code, what may be done with the unit."""
+    reason, code = str(error)[:1000], WORKER_FAILED
+    if isinstance(error, GivenBack):
+        code = WORKER_GIVES_BACK
+    elif isinstance(error, DataError | BaseModelError):
+        code = WORKER_DECLINES
+    elif not isinstance(error, TinyLoraError):
+        reason = f"{type(error).__name__}: {reason}"
+    return Error(code=code, reason=reason)
+
+
+def reply_to(header: Message, content: RecordDict | Error) -> Message:
+    """The answer to a message of which only the head is left; the same answer is the same bytes whenever it is made.
+
+    So a worker that was killed in mid-upload goes on with it: for another message Flower would have no use any more.
+    """
+    asked = header.metadata
+    metadata = Metadata(
+        run_id=asked.run_id,
+        message_id="",
+        src_node_id=asked.dst_node_id,
+        dst_node_id=asked.src_node_id,
+        reply_to_message_id=asked.message_id,
+        group_id=asked.group_id,
+        created_at=asked.created_at,
+        ttl=asked.ttl,
+        message_type=asked.message_type,
+        src_task_id=asked.dst_task_id,
+        dst_task_id=asked.src_task_id,
+    )
+    if isinstance(content, Error):
+        return make_message(metadata=metadata, error=content)
+    return make_message(metadata=metadata, content=content)
 
 
 def _record(kind: str, text: str, payload: bytes) -> RecordDict:

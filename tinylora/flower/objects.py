@@ -3,8 +3,8 @@
     Message → RecordDict → ConfigRecord (the document)
                          → ArrayRecord → Array → ArrayChunk, ArrayChunk, ... (the payload, in parts of 5 MiB)
 
-A worker puts a whole message together in memory. The rounds side has many workers: it asks for one object after the
-other, from the root down, and writes the payload's parts to a file as they come.
+Both ends ask for one object after the other, from the root down, and write the payload's parts to a file as they come:
+nobody holds a message in memory.
 """
 
 import hashlib
@@ -13,10 +13,10 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, Literal, NoReturn
 
 from flwr.app import ConfigRecord, Error, Message
 
@@ -33,7 +33,6 @@ from tinylora.flower.compat.wire import (
     inflate_object_from_contents,
     iterate_object_tree,
     no_object_id_recompute,
-    pull_objects,
 )
 from tinylora.flower.messages import read_document
 from tinylora.protocol.documents import MAX_DOCUMENT_BYTES
@@ -43,8 +42,9 @@ around("spool.flush")
 OVERHEAD_BYTES = MAX_DOCUMENT_BYTES + 65_536
 """What a message may hold beside its payload: the document and the heads of the objects."""
 _SMALLEST_CHUNK = 65_536  # a payload is cut in chunks of 5 MiB, of 1 MiB on slow uplinks; below this it is an attack
-_FIRST_WAIT_S, _LONGEST_WAIT_S, _PATIENCE_S = 0.05, 2.0, 7200.0  # a slow uplink may need an hour for a large update
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 
+Kind = Literal["unit", "update"]
 Pull = Callable[[str], bytes]
 """An object by its id: `ObjectUnavailableError` while it is not there yet, `ObjectPullError` if it never comes."""
 
@@ -56,34 +56,6 @@ def take_apart(message: Message) -> tuple[dict, ObjectTree]:
         return get_all_nested_objects(message), get_object_tree(message)
 
 
-def put_together(
-    message_id: str, tree: ObjectTree, pull: Pull, *, limit_bytes: int, patience_s: float = _PATIENCE_S
-) -> Message:
-    """Pull the objects of a message, waiting up to `patience_s` for those that its sender has not uploaded yet.
-
-    Nothing is parsed before everything is here and small enough.
-
-    Raises:
-        ProtocolError: Too many objects or bytes, an object that never came, or no message in the end.
-    """
-    object_ids = list(_ids(message_id, tree, limit_bytes))
-    budget = _Budget(limit_bytes + OVERHEAD_BYTES)
-    try:
-        contents = pull_objects(
-            object_ids,
-            lambda object_id: budget.take(pull(object_id)),
-            initial_backoff=_FIRST_WAIT_S,
-            backoff_cap=_LONGEST_WAIT_S,
-            max_time=patience_s,
-            max_tries_per_object=None,
-        )
-    except ObjectPullError as error:
-        raise PartMissing(f"message {message_id[:12]}: {error}") from None
-    message = _inflate(message_id, contents)
-    message.metadata.__dict__["_message_id"] = message_id
-    return message
-
-
 def _ids(message_id: str, tree: ObjectTree, limit_bytes: int) -> set[str]:
     found = {branch.object_id for branch in iterate_object_tree(tree)}
     if len(found) > 64 + limit_bytes // _SMALLEST_CHUNK:
@@ -91,12 +63,13 @@ def _ids(message_id: str, tree: ObjectTree, limit_bytes: int) -> set[str]:
     return found
 
 
-def _inflate(message_id: str, contents: dict[str, bytes]) -> Message:
+def _error_of(message_id: str, content: bytes) -> Error:
+    """The error that a message without content tells."""
     with _bytes_from_outside(message_id):
-        message = inflate_object_from_contents(message_id, contents)
-    if not isinstance(message, Message):
-        raise ProtocolError(f"message {message_id[:12]}: it holds a {type(message).__name__}")
-    return message
+        message = inflate_object_from_contents(message_id, {message_id: content})
+        if isinstance(message, Message):
+            return message.error
+    raise ProtocolError(f"message {message_id[:12]}: it is none")
 
 
 @contextmanager
@@ -134,12 +107,12 @@ class _Budget:
         return content
 
 
-# --- a reply, straight to a file ----------------------------------------------------------------------------------
+# --- straight to a file ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Spooled:
-    """A reply that is all here: an error, or a document and a payload, in a file where it is not empty."""
+    """A message that is all here: an error, or a document and a payload, in a file where it is not empty."""
 
     error: Error | None = None
     document: str = ""
@@ -151,29 +124,31 @@ class Spooled:
 
 
 Spooling = Generator[bool, None, Spooled]
-"""A reply on its way. Yields whenever the next object is not there yet: whether any came since it was asked last."""
+"""A message on its way. Yields whenever the next object is not there yet: whether any came since it was asked last."""
 
 
-def spool(message_id: str, tree: ObjectTree, pull: Pull, *, limit_bytes: int, folder: Path) -> Spooling:
-    """Pull a reply's objects in order, its payload into a new file of `folder`, flushed to disk.
+def spool(
+    message_id: str, tree: ObjectTree, pull: Pull, *, limit_bytes: int, folder: Path, kind: Kind = "update"
+) -> Spooling:
+    """Pull a message's objects in order, its payload into a new file of `folder`, flushed to disk.
 
     A slow upload holds no thread: what was yielded may be asked again later. Memory is that of one object. Whatever
     ends it early removes the file.
 
     Raises:
-        ProtocolError: Too many objects or bytes, not the objects of a reply, or (`PartMissing`) a part never came.
-        OSError: The file cannot be written; nothing was taken from the sender, and the reply may be spooled again.
+        ProtocolError: Too many objects or bytes, not the objects of such a message, or (`PartMissing`) a part that
+            never came.
+        OSError: The file cannot be written; nothing was taken from the sender, and the message may be spooled again.
     """
     reader = _Reader(message_id, _ids(message_id, tree, limit_bytes), pull, _Budget(limit_bytes + OVERHEAD_BYTES))
     head = yield from reader.read(message_id, "Message")
     if not head.children:
-        error = _inflate(message_id, {message_id: head.content}).error
-        return Spooled(error=error)
+        return Spooled(error=_error_of(message_id, head.content))
     records = yield from reader.read(head.only_child(), "RecordDict")
     names = records.names("document", "arrays")
     document = yield from reader.read(names["document"], "ConfigRecord")
     with _bytes_from_outside(message_id):
-        text = read_document("update", ConfigRecord.inflate(document.content))
+        text = read_document(kind, ConfigRecord.inflate(document.content))
     arrays = yield from reader.read(names["arrays"], "ArrayRecord")
     array = yield from reader.read(arrays.names("payload")["payload"], "Array")
     parts, n_bytes = array.parts()
@@ -181,6 +156,33 @@ def spool(message_id: str, tree: ObjectTree, pull: Pull, *, limit_bytes: int, fo
         return Spooled(document=text, sha256=hashlib.sha256(b"").hexdigest())
     file, sha256 = yield from _write_parts(reader, parts, n_bytes, folder)
     return Spooled(document=text, file=file, sha256=sha256)
+
+
+def wait_for(steps: Spooling, *, patience_s: float, wait: Callable[[float], object]) -> Spooled:
+    """The message, once all of it is here.
+
+    Args:
+        steps: Of `spool`.
+        patience_s: How long it may stand still.
+        wait: Sleeps so many seconds; what it raises ends the waiting.
+
+    Raises:
+        ProtocolError: As `spool` says; `PartMissing` where nothing came for `patience_s`.
+        OSError: As `spool` says.
+    """
+    waited_s, delay_s = 0.0, _FIRST_WAIT_S
+    with closing(steps):
+        while True:
+            try:
+                is_moving = next(steps)
+            except StopIteration as end:
+                return end.value
+            if is_moving:
+                waited_s, delay_s = 0.0, _FIRST_WAIT_S
+            if waited_s >= patience_s:
+                raise PartMissing(f"message: nothing more of it came for {waited_s:.0f} s")
+            wait(delay_s)
+            waited_s, delay_s = waited_s + delay_s, min(2 * delay_s, _LONGEST_WAIT_S)
 
 
 def _write_parts(

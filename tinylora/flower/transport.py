@@ -23,7 +23,7 @@ from flwr.app import RecordDict
 from tinylora.errors import NetworkError
 from tinylora.federation.ports import Reply, WorkerInfo
 from tinylora.flower.compat.wire import ErrorCode, ObjectPushError
-from tinylora.flower.messages import WORKER_DECLINES, WORKER_LACKS_PARTS, unit_record
+from tinylora.flower.messages import WORKER_DECLINES, WORKER_GIVES_BACK, WORKER_LACKS_PARTS, unit_record
 from tinylora.flower.objects import PartMissing, Spooled, Spooling
 from tinylora.flower.texts import printable
 from tinylora.protocol.documents import WorkUnit
@@ -380,11 +380,16 @@ class FlowerTransport:
             self._again(parcel)
         else:  # of unknown source, maybe the SuperLink: only the answered message tells the worker
             reason = f"{error.reason or 'no reason given'} (Flower code {error.code})"
-            self._fail(parcel, reason, is_final=error.code == WORKER_DECLINES)
+            self._fail(parcel, reason, code=error.code)
 
-    def _fail(self, parcel: _Parcel, reason: str, *, is_final: bool = False) -> None:
-        text = printable(reason, at_most=1000)
-        self._deliver(parcel, Reply(parcel.worker, parcel.unit.unit_id, error=text, is_final=is_final))
+    def _fail(self, parcel: _Parcel, reason: str, *, code: int = 0) -> None:
+        text, is_final, is_returned = (
+            printable(reason, at_most=1000),
+            code == WORKER_DECLINES,
+            code == WORKER_GIVES_BACK,
+        )
+        unit_id = parcel.unit.unit_id
+        self._deliver(parcel, Reply(parcel.worker, unit_id, error=text, is_final=is_final, is_returned=is_returned))
 
     def _deliver(self, parcel: _Parcel, reply: Reply) -> None:
         """Once for each unit, however often it was sent."""

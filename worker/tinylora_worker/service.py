@@ -21,7 +21,8 @@ from tinylora.flower.fleet import Ending, FleetClient, Pace, Rejoin
 from tinylora.flower.identity import Identity, load_or_create
 from tinylora.flower.join_token import parse_token
 from tinylora.flower.membership import Membership, load_membership, save_membership
-from tinylora.flower.messages import Handle
+from tinylora.flower.messages import Handle, by_folder
+from tinylora.flower.outbox import FolderOutbox
 from tinylora.flower.reach import Address, Trust
 from tinylora.flower.receipts import ReceiptBook, ReceiptCollector, ReceiptDesk
 from tinylora.protocol.documents import Update, WorkUnit
@@ -157,7 +158,8 @@ def _work(
             log(describe(unit, update))
             receipts.expect(unit.unit_id)
 
-        return _client(address, identity, welcome, told(handle, done), again, pace, log).work()
+        outbox = FolderOutbox(options.home, run=welcome.answer.run)
+        return _client(address, identity, welcome, told(handle, done), outbox, again, pace, log).work()
 
 
 def _client(
@@ -165,6 +167,7 @@ def _client(
     identity: Identity,
     welcome: Welcome,
     handle: Handle,
+    outbox: FolderOutbox,
     rejoin: Rejoin,
     pace: Pace | None,
     log: Callable[[str], None],
@@ -172,7 +175,8 @@ def _client(
     return FleetClient(
         address,
         identity,
-        handle,
+        by_folder(handle),
+        outbox,
         phase=lambda: ask_state(address, trust=welcome.trust).phase,
         limit_bytes=int(welcome.answer.settings.max_update_mib * MIB),
         clock_offset_s=welcome.clock_offset_s,

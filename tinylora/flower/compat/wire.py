@@ -11,6 +11,7 @@ from flwr.proto.message_pb2 import (
     PushObjectRequest,
     PushObjectResponse,
 )
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node, NodeInfo
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import _get_object_body as get_object_body_of_any
@@ -31,7 +32,6 @@ from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPushError,
     ObjectUnavailableError,
     inflate_object_from_contents,
-    pull_objects,
     push_objects,
 )
 
@@ -47,6 +47,7 @@ __all__ = [
     "ObjectPushError",
     "ObjectTree",
     "ObjectUnavailableError",
+    "ProtoMessage",
     "PullObjectRequest",
     "PullObjectResponse",
     "PushObjectRequest",
@@ -64,7 +65,6 @@ __all__ = [
     "message_from_proto",
     "message_to_proto",
     "no_object_id_recompute",
-    "pull_objects",
     "push_objects",
     "remove_content_from_message",
 ]
