@@ -1,4 +1,4 @@
-"""A worker over the real wire whose process ends at the worst moments: the unit is done once, and its update arrives."""
+"""A worker over the real wire whose process ends at the worst moments: each unit is done once, its update arrives."""
 
 import threading
 from collections.abc import Iterator
@@ -242,7 +242,7 @@ def test_a_unit_that_is_given_back_says_so_and_leaves_nothing_in_the_outbox(
 def test_a_coordinator_that_is_away_in_mid_unit_gets_its_update_afterwards(
     running: Federation, transport: FlowerTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody answers for a while, from the middle of a unit to some time after it; only then the wire is whole again."""
+    """Nobody answers for a while, from the middle of a unit to some time after it; then all is as it was."""
     begun, release, is_away, phases = threading.Event(), threading.Event(), threading.Event(), []
     n_refused: list[str] = []
 

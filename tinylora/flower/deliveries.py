@@ -96,7 +96,7 @@ class Deliveries:
         """Do the unit whose message begins with `head`; what was made of it before is not made again."""
         header = message_from_proto(head)
         try:
-            unit = self._fetch(node, head, header, tree)
+            taken = self._fetch(node, head, header, tree)
         except PartMissing as error:
             self._refuse(node, header, Error(WORKER_LACKS_PARTS, str(error)))
         except (ProtocolError, StorageError) as error:
@@ -104,15 +104,15 @@ class Deliveries:
         except UnitIsOver:
             self._say_over()
         else:
-            made = self._outbox.made(unit)
+            made = self._outbox.made(taken.unit)
             if made is not None:
                 self._send(node, made)
             else:
-                self._do(node, next(kept for kept in self._outbox.under_way() if kept.unit == unit))
+                self._do(node, taken)
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
-    def _fetch(self, node: Node, head: ProtoMessage, header: Message, tree: ObjectTree) -> WorkUnit:
+    def _fetch(self, node: Node, head: ProtoMessage, header: Message, tree: ObjectTree) -> Kept:
         """The unit, once it is in the outbox. Only then is Flower told that it arrived, and forgets it."""
         self._on_phase("fetching")
         run_id, message_id = header.metadata.run_id, header.metadata.message_id
@@ -134,12 +134,12 @@ class Deliveries:
                 raise ProtocolError(
                     f"unit {unit.unit_id}: payload hash: expected {unit.payload_sha256}, got {found.sha256}"
                 )
-            self._outbox.take(unit, found.file or b"", head.SerializeToString())
+            folder = self._outbox.take(unit, found.file or b"", head.SerializeToString())
         finally:
             if found.file is not None:
                 found.file.unlink(missing_ok=True)
         confirm(message_id)
-        return unit
+        return Kept(unit, folder)
 
     def _wait(self, seconds: float) -> None:
         if self._stop.wait(seconds):

@@ -383,13 +383,14 @@ class FlowerTransport:
             self._fail(parcel, reason, code=error.code)
 
     def _fail(self, parcel: _Parcel, reason: str, *, code: int = 0) -> None:
-        text, is_final, is_returned = (
-            printable(reason, at_most=1000),
-            code == WORKER_DECLINES,
-            code == WORKER_GIVES_BACK,
+        reply = Reply(
+            parcel.worker,
+            parcel.unit.unit_id,
+            error=printable(reason, at_most=1000),
+            is_final=code == WORKER_DECLINES,
+            is_returned=code == WORKER_GIVES_BACK,
         )
-        unit_id = parcel.unit.unit_id
-        self._deliver(parcel, Reply(parcel.worker, unit_id, error=text, is_final=is_final, is_returned=is_returned))
+        self._deliver(parcel, reply)
 
     def _deliver(self, parcel: _Parcel, reply: Reply) -> None:
         """Once for each unit, however often it was sent."""

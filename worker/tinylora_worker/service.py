@@ -158,7 +158,7 @@ def _work(
             log(describe(unit, update))
             receipts.expect(unit.unit_id)
 
-        outbox = FolderOutbox(options.home, run=welcome.answer.run)
+        outbox = FolderOutbox(options.home)
         return _client(address, identity, welcome, told(handle, done), outbox, again, pace, log).work()
 
 
