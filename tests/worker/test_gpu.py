@@ -129,6 +129,14 @@ def test_without_a_driver_there_is_no_gpu(error: int, wanted: str, problem: str)
     assert problem in asked.problem if problem else asked.problem == ""
 
 
+def test_a_library_that_breaks_in_its_own_way_is_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(FakeGpu())
+    monkeypatch.setattr(nvml, "nvmlDeviceGetMemoryInfo", lambda gpu: 1 / 0)
+    asked = sensor(nvml)
+    assert asked.read("auto", frozenset(), is_ours_on=False) is None
+    assert "division by zero" in asked.problem and not nvml.is_open
+
+
 @pytest.mark.parametrize(
     ("wanted", "visible", "index"),
     [

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tinylora_worker.schedule import DAYS, MINUTES_OF_A_DAY, Schedule, Window, local_zone
+from tinylora_worker.schedule import DAYS, MINUTES_OF_A_DAY, Schedule, Window, local_now, local_time, local_zone
 
 BERLIN = ZoneInfo("Europe/Berlin")
 MINUTE = timedelta(minutes=1)
@@ -161,6 +161,14 @@ def test_the_zone_of_this_machine_is_one() -> None:
     now = datetime.now(local_zone())
     assert now.utcoffset() is not None
     assert len(DAYS) == 7
+
+
+def test_local_time_knows_the_offsets_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinylora_worker.schedule._zone_of_minute", lambda _minute: BERLIN)
+    before = datetime(2026, 3, 28, 23, tzinfo=BERLIN)  # the clock goes forward in this night
+    change = Schedule.parse(["22:00-07:00"]).next_change(local_time(before.timestamp()))
+    assert change is not None and change.astimezone(UTC) - before.astimezone(UTC) == timedelta(hours=7)
+    assert abs(local_now().timestamp() - datetime.now(UTC).timestamp()) < 5
 
 
 def test_a_time_without_zone_is_refused() -> None:

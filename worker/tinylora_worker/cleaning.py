@@ -194,21 +194,22 @@ def _units(folder: Path, home: Path) -> Iterator[Item]:
         fate, what = Fate.VALUE, "a unit that is under way, or not accepted yet"
         if path.is_symlink() or not path.is_dir():
             fate, what = Fate.FOREIGN, "unknown"
-        elif (run := _run_of(path)) is None:
+        elif (name := _name_of(path)) is None:
             fate, what = Fate.AGAIN, "a unit that never arrived whole"
-        elif (run, path.name) in accepted:
+        elif name in accepted:
             fate, what = Fate.AGAIN, "a unit that was accepted"
         yield Item(path, what, _bytes(path), fate)
 
 
-def _run_of(unit: Path) -> str | None:
-    """The run that a unit belongs to; None if it never arrived whole."""
+def _name_of(unit: Path) -> tuple[str, str] | None:
+    """Run and unit of a folder, as its document has them; None if it never arrived whole."""
     try:
-        return str(json.loads((unit / UNIT).read_bytes())["run"])
+        document = json.loads((unit / UNIT).read_bytes())
+        return str(document["run"]), str(document["unit_id"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return "", ""
 
 
 def _bytes(path: Path) -> int:

@@ -7,6 +7,7 @@ of it ends a worker. What is slow to ask is asked every few seconds only.
 import os
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Machine:
 
 
 class Sensors:
-    """Reads the machine; one for a process, used by one thread at a time.
+    """Reads the machine; one for a process, for any of its threads.
 
     Args:
         home: Whose files count, and whose disk.
@@ -79,6 +80,7 @@ class Sensors:
         wall: Callable[[], float] = time.time,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
+        self._lock = threading.Lock()
         self._home = home
         self._system = system
         self._programs = programs
@@ -102,6 +104,15 @@ class Sensors:
             device_kind: What the trainer found it trains on, "cuda", "mps" or "cpu"; empty before it told.
             month_bytes: Traffic of this month, as the meter has it.
         """
+        with self._lock:
+            return self._read(limits, trainer_pid, device_kind, month_bytes)
+
+    def close(self) -> None:
+        """Let go of the driver's library."""
+        with self._lock:
+            self._gpu.close()
+
+    def _read(self, limits: Limits, trainer_pid: int | None, device_kind: str, month_bytes: int) -> Machine:
         ours = own(trainer_pid)
         is_on_battery, percent = self._power.get(self._ask_power)
         kind = limits.device or device_kind
@@ -128,10 +139,6 @@ class Sensors:
             problems=tuple(problems),
         )
 
-    def close(self) -> None:
-        """Let go of the driver's library."""
-        self._gpu.close()
-
     def _ask_power(self) -> tuple[bool | None, float | None]:
         try:
             battery = self._system.sensors_battery()
@@ -151,7 +158,7 @@ class Sensors:
     def _look_for(self, wanted: tuple[str, ...], ours: frozenset[int]) -> tuple[str, ...] | None:
         try:
             return running(wanted, self._programs(), ours)
-        except (psutil.Error, OSError):
+        except Exception:  # as above
             return None
 
     def _temperature(self, gpu: Gpu | None, has_gpu: bool, kind: str) -> float | None:

@@ -100,7 +100,16 @@ def local_zone() -> tzinfo:
 
 def local_now() -> datetime:
     """The time in this machine's zone; a zone that was changed is noticed within a minute."""
-    return datetime.now(_zone_of_minute(int(time.monotonic() // 60)))
+    return local_time(time.time())
+
+
+def local_time(since_1970_s: float) -> datetime:
+    """The same moment as this machine's zone shows it.
+
+    `datetime.astimezone()` would do for this moment, but not for those to come: it knows the offset of now alone, and
+    schedules ask what the clock will show after it was put forward or back.
+    """
+    return datetime.fromtimestamp(since_1970_s, _zone_of_minute(int(time.monotonic() // 60)))
 
 
 @functools.lru_cache(maxsize=1)
