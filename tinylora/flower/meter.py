@@ -42,7 +42,7 @@ class _CountingBackend(httpcore.NetworkBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,
+        timeout: float | int | None = None,
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
@@ -51,7 +51,7 @@ class _CountingBackend(httpcore.NetworkBackend):
         return _CountingStream(stream, self._meter)
 
     def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+        self, path: str, timeout: float | int | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore.NetworkStream:
         """Connect."""
         return _CountingStream(self._inner.connect_unix_socket(path, timeout, socket_options), self._meter)
@@ -65,13 +65,13 @@ class _CountingStream(httpcore.NetworkStream):
     def __init__(self, inner: httpcore.NetworkStream, meter: Meter) -> None:
         self._inner, self._meter = inner, meter
 
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+    def read(self, max_bytes: int, timeout: float | int | None = None) -> bytes:
         """Read, and count."""
         data = self._inner.read(max_bytes, timeout)
         self._meter(0, len(data))
         return data
 
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+    def write(self, buffer: bytes, timeout: float | int | None = None) -> None:
         """Count, and write."""
         view = memoryview(buffer)
         for start in range(0, len(view), _PIECE):
@@ -84,7 +84,7 @@ class _CountingStream(httpcore.NetworkStream):
         self._inner.close()
 
     def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | int | None = None
     ) -> httpcore.NetworkStream:
         """From here on what is counted is inside TLS."""
         return _CountingStream(self._inner.start_tls(ssl_context, server_hostname, timeout), self._meter)
