@@ -1,7 +1,7 @@
 """Parts of the trainer that need no child: jobs, checkpoints, failures as they travel, downloads, sizes once found."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,30 +32,35 @@ def bench() -> Iterator[Bench]:
 
 
 def asked(bench: Bench, *events: str, fails: str = "") -> Iterator[str]:
-    def do(tell: object) -> None:
-        assert callable(tell)
+    def do(tell: Callable[[str], None]) -> str:
         for event in events:
             tell(event)
         if fails:
             raise ValueError(fails)
+        return "done"
 
     return bench.ask(do, lambda error: f"failed: {type(error).__name__}: {error}")
 
 
-def test_jobs_tell_what_happens_and_how_they_fail(bench: Bench) -> None:
-    for _ in range(3):
-        assert list(asked(bench, "a", "b")) == ["a", "b"]
-        assert list(asked(bench, "a", fails="no")) == ["a", "failed: ValueError: no"]
+def test_jobs_tell_what_happens_and_how_they_end(bench: Bench) -> None:
+    assert list(asked(bench, "a", "b")) == ["a", "b", "done"]
+    assert list(asked(bench, "a", fails="no")) == ["a", "failed: ValueError: no"]
+
+
+@pytest.mark.parametrize("fails", ["", "no"])
+def test_who_hears_the_end_may_ask_for_the_next(bench: Bench, fails: str) -> None:
+    ends = {next(asked(bench, fails=fails)) for _ in range(200)}
+    assert ends == {"failed: ValueError: no" if fails else "done"}
 
 
 def test_a_job_that_nobody_listens_to_is_done_all_the_same(bench: Bench) -> None:
     going, over = threading.Event(), threading.Event()
 
-    def slow(tell: object) -> None:
-        assert callable(tell)
+    def slow(tell: Callable[[str], None]) -> str:
         tell("begun")
         going.wait(10)
         over.set()
+        return "done"
 
     listening = bench.ask(slow, str)
     assert next(listening) == "begun"

@@ -17,6 +17,7 @@ from tinylora_worker.trainer.watching import ORPHANED, Patience
 from tests.flower.helpers import until
 from tests.worker.trainer_world import World, kinds, made, plain, steps
 from tinylora.config import RunSettings
+from tinylora.errors import BaseModelError, DataError, SettingError, TinyLoraError
 from tinylora.flower.outbox import CHECKPOINT
 from tinylora.training.snapshot import Snapshot
 
@@ -96,6 +97,29 @@ def test_one_thing_at_a_time(trainer: TrainerProcess, world: World) -> None:
 
 
 # --- what is wrong with what was asked for ----------------------------------------------------------------------------
+
+
+def test_what_cannot_be_loaded_is_one_sentence_of_its_own_class(trainer: TrainerProcess, world: World) -> None:
+    blank, secret = world.home / "blank.txt", world.home / "secret.txt"
+    blank.write_text(" ")
+    secret.write_text("write to anna.schmidt@gmx.net about it, soon and often, in many words")
+    cases: list[tuple[dict[str, object], type[TinyLoraError], str]] = [
+        ({"base": "no/such/folder/at/all"}, BaseModelError, "no such folder"),
+        ({"base_fingerprint": "a" * 64}, BaseModelError, "this run needs one with fingerprint aaaaaaaaaaaaaaaa"),
+        ({"data": [str(world.home / "missing.txt")]}, DataError, "missing.txt"),
+        ({"data": [str(blank)]}, DataError, "blank.txt"),
+        ({"data": [str(secret)]}, DataError, "e-mail"),
+        ({"device": "cuda:7"}, SettingError, "torch finds no GPU"),
+        ({"dtype": "fp8"}, SettingError, "expected bf16, fp16, fp32"),
+        ({"quantise": "int3"}, SettingError, "int3"),
+    ]
+    for changes, kind, words in cases:
+        with pytest.raises(kind, match=words) as raised:
+            trainer.load(world.request(**changes))
+        assert type(raised.value) is kind and "\n" not in str(raised.value)
+    (refused,) = trainer.run(world.unit("early")[2])
+    assert refused.failure.kind == "SettingError" and "before it had loaded" in refused.failure.message
+    trainer.load(world.request())
 
 
 def test_folders_that_are_no_units(trainer: TrainerProcess, world: World, tmp_path: Path) -> None:

@@ -10,18 +10,18 @@ _run, _update = UnitRunner.run, Optimiser.update
 _unit_id, _n_updates = "", 0
 
 
-def run(self, unit, payload, resume=None):
+def run(self, unit, *arguments):
     global _unit_id, _n_updates
     _unit_id, _n_updates = unit.unit_id, 0
-    return _run(self, unit, payload, resume)
+    return _run(self, unit, *arguments)
 
 
-def update(self, step):
+def update(self, *arguments):
     global _n_updates
     _n_updates += 1
     if _unit_id.startswith("oom") and _n_updates == 3:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    _update(self, step)
+    return _update(self, *arguments)
 
 
 UnitRunner.run, Optimiser.update = run, update  # type: ignore[method-assign]

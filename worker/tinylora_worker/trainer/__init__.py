@@ -11,7 +11,10 @@ In the child:
 * `child`: its life, from the first line on stdin to the end of that life line;
 * `jobs`: one job at a time, done by the main thread, its events told elsewhere;
 * `service`: what it can be asked for;
-* `session`: base, text and runner, and the jobs that need them;
+* `session`: load, size, run, and what is resident for them;
+* `loading`: device, base and text;
+* `unit_files`: a unit as it lies in its folder;
+* `reporting`: what is told of it meanwhile;
 * `checkpoint`: the last finished step on disk, now and then;
 * `downloads`: how much of a base has come so far;
 * `measured`: sizes that were found once;

@@ -18,19 +18,23 @@ class Busy(TinyLoraError):
     """Another job is under way."""
 
 
+Do = Callable[[Callable[[Event], None]], Event]
+"""A job: it is given a function that tells an event, and returns the last one."""
+
+
 @dataclass(frozen=True)
 class _Job(Generic[Event]):
-    do: Callable[[Callable[[Event], None]], None]
+    do: Do[Event]
     failed: Callable[[BaseException], Event]
     events: "queue.SimpleQueue[Event | None]" = field(default_factory=queue.SimpleQueue)
     """What happens, then None."""
 
-    def run(self) -> None:
-        """Do it. Whatever goes wrong is an event."""
+    def run(self) -> Event:
+        """Do it; whatever goes wrong is its last event."""
         try:
-            self.do(self.events.put)
+            return self.do(self.events.put)
         except Exception as error:
-            self.events.put(self.failed(error))
+            return self.failed(error)
 
 
 class Bench:
@@ -40,13 +44,11 @@ class Bench:
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._room = threading.Lock()
 
-    def ask(
-        self, do: Callable[[Callable[[Event], None]], None], failed: Callable[[BaseException], Event]
-    ) -> Iterator[Event]:
+    def ask(self, do: Do[Event], failed: Callable[[BaseException], Event]) -> Iterator[Event]:
         """Have a job done; its events as they come. It is done to its end also when nobody listens any more.
 
         Args:
-            do: The job; it is given a function that tells an event.
+            do: The job.
             failed: Makes an event of an error.
         """
         job = _Job(do, failed)
@@ -61,6 +63,7 @@ class Bench:
         """Do jobs, for ever."""
         while True:
             job = self._jobs.get()
-            job.run()
+            last = job.run()
             self._room.release()  # before the end is told: who hears it may ask for the next
+            job.events.put(last)
             job.events.put(None)

@@ -93,7 +93,7 @@ class TrainerService(TrainerServicer):
     def Size(self, request: SizeRequest, context: grpc.ServicerContext) -> SizeReply:
         """See `Session.size`."""
         (reply,) = self._bench.ask(
-            lambda tell: tell(self._made().size(request)), lambda error: SizeReply(failure=_failure(error))
+            lambda tell: self._made().size(request), lambda error: SizeReply(failure=_failure(error))
         )
         return reply
 

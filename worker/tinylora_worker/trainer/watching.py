@@ -18,8 +18,8 @@ class Patience:
     silent_s: float = 60.0
     """Without an event and without an answer to a ping: nothing runs in it."""
     stuck_s: float = 3600.0
-    """Without an event of a unit, though it answers: its device does not come back from a step. To load a base, and to read
-    much text, may take longer."""
+    """Without an event of a unit, though it answers: its device does not come back from a step. To load a base, or to
+    read much text, may take longer."""
     stop_s: float = 1.5
     """From the word to stop until it is killed."""
 
