@@ -19,6 +19,9 @@ PURE = (
     "tinylora.federation.loop",
     "tinylora.federation.ledger_memory",
     "tinylora.ledger.sqlite",
+    "tinylora_worker.policy",
+    "tinylora_worker.traffic",
+    "tinylora_worker.service_unit",
 )
 HELP = """
 import sys, {module}
