@@ -19,8 +19,9 @@ from tinylora.model import TreeModel
 from tinylora.tensors import from_bytes
 from tinylora.training import Fit, UnitRunner
 from tinylora.training.batch import Batch
+from tinylora.training.losses import loss_for, mean_nll
 from tinylora.training.optimiser import Optimiser, Schedule, take_step
-from tinylora.training.runner import heldout_rows, loss_for, mean_nll
+from tinylora.training.runner import heldout_rows
 
 SPEC = AdapterSpec("lora", 2)
 UNITS = {

@@ -9,6 +9,8 @@ The code is organised as follows:
 * `flat`: many small tensors as a few long vectors in main memory;
 * `snapshot`: a unit after its last finished step, to go on from;
 * `optimiser`: learning-rate schedule, AdamW with moments that survive between units, the step loop;
+* `losses`: what the steps of a unit minimise;
+* `memory`, `sizing`: what fits on this machine, found by real steps;
 * `received`: what a unit's payload holds, checked against the unit and the base;
 * `split`: whose text is whose: documents dealt to the leaves of a subtree, documents nearest to an adopted leaf;
 * `sending`: what a worker tells of its text: statistics, router scores, locally trained gates;

@@ -12,7 +12,6 @@ their soft mixture; a node of the trunk, or a leaf beside its frozen ancestors; 
 
 import hashlib
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from tinylora.adapters.nested import NestedLoss, nested_loss
 from tinylora.adapters.prefixes import prefix_spec
 from tinylora.adapters.tied import shared_factors
 from tinylora.base_model import LoadedBase, loads
@@ -41,7 +38,8 @@ from tinylora.tensors import Tensors, manifest_of, to_bytes, with_prefix
 from tinylora.training import probing, sending, split
 from tinylora.training.batch import Batch
 from tinylora.training.fit import Fit
-from tinylora.training.optimiser import LossOf, Moments, OnStep, Optimiser, Schedule, take_steps, thin
+from tinylora.training.losses import loss_for, mean_nll
+from tinylora.training.optimiser import Moments, OnStep, Optimiser, Schedule, take_steps, thin
 from tinylora.training.out_of_memory import Fitting, OnStepDown
 from tinylora.training.received import Received, check_unit, open_payload
 from tinylora.training.snapshot import Identity, Snapshot
@@ -49,8 +47,6 @@ from tinylora.tree import NodePath, Topology, is_under
 
 log = logging.getLogger(__name__)
 
-HARDENING = 0.1
-"""Weight of the gates' entropy at the end of a subtree's unit: nats of loss per nat of indecision."""
 N_HELDOUT_WINDOWS = 8
 N_LOSSES = 10
 """Points of the loss curve that an update carries."""
@@ -463,66 +459,6 @@ class UnitRunner:
         rate = 4 / (1 + float(np.mean(np.sum(rows**2, axis=1)))) if len(rows) else 0.0  # 1 / smoothness: never diverges
         stepped = local_gate_steps(Gates(start, self._feature.dim), rows, leaves, topology, LOCAL_GATE_STEPS, rate)
         return Gates(start | stepped.nodes | trained.nodes, self._feature.dim)
-
-
-# --- losses ----------------------------------------------------------------------------------------------------------
-
-
-def loss_for(
-    unit: WorkUnit, model: TreeModel, router: Router | None, is_recomputing: Callable[[], bool] = lambda: False
-) -> LossOf:
-    """What the steps of a unit minimise: nats per token, through prefixes of nested adapters, and hardening gates.
-
-    Args:
-        unit: The unit.
-        model: With its adapters.
-        router: Of a subtree.
-        is_recomputing: Whether passes are with gradient checkpointing, asked before each.
-    """
-    nested = model.spec.kind == "nested"
-    inner = nested_loss(model, model.spec, unit.seed, unit.first_step) if nested else plain_loss(model)
-
-    def loss_of(batch: Batch, index: int) -> tuple[Tensor, Tensor]:
-        model.is_recomputing = is_recomputing()
-        loss, nll = inner(batch.ids, batch.documents, index, batch.is_target)
-        return loss * batch.share_of_targets, nll * batch.share_of_targets
-
-    return loss_of if router is None else hardening(loss_of, router, unit.n_steps)
-
-
-def plain_loss(model: TreeModel) -> NestedLoss:
-    """Next-token loss through the model as it stands."""
-
-    def loss_of(ids: Tensor, documents: Tensor, index: int, is_target: Tensor | None) -> tuple[Tensor, Tensor]:
-        nll = model.loss(ids, documents=documents, is_target=is_target)
-        return nll, nll.detach()
-
-    return loss_of
-
-
-@torch.no_grad()
-def mean_nll(model: TreeModel, batch: Batch, fit: Fit) -> float:
-    """Mean nats of the batch's targets, taken part by part where `fit` says so."""
-    losses = [
-        model.loss(part.ids, documents=part.documents, is_target=part.is_target) * part.share_of_targets
-        for part in batch.parts(fit.windows_at_once(len(batch)))
-    ]
-    return math.fsum(loss.item() for loss in losses)
-
-
-def hardening(loss_of: LossOf, router: Router, n_steps: int) -> LossOf:
-    """A loss through the soft mixture, plus the gates' entropy with a weight that grows over the unit.
-
-    Source:
-        Belcak and Wattenhofer 2023, Fast Feedforward Networks, arXiv:2308.14711, section "Hardening".
-    """
-
-    def hardening_of(batch: Batch, index: int) -> tuple[Tensor, Tensor]:
-        loss, nll = loss_of(batch, index)
-        weight = HARDENING * (index + 1) / n_steps * batch.share_of_tokens
-        return loss + weight * router.entropy(batch.ids, documents=batch.documents), nll
-
-    return hardening_of
 
 
 # --- a subtree in its tree -------------------------------------------------------------------------------------------
