@@ -6,8 +6,8 @@ from tinylora_worker.gpu import RETRY_S, Gpu, GpuProcess, GpuSensor, cuda_device
 
 from tests.worker.fake_nvml import FakeGpu, FakeNvml
 
-TRAINER, CHILD, GAME, DESKTOP, HIDDEN = 100, 101, 200, 201, 999
-NAMES = {TRAINER: "python", CHILD: "python", GAME: "game.exe", DESKTOP: "Xorg"}
+TRAINER, CHILD, GAME, DESKTOP, YOUNGER, HIDDEN = 100, 101, 200, 201, 300, 999
+NAMES = {TRAINER: "python", CHILD: "python", GAME: "game.exe", DESKTOP: "Xorg", YOUNGER: "python"}
 NOW_S = 1_800_000_000.0
 
 
@@ -26,6 +26,7 @@ def sensor(nvml: FakeNvml, clock: Clock | None = None, environment: dict[str, st
         environment=environment or {},
         name_of_pid=NAMES.get,
         is_ours=lambda pid, ours: pid in ours or (pid == CHILD and TRAINER in ours),
+        stands_back=lambda pid, _ours: pid == YOUNGER,
     )
 
 
@@ -83,6 +84,12 @@ def test_a_process_that_cannot_be_seen_may_be_our_own_trainer_in_a_container() -
     gpu = FakeGpu(computing={HIDDEN: 1000})
     assert look(gpu, is_ours_on=True).others == ()
     assert look(gpu).others == (GpuProcess(HIDDEN, "", 1000, 0.0),)
+
+
+def test_of_two_workers_on_one_device_the_older_goes_on() -> None:
+    gpu = FakeGpu(computing={YOUNGER: 1000})
+    assert look(gpu, is_ours_on=True).others == ()  # we are older: he makes room
+    assert [other.pid for other in look(gpu).others] == [YOUNGER]  # our trainer has not begun: it would be younger
 
 
 @pytest.mark.parametrize("question", ["load", "temperature", "power", "computing", "drawing", "loads"])

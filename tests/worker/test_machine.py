@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pynvml
 import pytest
 from tinylora_worker.limits import Limits
 from tinylora_worker.machine import HEAT_EVERY_S, PROGRAMS_EVERY_S, Machine, Sensors, folder_bytes, free_bytes
-from tinylora_worker.programs import all_programs, is_descendant, name_of, own, running
+from tinylora_worker.programs import TRAINER, all_programs, is_descendant, is_younger_trainer, name_of, own, running
 
 from tests.worker.fake_nvml import FakeGpu, FakeNvml
 
@@ -160,14 +161,35 @@ def test_this_machine_as_it_is(tmp_path: Path) -> None:
     assert (os.getpid(), name_of(os.getpid())) in list(all_programs())
 
 
+@contextmanager
+def child(name: str = "") -> Iterator[int]:
+    """A process that has begun, and ends with the context."""
+    program = "import sys; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        yield process.pid
+        process.communicate()
+
+
+def began(pid: int) -> float:
+    return psutil.Process(pid).create_time()
+
+
+def test_a_trainer_that_began_after_ours_is_younger() -> None:
+    with child(TRAINER) as first, child("other") as other, child(TRAINER) as last:
+        assert is_younger_trainer(last, own(first)) == (began(last) > began(first))
+        assert is_younger_trainer(last, own(None)) and not is_younger_trainer(first, own(last))
+        assert not is_younger_trainer(other, own(None))
+    assert not is_younger_trainer(last, own(None))
+
+
 def test_a_childs_child_is_a_descendant() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
-        assert is_descendant(child.pid, own(None)) and is_descendant(child.pid, own(child.pid))
-        assert not is_descendant(os.getppid(), own(child.pid))
-    finally:
-        child.communicate()
-    assert name_of(child.pid) is None and not is_descendant(child.pid, own(None))
+    with child() as pid:
+        assert is_descendant(pid, own(None)) and is_descendant(pid, own(pid))
+        assert not is_descendant(os.getppid(), own(pid))
+    assert name_of(pid) is None and not is_descendant(pid, own(None))
 
 
 def test_bytes_of_a_folder_and_room_where_it_would_be(tmp_path: Path) -> None:

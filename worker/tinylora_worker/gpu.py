@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from tinylora_worker.programs import is_descendant, name_of
+from tinylora_worker.programs import is_descendant, is_younger_trainer, name_of
 
 RETRY_S = 60.0
 WINDOW_S = 5.0
@@ -59,6 +59,7 @@ class GpuSensor:
         environment: Of this process: CUDA_VISIBLE_DEVICES is heeded where the owner chose no device.
         name_of_pid: Name of a running program; None if there is none of that number.
         is_ours: Whether a process is one of these or a descendant.
+        stands_back: Whether a process makes room for us by itself: it is no reason to stop.
     """
 
     def __init__(
@@ -70,11 +71,12 @@ class GpuSensor:
         environment: Mapping[str, str],
         name_of_pid: Callable[[int], str | None] = name_of,
         is_ours: Callable[[int, frozenset[int]], bool] = is_descendant,
+        stands_back: Callable[[int, frozenset[int]], bool] = is_younger_trainer,
     ) -> None:
         self._nvml = nvml
         self._clock, self._wall = clock, wall
         self._environment = environment
-        self._name_of_pid, self._is_ours = name_of_pid, is_ours
+        self._name_of_pid, self._is_ours, self._stands_back = name_of_pid, is_ours, stands_back
         self._is_open = False
         self._retry_at_s = float("-inf")
         self._seen: set[str] = set()
@@ -193,6 +195,8 @@ class GpuSensor:
             name = self._name_of_pid(pid)
             if name is None and is_ours_on:
                 continue  # of another number space, as seen from a container: it may as well be our own trainer
+            if is_ours_on and self._stands_back(pid, ours):
+                continue
             load = loads.get(pid, 0.0) if loads is not None else None
             others.append(GpuProcess(pid, name or "", process.usedGpuMemory, load, pid not in computing))
         return mine, others

@@ -6,6 +6,9 @@ from pathlib import PurePath
 
 import psutil
 
+TRAINER = "tinylora_worker.trainer"
+"""The module that a trainer's command line names."""
+
 
 def name_of(pid: int) -> str | None:
     """A running program's name; empty where the system does not tell, None if there is no such process."""
@@ -24,6 +27,19 @@ def is_descendant(pid: int, ancestors: frozenset[int]) -> bool:
     try:
         return any(parent.pid in ancestors for parent in psutil.Process(pid).parents())
     except psutil.Error:
+        return False
+
+
+def is_younger_trainer(pid: int, ours: frozenset[int]) -> bool:
+    """Whether a process is the trainer of another worker, begun after the last of ours.
+
+    Of two workers on one device the older one goes on; if each of them stood back for the other, none would work.
+    """
+    try:
+        process = psutil.Process(pid)
+        is_trainer = TRAINER in process.cmdline()
+        return is_trainer and process.create_time() > max(psutil.Process(own_pid).create_time() for own_pid in ours)
+    except (psutil.Error, ValueError):
         return False
 
 
