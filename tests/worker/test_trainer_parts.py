@@ -13,6 +13,7 @@ from tinylora_worker.trainer.failures import DEVICE_LOST, Unexpected, error_of, 
 from tinylora_worker.trainer.jobs import Bench, Busy
 from tinylora_worker.trainer.made import is_made, read_made, write_made
 from tinylora_worker.trainer.measured import Conditions
+from tinylora_worker.trainer.sizes import highest_power
 from tinylora_worker.wire.worker_pb2 import Failure, Fit
 
 from tests.flower.helpers import make_unit, make_update, until
@@ -20,6 +21,7 @@ from tinylora import durable, errors
 from tinylora.errors import DataError, ProtocolError, StorageError, TinyLoraError
 from tinylora.failpoints import armed
 from tinylora.flower.outbox import CHECKPOINT
+from tinylora.training.devices import Chosen
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
@@ -198,15 +200,13 @@ def test_a_base_in_a_folder_is_not_downloaded(tmp_path: Path) -> None:
 CONDITIONS = Conditions(
     device="CPU",
     dtype="fp32",
-    memory_limit_bytes=0,
-    threads=1,
-    base_fingerprint="a" * 64,
     quantise="",
-    window_tokens=64,
-    batch_windows=8,
-    rank=8,
-    adapter="lora",
+    memory_limit_bytes=0,
+    n_threads=1,
     max_rank=0,
+    max_leaves=0,
+    base_fingerprint="a" * 64,
+    settings="{}",
     versions="1 2 3",
 )
 
@@ -216,14 +216,14 @@ def test_a_size_is_remembered_for_its_own_conditions(tmp_path: Path) -> None:
     assert measured.recall(tmp_path, CONDITIONS) is None
     measured.remember(tmp_path, CONDITIONS, fit)
     assert measured.recall(tmp_path, CONDITIONS) == fit
-    for change in ({"window_tokens": 65}, {"device": "RTX"}, {"versions": "1 2 4"}, {"memory_limit_bytes": 1}):
+    for change in ({"settings": "{1}"}, {"device": "RTX"}, {"versions": "1 2 4"}, {"memory_limit_bytes": 1}):
         assert measured.recall(tmp_path, CONDITIONS.model_copy(update=change)) is None
     measured.remember(tmp_path, CONDITIONS, Fit(micro_windows=2))
     assert measured.recall(tmp_path, CONDITIONS) == Fit(micro_windows=2)
 
 
 def test_only_the_latest_sizes_are_kept(tmp_path: Path) -> None:
-    many = [CONDITIONS.model_copy(update={"rank": rank}) for rank in range(measured.MOST + 1)]
+    many = [CONDITIONS.model_copy(update={"n_threads": number}) for number in range(measured.MOST + 1)]
     for conditions in many:
         measured.remember(tmp_path, conditions, Fit(micro_windows=1))
     assert measured.recall(tmp_path, many[0]) is None and measured.recall(tmp_path, many[1]) is not None
@@ -241,3 +241,19 @@ def test_a_memory_that_cannot_be_written_is_none(tmp_path: Path) -> None:
     with armed("worker.measured.write.before:enospc"):
         measured.remember(tmp_path, CONDITIONS, Fit(micro_windows=1))
     assert measured.recall(tmp_path, CONDITIONS) is None
+
+
+# --- power ------------------------------------------------------------------------------------------------------------
+
+
+def test_power_is_read_while_something_goes_on() -> None:
+    readings = iter([100.0, 300.0, 200.0])
+    with highest_power(Chosen("cpu", "CPU", None, "fp32", ""), lambda: next(readings), every_s=0.001) as watts:
+        until(lambda: len(watts) == 3, what="three readings")
+    assert max(watts) == 300.0  # the fourth failed, which ends the readings and nothing else
+
+
+def test_where_nobody_tells_of_power() -> None:
+    with highest_power(Chosen("cpu", "CPU", None, "fp32", "")) as watts:
+        pass
+    assert watts == []

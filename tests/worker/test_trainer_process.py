@@ -1,5 +1,6 @@
 """A real trainer in a process of its own: what it makes, how it dies, what it leaves."""
 
+import json
 import os
 import signal
 import socket
@@ -84,8 +85,13 @@ def test_a_unit_that_is_made_already_is_not_made_again(trainer: TrainerProcess, 
     assert (folder / "made").stat().st_mtime_ns == before
 
 
-def test_what_fits_is_told(trainer: TrainerProcess) -> None:
-    assert trainer.size(RunSettings().model_dump_json()).micro_windows == 0
+def test_what_fits_is_found_once_and_remembered(trainer: TrainerProcess, world: World) -> None:
+    settings = RunSettings(window_tokens=64, batch_windows=2, rank=2, depth=0).model_dump_json()
+    fit = trainer.size(settings)
+    assert (fit.micro_windows, fit.gradient_checkpointing, fit.max_leaves) == (0, False, 0)
+    assert fit.peak_bytes > 0 and fit.free_bytes > 0 and fit.tokens_per_s > 0 and fit.watts == 0
+    assert trainer.size(settings) == fit and len(json.loads((world.home / "measured.json").read_bytes())) == 1
+    assert trainer.size(settings, again=True).tokens_per_s != fit.tokens_per_s
 
 
 def test_one_thing_at_a_time(trainer: TrainerProcess, world: World) -> None:

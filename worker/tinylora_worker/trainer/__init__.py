@@ -17,6 +17,7 @@ In the child:
 * `reporting`: what is told of it meanwhile;
 * `checkpoint`: the last finished step on disk, now and then;
 * `downloads`: how much of a base has come so far;
+* `sizes`: what fits, and how much power that takes;
 * `measured`: sizes that were found once;
 * `failures`: errors as they travel.
 """

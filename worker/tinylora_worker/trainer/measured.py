@@ -27,17 +27,16 @@ class Conditions(BaseModel):
 
     device: str
     dtype: str
-    memory_limit_bytes: int
-    threads: int
-    base_fingerprint: str
     quantise: str
-    window_tokens: int
-    batch_windows: int
-    rank: int
-    adapter: str
+    memory_limit_bytes: int
+    n_threads: int
     max_rank: int
+    max_leaves: int
+    base_fingerprint: str
+    settings: str
+    """Of the run, as JSON: those that a step's memory depends on."""
     versions: str
-    """Of what computes: tinylora, torch, transformers."""
+    """Of what computes."""
 
 
 class _Found(BaseModel):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinylora.config import RunSettings
 from tinylora.errors import SettingError
 from tinylora.training import Fit, UnitRunner
 from tinylora.training.out_of_memory import give_memory_back
@@ -15,7 +16,8 @@ from tinylora_worker.trainer import loading
 from tinylora_worker.trainer.checkpoint import EVERY_S, Checkpoint
 from tinylora_worker.trainer.loading import Resident
 from tinylora_worker.trainer.made import is_made, read_made, unit_folder, write_made
-from tinylora_worker.trainer.reporting import Reporter, to_wire
+from tinylora_worker.trainer.reporting import Reporter
+from tinylora_worker.trainer.sizes import from_wire, sizes
 from tinylora_worker.trainer.unit_files import read_checkpoint, read_payload, read_unit
 from tinylora_worker.wire.worker_pb2 import Done, LoadEvent, LoadRequest, RunEvent, SizeReply, SizeRequest
 
@@ -81,12 +83,16 @@ class Session:
         return self._present
 
     def size(self, request: SizeRequest) -> SizeReply:
-        """What a step is cut into on this machine.
+        """What a step is cut into on this machine; units are done with that from now on.
 
         Raises:
             SettingError: Nothing is loaded.
+            OutOfMemory: Nothing fits.
         """
-        return SizeReply(fit=to_wire(self._ready().runner.fit))
+        resident = self._ready().resident
+        fit = sizes(resident, RunSettings.model_validate_json(request.settings_json), self._home, again=request.again)
+        self._present = self._with(resident, from_wire(fit))
+        return SizeReply(fit=fit)
 
     # --- run ---------------------------------------------------------------------------------------------------------
 
