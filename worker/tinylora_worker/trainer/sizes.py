@@ -21,7 +21,7 @@ from tinylora_worker.trainer.reporting import to_wire
 from tinylora_worker.wire import worker_pb2 as wire
 
 POWER_EVERY_S = 0.1
-_SETTINGS = {
+_SHAPE = (
     "window_tokens",
     "batch_windows",
     "adapter",
@@ -31,7 +31,7 @@ _SETTINGS = {
     "where",
     "router_feature",
     "router_dim",
-}
+)
 """Those that a step's memory depends on."""
 
 
@@ -80,7 +80,7 @@ def conditions_of(resident: Resident, settings: RunSettings) -> Conditions:
         max_rank=request.max_rank,
         max_leaves=chosen.max_leaves,
         base_fingerprint=resident.base.facts.fingerprint,
-        settings=json.dumps(settings.model_dump(mode="json", include=_SHAPE), sort_keys=True),
+        settings=json.dumps(settings.model_dump(mode="json", include=set(_SHAPE)), sort_keys=True),
         versions=f"tinylora {tinylora.__version__}, torch {torch.__version__}, transformers {version('transformers')}",
     )
 
