@@ -14,6 +14,7 @@ The code is organised as follows:
 * `received`: what a unit's payload holds, checked against the unit and the base;
 * `split`: whose text is whose: documents dealt to the leaves of a subtree, documents nearest to an adopted leaf;
 * `sending`: what a worker tells of its text: statistics, router scores, locally trained gates;
+* `canary`: made-up secrets in a copy of the shard, and how much of them an adapter gives away;
 * `runner`: `UnitRunner`, which puts these together around one resident base.
 """
 
