@@ -16,7 +16,7 @@ from tinylora.flower.receipts import ReceiptBook
 from tinylora.protocol.documents import Receipt, sha256
 
 VALUE = ["identity.pem", "limits.toml", "membership.json", "receipts.jsonl", "state.json", "traffic.json"]
-AGAIN = [".state.json.new", "agent.json", "logs", "measured.json", "tokens-0a1b"]
+AGAIN = [".state.json.new", "agent.json", "logs", "measured.json", "tokens"]
 
 
 @pytest.fixture(autouse=True)
@@ -41,12 +41,12 @@ def home(tmp_path: Path) -> Path:
     (home / "units" / "half").mkdir()
     for name in ("membership.json", "state.json", "limits.toml", "traffic.json", *AGAIN):
         path = home / name
-        if name in ("logs", "tokens-0a1b"):
+        if name in ("logs", "tokens"):
             path.mkdir()
             path = path / "file"
         path.write_bytes(b"x" * 1000)
     (home / "holiday.jpg").write_bytes(b"mine")
-    (home / "cache").symlink_to(tmp_path)
+    (home / "flower").symlink_to(tmp_path)
     return home
 
 
@@ -66,7 +66,7 @@ def test_everything_is_named_and_judged(home: Path) -> None:
     fates = {item.path.relative_to(home).as_posix(): item.fate for item in survey(home)}
     expected = dict.fromkeys([*VALUE, "units/u1", "units/u3"], Fate.VALUE)
     expected |= dict.fromkeys([*AGAIN, "units/u%2", "units/half"], Fate.AGAIN)
-    expected |= dict.fromkeys(["holiday.jpg", "cache"], Fate.FOREIGN)
+    expected |= dict.fromkeys(["holiday.jpg", "flower"], Fate.FOREIGN)
     assert {name: fate for name, fate in fates.items() if name != "units/.incoming"} == expected
     assert {item.n_bytes for item in survey(home) if item.path.name in AGAIN} == {1000}
 
@@ -95,9 +95,9 @@ def test_nothing_of_value_goes_before_it_is_typed(home: Path, typed: str) -> Non
 
 def test_everything_but_what_is_not_ours_goes(home: Path) -> None:
     clean(home, everything=True, typed=f" {SENTENCE}\n")
-    assert names(home) == {"holiday.jpg", "cache"}
+    assert names(home) == {"holiday.jpg", "flower"}
     (home / "holiday.jpg").unlink()
-    (home / "cache").unlink()
+    (home / "flower").unlink()
     clean(home, everything=True, typed=SENTENCE)
     assert not home.exists() and clean(home).removed == ()
 

@@ -31,7 +31,7 @@ def sensor(nvml: FakeNvml, clock: Clock | None = None, environment: dict[str, st
 
 
 def look(gpu: FakeGpu, *, is_ours_on: bool = False) -> Gpu:
-    found = sensor(FakeNvml(gpu)).read("auto", frozenset({TRAINER}), is_ours_on=is_ours_on)
+    found = sensor(FakeNvml(gpu)).read("", frozenset({TRAINER}), is_ours_on=is_ours_on)
     assert found is not None
     return found
 
@@ -105,14 +105,14 @@ def test_a_lost_device_is_silence_and_a_sentence_and_is_asked_again(question: st
     gpu, clock = FakeGpu(), Clock()
     nvml = FakeNvml(gpu)
     asked = sensor(nvml, clock)
-    assert asked.read("auto", frozenset(), is_ours_on=False) is not None
+    assert asked.read("", frozenset(), is_ours_on=False) is not None
     gpu.errors[question] = pynvml.NVML_ERROR_GPU_IS_LOST
-    assert asked.read("auto", frozenset(), is_ours_on=False) is None
-    assert "GPU is lost" in asked.problem and asked.has_seen("auto") and not nvml.is_open
+    assert asked.read("", frozenset(), is_ours_on=False) is None
+    assert "GPU is lost" in asked.problem and asked.has_seen("") and not nvml.is_open
     gpu.errors.clear()
-    assert asked.read("auto", frozenset(), is_ours_on=False) is None and nvml.n_inits == 1  # not before a minute
+    assert asked.read("", frozenset(), is_ours_on=False) is None and nvml.n_inits == 1  # not before a minute
     clock.now_s = RETRY_S
-    assert asked.read("auto", frozenset(), is_ours_on=False) is not None
+    assert asked.read("", frozenset(), is_ours_on=False) is not None
     assert asked.problem == "" and nvml.n_inits == 2
     asked.close()
     asked.close()
@@ -122,11 +122,11 @@ def test_a_lost_device_is_silence_and_a_sentence_and_is_asked_again(question: st
 @pytest.mark.parametrize(
     ("error", "wanted", "problem"),
     [
-        (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "auto", ""),  # most machines have no such GPU: no fault
-        (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "auto", ""),
+        (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "", ""),  # most machines have no such GPU: no fault
+        (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "", ""),
         (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "0", "tells nothing of GPU 0"),
-        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "auto", "mismatch"),
-        (pynvml.NVML_ERROR_NO_PERMISSION, "auto", "Permissions"),
+        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "", "mismatch"),
+        (pynvml.NVML_ERROR_NO_PERMISSION, "", "Permissions"),
     ],
 )
 def test_without_a_driver_there_is_no_gpu(error: int, wanted: str, problem: str) -> None:
@@ -140,32 +140,33 @@ def test_a_library_that_breaks_in_its_own_way_is_silence(monkeypatch: pytest.Mon
     nvml = FakeNvml(FakeGpu())
     monkeypatch.setattr(nvml, "nvmlDeviceGetMemoryInfo", lambda gpu: 1 / 0)
     asked = sensor(nvml)
-    assert asked.read("auto", frozenset(), is_ours_on=False) is None
+    assert asked.read("", frozenset(), is_ours_on=False) is None
     assert "division by zero" in asked.problem and not nvml.is_open
 
 
 @pytest.mark.parametrize(
     ("wanted", "visible", "index"),
     [
-        ("auto", None, 0),
-        ("auto", "1,0", 1),
-        ("auto", "GPU-0002", 2),
-        ("auto", "", None),
-        ("auto", "-1", None),
+        ("", None, 3),  # of the two with most memory the first
+        ("", "1,0", 0),  # both are alike
+        ("", "GPU-0002,4", 4),
+        ("", "2,-1,3", 2),  # what comes after -1 is hidden
+        ("", "", None),
+        ("", "-1", None),
         ("1", "2", 1),  # the owner's word comes before the environment's
         ("GPU-0002", None, 2),
         ("gpu-0001-BBBB", None, 1),
-        ("3", None, None),
+        ("9", None, None),
         ("GPU-7777", None, None),
         ("MIG-7777", None, None),
     ],
 )
 def test_the_device_that_is_watched(wanted: str, visible: str | None, index: int | None) -> None:
-    nvml = FakeNvml(*(FakeGpu(uuid=f"GPU-000{n}-bbbb") for n in range(3)))
+    nvml = FakeNvml(*(FakeGpu(uuid=f"GPU-000{n}-bbbb", total=(8 + 16 * (n > 2)) * 2**30) for n in range(5)))
     asked = sensor(nvml, environment={} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
     found = asked.read(wanted, frozenset(), is_ours_on=False)
     assert (found.index if found else None) == index
-    assert bool(asked.problem) == (index is None and wanted != "auto")
+    assert bool(asked.problem) == (index is None and bool(wanted))
 
 
 def test_all_devices_are_listed_and_a_broken_one_is_left_out() -> None:

@@ -38,7 +38,7 @@ BAD = [
     ("vram", "expected key=value, such as vram=8GB"),
     ("vrm=8GB", "vrm: no such limit; did you mean vram?"),
     ("colour=red", "colour: no such limit; there are gpu, vram"),
-    ("gpu=best", 'gpu = "best": expected auto, cpu, mps, a number'),
+    ("gpu=best", 'gpu = "best": expected auto, cpu, cuda, mps, a number'),
     ("vram=lots", 'vram = "lots": expected a size such as "8GB" or a share such as "80%"'),
     ("vram=8", 'vram = "8": expected a size'),
     ("vram=0GB", 'vram = "0GB": expected a size'),
@@ -238,12 +238,24 @@ def test_amounts() -> None:
 
 @pytest.mark.parametrize(
     ("gpu", "device", "visible"),
-    [("auto", "", None), ("cpu", "cpu", ""), ("mps", "mps", ""), ("1", "cuda", "1"), ("GPU-5a1f", "cuda", "GPU-5a1f")],
+    [
+        ("auto", "", None),
+        ("cpu", "cpu", ""),
+        ("mps", "mps", ""),
+        ("cuda", "cuda", None),
+        ("1", "cuda", "1"),
+        ("cuda:1", "cuda", "1"),
+        ("GPU-5a1f", "cuda", "GPU-5a1f"),
+    ],
 )
 def test_the_trainer_sees_the_owners_device_alone(gpu: str, device: str, visible: str | None) -> None:
     found = Limits(gpu=gpu)
     assert found.device == device and found.trainer_environment().get("CUDA_VISIBLE_DEVICES") == visible
     assert found.trainer_environment()["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert Limits(gpu="2", vram="1GB").with_device(gpu) == Limits(gpu=gpu, vram="1GB")
+    assert found.with_device("") == found
+    with pytest.raises(SettingError, match='--device: gpu = "tpu"'):
+        found.with_device("tpu")
     assert found.needs_another_trainer(Limits(gpu="2")) and not found.needs_another_trainer(
         found.model_copy(update={"max_temp_c": 70})
     )

@@ -51,7 +51,7 @@ KNOWN = {
     "limits.lock": (Fate.VALUE, "one change of limits at a time"),
     "measured.json": (Fate.AGAIN, "sizes that were found"),
     "logs": (Fate.AGAIN, "lines of the past"),
-    "cache": (Fate.AGAIN, "tokens of your text"),
+    "tokens": (Fate.AGAIN, "tokens of your text"),
     "flower": (Fate.AGAIN, "Flower's own folder"),
     "agent.json": (Fate.AGAIN, "where an agent listens, or did"),
     "pid": (Fate.AGAIN, "number of an agent's process"),
@@ -180,8 +180,6 @@ def _judge(path: Path) -> tuple[Fate, str]:
         return KNOWN[path.name]
     if path.name.startswith(".") and path.name.endswith(".new") and path.is_file():
         return Fate.AGAIN, "half a file, left by a process that was killed"
-    if path.name.startswith("tokens-") and path.is_dir():
-        return Fate.AGAIN, "tokens of your text"
     return Fate.FOREIGN, "unknown"
 
 

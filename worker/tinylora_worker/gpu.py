@@ -87,7 +87,8 @@ class GpuSensor:
         """One look at the device; None while it tells nothing.
 
         Args:
-            wanted: "auto", the number of a device in the order of the bus, or a UUID or its beginning.
+            wanted: Number of a device in the order of the bus, or a UUID or its beginning; empty means the one with the
+                most memory, as the trainer chooses.
             ours: Processes that are ours; their descendants are, too.
             is_ours_on: Whether our trainer runs on it.
         """
@@ -127,12 +128,19 @@ class GpuSensor:
         absent = (nvml.NVML_ERROR_LIBRARY_NOT_FOUND, nvml.NVML_ERROR_DRIVER_NOT_LOADED)
         is_absent = isinstance(error, _Missing) or getattr(error, "value", None) in absent
         # A machine without such a GPU has no fault, unless its owner named one.
-        is_fault = not is_absent or wanted in self._seen or wanted.lower() != "auto"
-        self.problem = f"the NVIDIA driver tells nothing of GPU {wanted}: {error}" if is_fault else ""
+        is_fault = not is_absent or wanted in self._seen or bool(wanted)
+        self.problem = f"the NVIDIA driver tells nothing of GPU {wanted or '(any)'}: {error}" if is_fault else ""
 
     def _find(self, wanted: str) -> tuple[Any, int]:
         """Handle and number of a device."""
-        name = self._first_visible() if wanted.lower() == "auto" else wanted
+        if wanted:
+            return self._named(wanted)
+        devices = [self._named(name) for name in self._visible()]
+        if not devices:
+            raise _Missing("no device is visible")
+        return max(devices, key=lambda device: (self._nvml.nvmlDeviceGetMemoryInfo(device[0]).total, -device[1]))
+
+    def _named(self, name: str) -> tuple[Any, int]:
         n_devices = self._nvml.nvmlDeviceGetCount()
         if name.isdecimal():
             if int(name) >= n_devices:
@@ -146,15 +154,16 @@ class GpuSensor:
             return self._nvml.nvmlDeviceGetHandleByUUID(name), -1
         raise _Missing(f"none of its {n_devices} devices is {name}")
 
-    def _first_visible(self) -> str:
-        """The device that CUDA would call its first."""
+    def _visible(self) -> Iterator[str]:
+        """The devices that CUDA shows to our child, which inherits our environment."""
         visible = self._environment.get("CUDA_VISIBLE_DEVICES")
         if visible is None:
-            return "0"
-        first = visible.split(",")[0].strip()
-        if not first or first.startswith("-"):
-            raise _Missing("CUDA_VISIBLE_DEVICES hides every device")
-        return first
+            yield from map(str, range(self._nvml.nvmlDeviceGetCount()))
+            return
+        for name in map(str.strip, visible.split(",")):
+            if not name or name.startswith("-"):
+                return  # as CUDA reads it: what comes after is hidden, too
+            yield name
 
     def _uuid(self, handle: Any) -> str:
         return _text(self._nvml.nvmlDeviceGetUUID(handle))

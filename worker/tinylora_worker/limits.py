@@ -40,7 +40,7 @@ _UNITS = {unit: 1000**power for power, unit in enumerate(("b", "kb", "mb", "gb",
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _PER_MONTH = re.compile(r"(.*?)\s*(?:/|per\s+)\s*month", re.IGNORECASE)
-_GPU = re.compile(r"auto|cpu|mps|\d{1,3}|(?:GPU|MIG)-[0-9a-fA-F/-]{4,}", re.IGNORECASE)
+_GPU = re.compile(r"auto|cpu|mps|cuda|(?:cuda:)?\d{1,3}|(?:GPU|MIG)-[0-9a-fA-F/-]{4,}", re.IGNORECASE)
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 NOTHING = ("", "none", "off", "unlimited")
 """What `set` takes for "no limit"."""
@@ -125,7 +125,7 @@ class Limits(BaseModel):
     gpu: Annotated[str, BeforeValidator(_gpu)] = Field(
         default="auto",
         description="device to train on",
-        examples=['auto, cpu, mps, a number from nvidia-smi such as "0", or a UUID such as "GPU-5a1f…"'],
+        examples=['auto, cpu, cuda, mps, a number from nvidia-smi such as "0", or a UUID such as "GPU-5a1f…"'],
     )
     vram: SizeOrShare = Field(
         default="",
@@ -196,12 +196,26 @@ class Limits(BaseModel):
         gpu = self.gpu.lower()
         return {"auto": "", "cpu": "cpu", "mps": "mps"}.get(gpu, "cuda")
 
+    @property
+    def cuda_device(self) -> str:
+        """The GPU that was named, a number in the order of the bus or a UUID; empty where none was."""
+        name = re.sub("^cuda:?", "", self.gpu, flags=re.IGNORECASE)
+        return "" if name.lower() in ("auto", "cpu", "mps") else name
+
+    def with_device(self, device: str) -> "Limits":
+        """These limits on the device that was said on the command line: it is watched, and no other is seen.
+
+        Raises:
+            SettingError: It is no device's name.
+        """
+        return check(self.model_dump() | {"gpu": device}, "--device: ") if device else self
+
     def trainer_environment(self) -> dict[str, str]:
         """Variables with which a trainer sees the owner's device alone, numbered as nvidia-smi and NVML do."""
         environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        if self.device == "cuda":
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpu
-        elif self.device:
+        if self.cuda_device:
+            environment["CUDA_VISIBLE_DEVICES"] = self.cuda_device
+        elif self.device in ("cpu", "mps"):
             environment["CUDA_VISIBLE_DEVICES"] = ""
         return environment
 

@@ -119,8 +119,8 @@ class Sensors:
         is_gpu = kind not in ("cpu", "mps")
         # On battery without leave, the GPU is left asleep: a look through its driver would wake it.
         may_ask = is_gpu and (limits.on_battery or not is_on_battery or trainer_pid is not None)
-        gpu = self._gpu.read(limits.gpu, ours, is_ours_on=trainer_pid is not None) if may_ask else None
-        has_gpu = is_gpu and self._gpu.has_seen(limits.gpu)
+        gpu = self._gpu.read(limits.cuda_device, ours, is_ours_on=trainer_pid is not None) if may_ask else None
+        has_gpu = is_gpu and self._gpu.has_seen(limits.cuda_device)
         temperature_c = self._temperature(gpu, has_gpu, kind)
         problems = [self._gpu.problem] if is_gpu and self._gpu.problem else []
         if limits.max_temp_c is not None and temperature_c is None and (may_ask or not is_gpu):
