@@ -1,5 +1,6 @@
 """What a trainer can be asked for. Nothing here knows torch: the jobs are `session`'s, and done by the main thread."""
 
+import gc
 import logging
 import os
 import threading
@@ -54,6 +55,7 @@ class TrainerService(TrainerServicer):
     def warm_up(self) -> None:
         """Have torch and the rest in memory, in the main thread, before the first job."""
         self._made()
+        gc.freeze()  # modules stay: looking whether they are garbage costs half a second each time memory is given back
 
     def _made(self) -> "Session":
         if self._session is None:

@@ -21,18 +21,9 @@ from tinylora_worker.trainer.reporting import to_wire
 from tinylora_worker.wire import worker_pb2 as wire
 
 POWER_EVERY_S = 0.1
-_SHAPE = (
-    "window_tokens",
-    "batch_windows",
-    "adapter",
-    "rank",
-    "ranks",
-    "depth",
-    "where",
-    "router_feature",
-    "router_dim",
-)
-"""Those that a step's memory depends on."""
+_ADAPTERS = ("adapter", "rank", "ranks", "depth", "where", "router_feature", "router_dim")
+_SHAPE = ("window_tokens", "batch_windows", *_ADAPTERS)
+"""Settings that a step's memory depends on."""
 
 
 def sizes(resident: Resident, settings: RunSettings, home: Path, *, again: bool) -> wire.Fit:
