@@ -26,7 +26,7 @@ from tinylora.numerics import TorchNumerics
 from tinylora.protocol.documents import Update, WorkUnit
 from tinylora.release import make_bundle
 from tinylora.shards import Shard
-from tinylora.training import UnitRunner
+from tinylora.training import Fit, UnitRunner
 
 SECONDS_PER_STEP = 1.0
 SKETCH_S = 2.0
@@ -63,6 +63,8 @@ class SimulatedWorker:
     """Its speed; 0 draws one from the run's seed, between one half and twice the usual."""
     max_rank: int = 0
     """Highest rank that its machine can train; 0 is any. Used for `shard`: a runner knows its own."""
+    max_leaves: int = 0
+    """Most leaves that its machine can train at once; 0 is any. Used for `shard`, too."""
     token: str = ""
     """Name of the join token that it comes with."""
 
@@ -366,7 +368,8 @@ def runners(workers: Sequence[SimulatedWorker], base: LoadedBase) -> list[Runner
         if worker.runner is not None:
             found.append(worker.runner)
         elif worker.shard is not None:
-            found.append(UnitRunner(base, worker.shard, worker=worker.name, max_rank=worker.max_rank))
+            fit = Fit(max_rank=worker.max_rank, max_leaves=worker.max_leaves)
+            found.append(UnitRunner(base, worker.shard, worker=worker.name, fit=fit))
         else:
             raise SettingError(f"simulated worker {worker.name}: expected a shard or a runner, got neither")
     return found

@@ -19,7 +19,7 @@ from tinylora.errors import StorageError
 from tinylora.flower.enrolment import RECEIPTS_PATH
 from tinylora.flower.identity import worker_of
 from tinylora.flower.link import PublicRoutes
-from tinylora.flower.receipts import MAX_UNITS, ReceiptsAnswer, ReceiptsRequest
+from tinylora.flower.receipts import MAX_UNITS, NoReceipt, ReceiptsAnswer, ReceiptsRequest
 from tinylora.ledger.sqlite import FILE, SqliteLedger
 from tinylora.protocol.documents import Receipt
 from tinylora.protocol.envelope import sign_receipt
@@ -61,6 +61,19 @@ class ReceiptOffice:
             accepted.sort(key=lambda row: int(row["accepted_event"] or 0))
             return tuple(self._receipt(row, ledger.chain_at) for row in accepted[-MAX_UNITS:])
 
+    def refused(self, worker: str, units: Sequence[str]) -> tuple[NoReceipt, ...]:
+        """Those of a worker's units that are closed without a receipt, and why.
+
+        Raises:
+            StorageError: The ledger cannot be read.
+        """
+        if not units or not (self.root / FILE).exists():
+            return ()
+        with SqliteLedger.open_readonly(self.root) as ledger:
+            rows = {unit: ledger.rows("unit", unit_id=unit, worker=worker) for unit in units}
+        found = {unit: next(iter(row), None) for unit, row in rows.items()}
+        return tuple(told for unit, row in found.items() if (told := _why_not(unit, row)) is not None)
+
     def _receipt(self, row: Any, chain_at: Callable[[int], str]) -> Receipt:
         event = int(row["accepted_event"])
         receipt = Receipt(
@@ -76,6 +89,16 @@ class ReceiptOffice:
             log_sha256=chain_at(event),
         )
         return sign_receipt(receipt, self.key)
+
+
+def _why_not(unit: str, row: Any | None) -> NoReceipt | None:
+    """Why a unit will have no receipt; None where it has one, or may come to have one."""
+    if row is None:
+        return NoReceipt(unit_id=unit, code="unknown", reason="the run does not know this unit as yours")
+    if row["accepted_event"] is not None or row["state"] == "leased":
+        return None
+    code = row["code"] if row["state"] == "rejected" else row["state"]
+    return NoReceipt(unit_id=unit, code=code[:128], reason=row["reason"][:1000])
 
 
 def receipt_routes(office: ReceiptOffice, admit: Admit) -> PublicRoutes:
@@ -102,7 +125,7 @@ def _answer(office: ReceiptOffice, worker: str, body: bytes) -> tuple[int, dict[
         reason = f"receipts request: field {'.'.join(map(str, first['loc']))}: {first['msg']}"
         return 400, {"error": "malformed", "reason": reason}
     try:
-        found = ReceiptsAnswer(receipts=office.receipts(worker, units))
+        found = ReceiptsAnswer(receipts=office.receipts(worker, units), refused=office.refused(worker, units))
     except StorageError:
         return 503, {"error": "storage", "reason": "the ledger cannot be read now; try again"}
     return 200, found.model_dump(mode="json")

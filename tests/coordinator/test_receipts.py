@@ -14,11 +14,29 @@ from starlette.types import Message
 from tinylora_coordinator.receipts import ReceiptOffice, receipt_routes
 
 from tests.federation.facts import FACTS, SETTINGS
+from tests.flower.helpers import make_unit, make_update
 from tinylora.errors import ProtocolError, StorageError, TinyLoraError
-from tinylora.federation.events import Event, RunStarted, UnitLeased, UpdateAccepted, WorkerJoined
+from tinylora.federation.events import (
+    Event,
+    LeaseExpired,
+    RunStarted,
+    UnitLeased,
+    UpdateAccepted,
+    UpdateRejected,
+    WorkerJoined,
+)
 from tinylora.flower.enrolment import RECEIPTS_PATH
 from tinylora.flower.identity import Identity, new_identity
-from tinylora.flower.receipts import FILE, ReceiptBook, ReceiptCollector, ReceiptDesk, read_receipts
+from tinylora.flower.outbox import FolderOutbox
+from tinylora.flower.receipts import (
+    FILE,
+    NoReceipt,
+    ReceiptBook,
+    ReceiptCollector,
+    ReceiptDesk,
+    ReceiptsAnswer,
+    read_receipts,
+)
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.protocol.documents import Receipt
 from tinylora.protocol.envelope import sign_receipt, verify_receipt
@@ -57,6 +75,25 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> ReceiptOffice:
     return ReceiptOffice(root, "a-run", KEY)
 
 
+@pytest.fixture
+def closing(tmp_path: Path) -> ReceiptOffice:
+    """A run in which something else became of each unit than an accepted update."""
+    start = RunStarted(run="a-run", settings=SETTINGS, base=FACTS)
+    with SqliteLedger(tmp_path) as ledger:
+        ledger.append([start, WorkerJoined(worker=MINE.worker, name="")], 0.0)
+        ledger.append([event for number in range(4) for event in unit(number, MINE.worker, None)], 0.0)
+        ledger.append([rejected("u1", "not_finite"), expired("u2"), expired("u3"), rejected("u3", "lease_closed")], 0.0)
+    return ReceiptOffice(tmp_path, "a-run", KEY)
+
+
+def rejected(unit_id: str, code: str) -> UpdateRejected:
+    return UpdateRejected(unit_id=unit_id, worker=MINE.worker, code=code, reason=f"because of {code}", at_s=2.0)
+
+
+def expired(unit_id: str) -> LeaseExpired:
+    return LeaseExpired(unit_id=unit_id, reason="the deadline passed", at_s=2.0)
+
+
 def units_of(receipts: Sequence[Receipt]) -> list[str]:
     return [receipt.unit_id for receipt in receipts]
 
@@ -87,6 +124,18 @@ def test_the_same_update_has_the_same_receipt_each_time(office: ReceiptOffice) -
 
 def test_a_run_that_has_not_begun_has_none(tmp_path: Path) -> None:
     assert ReceiptOffice(tmp_path, "r", KEY).receipts(MINE.worker, ()) == ()
+
+
+def test_a_unit_that_will_have_no_receipt_is_told_with_its_code(office: ReceiptOffice, closing: ReceiptOffice) -> None:
+    """Open units and accepted ones are not among them; what is another worker's is as unknown as what never was."""
+    found = closing.refused(MINE.worker, ["u0", "u1", "u2", "u3", "u9", "u1"])
+    assert [(told.unit_id, told.code) for told in found] == [
+        ("u1", "not_finite"), ("u2", "expired"), ("u3", "lease_closed"), ("u9", "unknown")
+    ]  # fmt: skip
+    assert found[0].reason == "because of not_finite"
+    others = office.refused(MINE.worker, ["u1", "u2", "u3"])
+    assert [(told.unit_id, told.code) for told in others] == [("u2", "unknown")]
+    assert closing.refused(MINE.worker, ()) == ReceiptOffice(closing.root / "none", "r", KEY).refused("w", ["u"]) == ()
 
 
 # --- signatures -------------------------------------------------------------------------------------------------------
@@ -147,6 +196,7 @@ def post(office: ReceiptOffice, who: Identity | None, body: bytes) -> tuple[int,
 def test_the_route_answers_each_worker_about_itself(office: ReceiptOffice) -> None:
     status, found = post(office, MINE, b'{"units": ["u1", "u2"]}')
     assert status == 200 and [receipt["unit_id"] for receipt in found["receipts"]] == ["u1"]
+    assert [told["unit_id"] for told in found["refused"]] == ["u2"]
     assert post(office, None, b"{}")[0] == 401
 
 
@@ -199,12 +249,16 @@ class Office(ReceiptDesk):
         object.__setattr__(self, "known", known)
         object.__setattr__(self, "asked", [])
 
-    def ask(self, units: Sequence[str] = (), *, timeout_s: float = 5.0) -> tuple[Receipt, ...]:
+    def ask(self, units: Sequence[str] = (), *, timeout_s: float = 5.0) -> ReceiptsAnswer:
         known, asked = vars(self)["known"], vars(self)["asked"]
         asked.append(tuple(units))
         if known is None:
             raise TinyLoraError("out of reach")
-        return tuple(known[unit] for unit in units or known if unit in known)
+        closed = vars(self).get("closed", {})
+        return ReceiptsAnswer(
+            receipts=tuple(known[unit] for unit in units or known if unit in known),
+            refused=tuple(NoReceipt(unit_id=unit, code=closed[unit]) for unit in units if unit in closed),
+        )
 
 
 def test_what_is_missing_is_asked_for_at_the_start_and_at_the_end(tmp_path: Path) -> None:
@@ -224,3 +278,64 @@ def test_a_desk_out_of_reach_is_told_once_and_stops_no_work(tmp_path: Path) -> N
     with ReceiptCollector(desk, ReceiptBook(tmp_path), log=log.append, period_s=3600.0) as collector:
         collector.expect("u")
     assert log == ["no receipts now: out of reach"]
+
+
+# --- the outbox -------------------------------------------------------------------------------------------------------
+
+
+def filled(home: Path, *, done: str = "", sent: str = "", under_way: str = "") -> FolderOutbox:
+    """An outbox with these units."""
+    outbox = FolderOutbox(home)
+    for unit_id in (*done.split(), *sent.split(), *under_way.split()):
+        unit = make_unit(unit_id, b"")
+        outbox.take(unit, b"", b"")
+        if unit_id not in under_way.split():
+            outbox.finish(unit_id, make_update(unit, "w", b""), b"")
+        if unit_id in sent.split():
+            outbox.mark_sent(unit_id)
+    return outbox
+
+
+def left(outbox: FolderOutbox) -> list[str]:
+    return sorted(kept.unit.unit_id for kept in outbox.kept())
+
+
+def test_the_outbox_is_emptied_by_receipts_and_refusals_and_by_nothing_else(tmp_path: Path) -> None:
+    outbox = filled(tmp_path, done="late unsent", sent="accepted refused open expired", under_way="busy lost")
+    desk, log = Office({receipt.unit_id: receipt for receipt in receipts("accepted")}), []
+    closed = {"refused": "not_finite", "late": "expired", "expired": "expired", "lost": "unknown"}
+    object.__setattr__(desk, "closed", closed)
+    book = ReceiptBook(tmp_path)
+    with ReceiptCollector(desk, book, log=log.append, outbox=outbox, period_s=3600.0, patience=4) as collector:
+        assert left(outbox) == ["busy", "expired", "late", "open", "unsent"]
+        assert units_of(read_receipts(tmp_path)) == ["accepted"]
+        for _ in range(5):
+            collector._look_for_missing()
+    assert left(outbox) == ["busy", "late", "open", "unsent"], "what is not sent yet may still count"
+    assert sorted(line.split()[1] for line in log) == ["expired", "lost", "refused"]
+
+
+def test_what_is_in_the_outbox_is_asked_for_without_an_end(tmp_path: Path) -> None:
+    desk, outbox = Office({}), filled(tmp_path, sent="u")
+    book = ReceiptBook(tmp_path)
+    with ReceiptCollector(desk, book, log=print, outbox=outbox, period_s=3600.0, patience=2) as collector:
+        for _ in range(9):
+            collector._look_for_missing()
+    assert vars(desk)["asked"][1:] == [("u",)] * 11 and left(outbox) == ["u"]
+
+
+def test_a_unit_under_way_is_dropped_at_the_start_alone(tmp_path: Path) -> None:
+    """Later somebody is at work in its folder."""
+    desk, outbox = Office({}), filled(tmp_path, under_way="u")
+    with ReceiptCollector(desk, ReceiptBook(tmp_path), log=print, outbox=outbox, period_s=3600.0) as collector:
+        object.__setattr__(desk, "closed", {"u": "expired"})
+        collector._look_for_missing()
+    assert left(outbox) == ["u"]
+
+
+def test_while_the_desk_is_out_of_reach_everything_stays(tmp_path: Path) -> None:
+    desk, log, outbox = Office({}), [], filled(tmp_path, sent="u", under_way="v")
+    object.__setattr__(desk, "known", None)
+    with ReceiptCollector(desk, ReceiptBook(tmp_path), log=log.append, outbox=outbox, period_s=3600.0):
+        assert left(outbox) == ["u", "v"]
+    assert left(outbox) == ["u", "v"] and log == ["no receipts now: out of reach"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora.federation.assignment import assign, nearest_leaf, nearest_worker
+from tinylora.federation.assignment import assign, leaves_for, nearest_leaf, nearest_worker
 from tinylora.federation.topology import _swap_gains, balanced_groups, distances, means, pair_up, tree_order
 from tinylora.routing.statistics import PREFIXES, RouterStatistics, statistics_of
 from tinylora.tree import Topology, is_under
@@ -131,6 +131,19 @@ def test_whitened_distance_is_mahalanobis():
     gap = sketches["w0"].mean() - sketches["w2"].mean()
     assert ((points[0] - points[2]) ** 2).sum() == pytest.approx(gap @ np.linalg.solve(pooled, gap))
     assert distances(sketches, sketches["w2"])["w0"] == pytest.approx(gap @ np.linalg.solve(pooled, gap))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(0, 4))
+def test_nobody_holds_more_leaves_than_it_can_train(limits: list[int], depth: int):
+    most = {f"w{number}": limit for number, limit in enumerate(limits)}
+    assignment = assign(_line(*range(len(limits))), depth)
+    tree = Topology(leaves_for(assignment, depth, most))
+    for worker, top in assignment.items():
+        n_whole, limit = 2 ** (depth - len(top)), most[worker] or 2**depth
+        n_held = len(tree.leaves_below(top))
+        assert n_held == max(n for n in (1, 2, 4, 8, 16) if n <= min(n_whole, limit))
+    if not any(limits):
+        assert tree == Topology.perfect(depth)
 
 
 def test_late_joiner_goes_to_the_nearest_leaf():

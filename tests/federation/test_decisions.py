@@ -146,6 +146,17 @@ def test_a_changed_shard_is_sketched_again_before_it_is_trained_on():
     assert decide(replace(state, workers={"a": changed}), 1.0, [A]) == [Give("a", "sketch")]
 
 
+def test_a_subtree_that_became_too_large_for_its_holder_is_trained_leaf_by_leaf():
+    """Its device was found smaller after the tree was set: it is never given the whole again."""
+    workers = _worker("w1", node="0", max_leaves=1), _worker("w2", node="1", max_leaves=2)
+    state = _grown(*workers, topology=Topology.perfect(2), nodes={"0": Node(), "1": Node()})
+    commands = decide(state, 0.0, [WorkerInfo(worker.worker, "") for worker in workers])
+    assert commands == [Give("w2", "train", "1")]
+    busy = replace(state.workers["w2"], unit_id="u")
+    state = replace(state, workers={**state.workers, "w2": busy})
+    assert decide(state, 0.0, [WorkerInfo(worker.worker, "") for worker in workers]) == [Adopt("00", ("w1",))]
+
+
 def test_patience():
     state = _grown(_worker("a", node="0", is_online=False), progress_at_s=10.0)
     assert decide(state, 109.0, [], patience_s=100.0) == []

@@ -67,6 +67,7 @@ CHANGES = {
     "seconds": 1.0,
     "base_loads": 1,
     "max_rank": 1,
+    "max_leaves": 1,
     "log_volume": 1.0,
     "heldout_nll_before": 1.0,
     "heldout_nll_after": 1.0,

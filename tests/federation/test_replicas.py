@@ -128,7 +128,8 @@ def test_a_ledger_from_before_there_were_rules_is_read():
     campaign, events, _ = run_world(crowd(3), depth=1, min_workers=3)
     later = {
         "unit_leased": {"factors", "nodes", "frozen", "prefix_rank"},
-        "update_accepted": {"nodes", "max_rank", "log_volume"},
+        "update_accepted": {"nodes", "max_rank", "max_leaves", "log_volume"},
+        "lease_expired": {"is_returned"},
         "node_averaged": {"mismatch", "momentum"},
     }
     settings = {"replicas", "outer_lr", "outer_momentum", "where", "path_training", "path_steps", "adapter", "ranks"}

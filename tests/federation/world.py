@@ -58,6 +58,7 @@ class FakeRunner:
     shard_tokens: int = 10_000
     spoil: Callable[[WorkUnit, Tensors], Tensors] | None = None
     max_rank: int = 0
+    max_leaves: int = 0
     mass: dict[str, float] | None = None
     """Of its text by leaf, as a probe tells it."""
     has_histograms: bool = False
@@ -70,7 +71,7 @@ class FakeRunner:
         made = self._sketch() if unit.kind == "sketch" else self._train(unit, tensors.from_bytes(payload))
         made = self.spoil(unit, made) if self.spoil else made
         update, data = answer(unit, made, worker=self.worker, shard_tokens=self.shard_tokens)
-        return update.model_copy(update={"max_rank": self.max_rank}), data
+        return update.model_copy(update=self._limits), data
 
     def _probe(self, unit: WorkUnit, given: Tensors) -> tuple[Update, bytes]:
         """The more steps an adapter has, the better: 1 nat less for 4096 / 100 of them."""
@@ -84,7 +85,11 @@ class FakeRunner:
             mass=self.mass or {},
         )
         update, data = answer(unit, {}, worker=self.worker, shard_tokens=self.shard_tokens)
-        return update.model_copy(update={"probe": result, "max_rank": self.max_rank}), data
+        return update.model_copy(update={"probe": result, **self._limits}), data
+
+    @property
+    def _limits(self) -> dict[str, int]:
+        return {"max_rank": self.max_rank, "max_leaves": self.max_leaves}
 
     def _sketch(self) -> Tensors:
         return statistics_tensors({"": self.sums})

@@ -65,6 +65,26 @@ def _subtrees_for(workers: Sequence[str], points: Points, spread: np.ndarray, de
     return assignment
 
 
+def leaves_for(assignment: Mapping[str, NodePath], depth: int, most: Mapping[str, int]) -> tuple[NodePath, ...]:
+    """Leaves of the tree of `depth`, shallower below those who cannot train so many leaves at once.
+
+    A lone worker's text is parted best by training all leaves below its node side by side; who cannot do that is better
+    off with fewer leaves than with leaves that nobody tells apart.
+
+    Args:
+        assignment: A node of the perfect tree for every worker, each leaf below exactly one of these nodes.
+        depth: Levels of the perfect tree.
+        most: By worker, how many leaves it can train at once; 0, or nothing said: any number.
+    """
+    leaves: set[NodePath] = set()
+    for worker, top in assignment.items():
+        levels, limit = depth - len(top), most.get(worker, 0)
+        if limit:
+            levels = min(levels, limit.bit_length() - 1)
+        leaves |= {top + leaf for leaf in Topology.perfect(levels).leaves}
+    return Topology(tuple(leaves)).leaves
+
+
 def nearest_leaf(
     leaves: Mapping[NodePath, Mapping[str, RouterStatistics]], candidates: Sequence[NodePath], sketch: RouterStatistics
 ) -> NodePath:

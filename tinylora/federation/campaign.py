@@ -300,6 +300,7 @@ def _in_good_standing(state: Campaign, event: UpdateAccepted) -> Worker:
         shard_version=event.shard_version,
         shard_tokens=event.shard_tokens,
         max_rank=event.max_rank,
+        max_leaves=event.max_leaves,
         n_accepted=worker.n_accepted + 1,
         last_accepted=event.unit_id,
     )

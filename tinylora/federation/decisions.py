@@ -320,12 +320,15 @@ def _is_homeless(worker: Worker, now: float) -> bool:
 
 def _has_holder(state: Campaign, node: NodePath, now: float) -> bool:
     """Whether somebody who can be counted on trains this node, though perhaps busy elsewhere for a while."""
-    return any(_holds(worker, node) and worker.is_fit(now) for worker in state.workers.values())
+    return any(_holds(state, worker, node) and worker.is_fit(now) for worker in state.workers.values())
 
 
-def _holds(worker: Worker, node: NodePath) -> bool:
-    """A leaf is held with the subtree that it is in; a node of the trunk by all who hold something below it."""
-    return worker.node is not None and are_in_line(worker.node, node)
+def _holds(state: Campaign, worker: Worker, node: NodePath) -> bool:
+    """A leaf is held with the subtree that it is in; a node of the trunk by all who hold something below it.
+
+    Who cannot train a whole subtree any more holds nothing of it: its leaves find others, one at a time.
+    """
+    return worker.node is not None and are_in_line(worker.node, node) and state.can_hold(worker, worker.node)
 
 
 def _work(state: Campaign, now: float) -> list[Command]:
@@ -338,6 +341,7 @@ def _work(state: Campaign, now: float) -> list[Command]:
         for worker in free
         if worker.node is not None
         and not worker.needs_sketch
+        and state.can_hold(worker, worker.node)
         and _has_own_work(state, worker.node, waiting.get(worker.worker, ()))
     ]
     return [*sketches, *own]

@@ -119,6 +119,8 @@ class UpdateAccepted(_Event):
     """Nodes whose adapters it brings; none named means the leaves below `node`."""
     max_rank: Count = 0
     """Highest rank that the worker can train; 0 where it named none."""
+    max_leaves: Count = 0
+    """Most leaves that it can train at once; 0 where it named no limit."""
     heldout_nll_before: Finite | None = None
     heldout_nll_after: Finite | None = None
     log_volume: Finite | None = None

@@ -161,4 +161,6 @@ def _is_ripe(state: Campaign, leaf: NodePath) -> bool:
     enough = 2 * settings.min_sequences * settings.window_tokens
     if len(holders) == 1 and holders[0].is_mixed:
         return False  # it trains a leaf of other text than its own, which says nothing of how to split
+    if len(holders) == 1 and holders[0].max_leaves == 1:
+        return False  # it would hold both children
     return bool(holders) and all(h.sketch for h in holders) and sum(h.shard_tokens for h in holders) >= enough

@@ -86,6 +86,7 @@ class Intake:
             n_steps=lease.n_steps,
             nodes=lease.nodes,
             max_rank=update.max_rank,
+            max_leaves=update.max_leaves,
             seconds=update.seconds,
             base_loads=update.base_loads,
             heldout_nll_before=update.heldout_nll_before,

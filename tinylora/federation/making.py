@@ -1,6 +1,6 @@
 """What is made of what arrived: the tree, the next versions of its parts, a tree of another shape, the gates."""
 
-from tinylora.federation.assignment import assign, nearest_leaf
+from tinylora.federation.assignment import assign, leaves_for, nearest_leaf
 from tinylora.federation.decisions import Assign, SetTopology
 from tinylora.federation.events import (
     GatesSolved,
@@ -36,8 +36,8 @@ class Making:
         sketches = self._blobs.sketches(self._record.state, workers)
         volumes = {name: worker.log_volume for name, worker in workers.items()}
         known = {worker: volume for worker, volume in volumes.items() if volume is not None}
-        leaves = Topology.perfect(depth).leaves
         assignment = dict(sorted(assign(sketches, depth, known).items()))
+        leaves = leaves_for(assignment, depth, {name: worker.max_leaves for name, worker in workers.items()})
         version = self._record.state.topology_version + 1
         self._record.emit(TopologySet(version=version, leaves=leaves, assignment=assignment))
 

@@ -84,6 +84,8 @@ class Worker:
     """Whether its text belongs to several leaves, of which it trains one on the documents that are nearest to it."""
     max_rank: int = 0
     """Highest rank that it can train; 0 where it named none."""
+    max_leaves: int = 0
+    """Most leaves that it can train at once; 0 where it named no limit."""
 
     @property
     def needs_sketch(self) -> bool:
@@ -265,6 +267,10 @@ class Campaign:
     def trained_by(self, event: "Lease | UpdateAccepted") -> tuple[NodePath, ...]:
         """Nodes whose adapters a unit trains."""
         return event.nodes or self.leaves_below(event.node)
+
+    def can_hold(self, worker: Worker, node: NodePath) -> bool:
+        """Whether a worker can train all that hangs below a node at once."""
+        return not worker.max_leaves or len(self.leaves_below(node)) <= worker.max_leaves
 
     def parts_of(self, event: "Lease | UpdateAccepted") -> tuple[NodePath, ...]:
         """Parts that a train unit moves on, upper ones first."""

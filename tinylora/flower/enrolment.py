@@ -16,6 +16,7 @@ from tinylora.config import BaseFacts, RunSettings
 from tinylora.errors import BaseModelError, NetworkError, ProtocolError, RefusedError
 from tinylora.flower.identity import Identity
 from tinylora.flower.join_token import SYSTEM, JoinToken, parse_token
+from tinylora.flower.meter import Meter, unmetered
 from tinylora.flower.reach import Address, Trust, ask, meet, verify_by
 from tinylora.flower.texts import printable
 from tinylora.protocol.documents import PROTOCOL_VERSION, Name, Sha256
@@ -157,6 +158,7 @@ def join(
     base: BaseFacts | None = None,
     timeout_s: float = 30.0,
     trial: bool = False,
+    meter: Meter = unmetered,
 ) -> Welcome:
     """Exchange the token for a place among the run's workers; joining again is harmless.
 
@@ -169,6 +171,7 @@ def join(
         base: The base that this worker has loaded, if it has.
         timeout_s: For each question.
         trial: Find out what the answer would be, and leave no trace: nothing is registered, the token is not used up.
+        meter: Told of each byte that is sent and received.
 
     Raises:
         SettingError: The token is none.
@@ -178,7 +181,7 @@ def join(
         BaseModelError: The run needs another base than `base`.
     """
     taken = parse_token(token) if token else None
-    trust = trust or meet(address, SYSTEM if taken is None else taken.pin, timeout_s=timeout_s)
+    trust = trust or meet(address, SYSTEM if taken is None else taken.pin, timeout_s=timeout_s, meter=meter)
     ahead_s = 0.0
     for attempt in ("as our clock says", "as the coordinator's says"):
         request = _signed_request(identity, taken, trust, time_s=time.time() + ahead_s, name=name, base=base)
@@ -191,6 +194,7 @@ def join(
             verify=verify_by(address, trust),
             content=request.model_dump_json(),
             timeout_s=timeout_s,
+            meter=meter,
         )
         after = time.time()
         if response.status_code == httpx.codes.OK:
@@ -220,14 +224,17 @@ def _signed_request(
     return request.model_copy(update={"proof": identity.sign(signed).hex()})
 
 
-def ask_state(address: Address, *, trust: Trust | None = None, timeout_s: float = 10.0) -> StateAnswer:
+def ask_state(
+    address: Address, *, trust: Trust | None = None, timeout_s: float = 10.0, meter: Meter = unmetered
+) -> StateAnswer:
     """What the run is doing.
 
     Raises:
         NetworkError: Nobody answers there, or somebody who is no coordinator.
     """
     verify = verify_by(address, trust or Trust())
-    return _read(address, ask(address, "GET", STATE_PATH, verify=verify, timeout_s=timeout_s), StateAnswer)
+    answer = ask(address, "GET", STATE_PATH, verify=verify, timeout_s=timeout_s, meter=meter)
+    return _read(address, answer, StateAnswer)
 
 
 def _read(address: Address, response: httpx.Response, kind: type[AnyDocument]) -> AnyDocument:

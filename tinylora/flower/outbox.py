@@ -14,8 +14,9 @@ A unit is here before Flower hears that it has arrived, and what came of it befo
 
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -132,6 +133,7 @@ class FolderOutbox:
 
     def __init__(self, home: Path, *, run: str = "") -> None:
         self._home, self._units, self._run = home, home / UNITS, run
+        self._lock = threading.RLock()  # receipts come in another thread than units
         with self._trouble():
             durable.make_folder(self._units, name=f"{_STEP}.open")
             self.incoming.mkdir(mode=0o700, exist_ok=True)
@@ -268,24 +270,15 @@ class FolderOutbox:
         for file in self.incoming.iterdir():
             file.unlink(missing_ok=True)
 
-    def _trouble(self) -> "_Trouble":
-        return _Trouble(self._units)
-
-
-@dataclass(frozen=True)
-class _Trouble:
-    """What the disk says, in a sentence."""
-
-    units: Path
-
-    def __enter__(self) -> None:
-        """Nothing yet."""
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Tell what is to be done about it."""
-        if isinstance(error, OSError):
-            reason = error.strerror or error
-            raise StorageError(f"{self.units}: {reason}; free some space, or choose another --home") from None
+    @contextmanager
+    def _trouble(self) -> Iterator[None]:
+        """One thread at a time; what the disk says is told in a sentence."""
+        with self._lock:
+            try:
+                yield
+            except OSError as error:
+                reason = error.strerror or error
+                raise StorageError(f"{self._units}: {reason}; free some space, or choose another --home") from None
 
 
 def _text(file: Path) -> str:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 
 from tinylora.errors import NetworkError, RefusedError, SettingError
 from tinylora.flower.join_token import SYSTEM, pin_of_der
+from tinylora.flower.meter import Meter, count, unmetered
 
 CA_PATH = "/ca.pem"
 MAX_ANSWER_BYTES = 2**20
@@ -79,7 +80,7 @@ class Trust:
         return self.ca_pem or None
 
 
-def meet(address: Address, pin: str, *, timeout_s: float = 30.0) -> Trust:
+def meet(address: Address, pin: str, *, timeout_s: float = 30.0, meter: Meter = unmetered) -> Trust:
     """Fetch the coordinator's CA, and check that it is the one that the token names. Nothing secret is sent.
 
     Raises:
@@ -88,7 +89,7 @@ def meet(address: Address, pin: str, *, timeout_s: float = 30.0) -> Trust:
     """
     if address.is_plain or pin == SYSTEM:
         return Trust(pin)
-    response = ask(address, "GET", CA_PATH, verify=_unverified(), timeout_s=timeout_s)
+    response = ask(address, "GET", CA_PATH, verify=_unverified(), timeout_s=timeout_s, meter=meter)
     if response.status_code != httpx.codes.OK:
         raise NetworkError(
             f"{address.url()}: answers, but has no CA of its own; check the address, or the token", rule="stranger"
@@ -137,6 +138,7 @@ def ask(
     timeout_s: float,
     content: str | bytes | None = None,
     headers: dict[str, str] | None = None,
+    meter: Meter = unmetered,
 ) -> httpx.Response:
     """One request and its answer, whatever its status; no redirects, no proxy where the connection is plain.
 
@@ -145,16 +147,15 @@ def ask(
     """
     all_headers = {"content-type": "application/json"} | (headers or {})
     try:
-        with (
-            httpx.Client(verify=verify, timeout=timeout_s, trust_env=not address.is_plain) as client,
-            client.stream(method, address.url(path), content=content, headers=all_headers) as response,
-        ):
-            found = bytearray()
-            for part in response.iter_raw():
-                found += part
-                if len(found) > MAX_ANSWER_BYTES:
-                    raise NetworkError(f"{address.url(path)}: answers without end; check the address")
-            return httpx.Response(response.status_code, headers=_plain(response.headers), content=bytes(found))
+        with httpx.Client(verify=verify, timeout=timeout_s, trust_env=not address.is_plain) as client:
+            count(client, meter)
+            with client.stream(method, address.url(path), content=content, headers=all_headers) as response:
+                found = bytearray()
+                for part in response.iter_raw():
+                    found += part
+                    if len(found) > MAX_ANSWER_BYTES:
+                        raise NetworkError(f"{address.url(path)}: answers without end; check the address")
+                return httpx.Response(response.status_code, headers=_plain(response.headers), content=bytes(found))
     except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:
         rule, why = _explain(error)
         raise NetworkError(f"{address.url()}: {why}", rule=rule) from None

@@ -213,6 +213,8 @@ class Update(_Document):
     """How often this worker process has loaded the base so far: one, for its whole life."""
     max_rank: Count = 0
     """Highest rank that this worker can train; 0: any."""
+    max_leaves: Count = 0
+    """Most leaves that it can train at once; 0: any."""
     heldout_nll_before: Nats | None = None
     heldout_nll_after: Nats | None = None
     log_volume: Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)] | None = None

@@ -201,6 +201,7 @@ class UnitRunner:
             seconds=max(0.0, seconds),
             base_loads=loads(),
             max_rank=self._max_rank,
+            max_leaves=self.fit.max_leaves,
             heldout_nll_before=work.nll_before,
             heldout_nll_after=work.nll_after,
             log_volume=work.log_volume,
