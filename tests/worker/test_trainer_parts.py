@@ -13,6 +13,7 @@ from tinylora_worker.trainer.failures import DEVICE_LOST, Unexpected, error_of, 
 from tinylora_worker.trainer.jobs import Bench, Busy
 from tinylora_worker.trainer.made import is_made, read_made, write_made
 from tinylora_worker.trainer.measured import Conditions
+from tinylora_worker.trainer.reporting import Reporter
 from tinylora_worker.trainer.sizes import highest_power
 from tinylora_worker.wire.worker_pb2 import Failure, Fit
 
@@ -21,6 +22,7 @@ from tinylora import durable, errors
 from tinylora.errors import DataError, ProtocolError, StorageError, TinyLoraError
 from tinylora.failpoints import armed
 from tinylora.flower.outbox import CHECKPOINT
+from tinylora.training import Fit as TrainingFit
 from tinylora.training.devices import Chosen
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
@@ -109,6 +111,20 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_unit(tmp_path: Path) -> No
         assert checkpoint.write()
     assert (tmp_path / CHECKPOINT).read_bytes() == b"1"
     assert checkpoint.write() and (tmp_path / CHECKPOINT).read_bytes() == b"2"
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def test_steps_are_told_five_times_a_second_and_the_last_one_always(tmp_path: Path) -> None:
+    unit, times, told = make_unit("u1", b"x", n_steps=12, first_step=100), [0.0], []
+    reporter = Reporter(unit, Checkpoint(tmp_path, lambda: None), told.append, lambda: times[0])
+    for step in range(12):
+        times[0] = 10 + 0.05 * step
+        reporter.on_step("", 100 + step, 1.0, 2.0)
+    assert [event.progress.step for event in told] == [1, 5, 9, 12]
+    reporter.on_step_down(TrainingFit(2), "less")
+    assert (told[-1].step_down.reason, told[-1].step_down.fit.micro_windows) == ("less", 2)
 
 
 # --- what a finished unit leaves --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from tinylora_worker.trainer.process import TrainerDied, TrainerProcess
 from tinylora_worker.trainer.watching import ORPHANED, Patience
+from tinylora_worker.wire.worker_pb2 import CanaryRequest
 
 from tests.flower.helpers import until
 from tests.worker.trainer_world import World, kinds, made, plain, steps
@@ -92,6 +93,20 @@ def test_what_fits_is_found_once_and_remembered(trainer: TrainerProcess, world: 
     assert fit.peak_bytes > 0 and fit.free_bytes > 0 and fit.tokens_per_s > 0 and fit.watts == 0
     assert trainer.size(settings) == fit and len(json.loads((world.home / "measured.json").read_bytes())) == 1
     assert trainer.size(settings, again=True).tokens_per_s != fit.tokens_per_s
+
+
+def test_planted_secrets_are_looked_for(trainer: TrainerProcess) -> None:
+    settings = RunSettings(window_tokens=32, batch_windows=2, rank=2, depth=0)
+    steps: list[int] = []
+    report = trainer.canary(
+        CanaryRequest(settings_json=settings.model_dump_json(), n_canaries=1, n_repeats=2, n_steps=2, seed=5),
+        lambda progress: steps.append(progress.step),
+    )
+    assert steps == [1, 2] and report.most_bits == 10 and report.n_extracted == 0
+    (bits,) = report.exposures_bits
+    assert 0 <= bits <= 10
+    with pytest.raises(SettingError, match="canaries: expected at least 1"):
+        trainer.canary(CanaryRequest(settings_json=settings.model_dump_json(), n_repeats=1, n_steps=1))
 
 
 def test_one_thing_at_a_time(trainer: TrainerProcess, world: World) -> None:

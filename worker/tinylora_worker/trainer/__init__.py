@@ -16,6 +16,7 @@ In the child:
 * `unit_files`: a unit as it lies in its folder;
 * `reporting`: what is told of it meanwhile;
 * `checkpoint`: the last finished step on disk, now and then;
+* `auditing`: how much training would give away;
 * `downloads`: how much of a base has come so far;
 * `sizes`: what fits, and how much power that takes;
 * `measured`: sizes that were found once;

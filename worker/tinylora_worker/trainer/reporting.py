@@ -11,21 +11,35 @@ from tinylora_worker.wire.worker_pb2 import Progress, RunEvent, StepDown
 PROGRESS_EVERY_S = 0.2
 
 
+class Pace:
+    """Lets so many through that nobody is flooded: five a second."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._told_s: float | None = None
+
+    def is_due(self) -> bool:
+        """Whether it is time again; the answer yes counts as done."""
+        now = self._clock()
+        if self._told_s is not None and now - self._told_s < PROGRESS_EVERY_S:
+            return False
+        self._told_s = now
+        return True
+
+
 class Reporter:
-    """Tells of a unit's steps, five times a second at most, and of its last one; and of every step down."""
+    """Tells of a unit's steps, not too often, and of its last one; and of every step down."""
 
     def __init__(
         self, unit: WorkUnit, checkpoint: Checkpoint, tell: Callable[[RunEvent], None], clock: Callable[[], float]
     ) -> None:
-        self._unit, self._checkpoint, self._tell, self._clock = unit, checkpoint, tell, clock
-        self._told_s: float | None = None
+        self._unit, self._checkpoint, self._tell, self._pace = unit, checkpoint, tell, Pace(clock)
 
     def on_step(self, node: str, step: int, loss: float, tokens_per_s: float) -> None:
         """The node's `step`-th step, counted from 0, is finished."""
-        now, n_done = self._clock(), step - self._unit.first_step + 1
-        if self._told_s is not None and now - self._told_s < PROGRESS_EVERY_S and n_done < self._unit.n_steps:
+        n_done = step - self._unit.first_step + 1
+        if not self._pace.is_due() and n_done < self._unit.n_steps:
             return
-        self._told_s = now
         progress = Progress(
             node=node,
             step=n_done,

@@ -13,6 +13,8 @@ import grpc
 from tinylora_worker.trainer.failures import failure_of
 from tinylora_worker.trainer.jobs import Bench
 from tinylora_worker.wire.worker_pb2 import (
+    CanaryEvent,
+    CanaryRequest,
     Failure,
     LoadEvent,
     LoadRequest,
@@ -103,6 +105,12 @@ class TrainerService(TrainerServicer):
         """See `Session.run`."""
         return self._bench.ask(
             lambda tell: self._made().run(Path(request.folder), tell), lambda error: RunEvent(failure=_failure(error))
+        )
+
+    def Canary(self, request: CanaryRequest, context: grpc.ServicerContext) -> Iterator[CanaryEvent]:
+        """See `Session.canary`."""
+        return self._bench.ask(
+            lambda tell: self._made().canary(request, tell), lambda error: CanaryEvent(failure=_failure(error))
         )
 
     def Stop(self, request: StopRequest, context: grpc.ServicerContext) -> StopReply:

@@ -13,13 +13,23 @@ from tinylora.errors import SettingError
 from tinylora.training import Fit, UnitRunner
 from tinylora.training.out_of_memory import give_memory_back
 from tinylora_worker.trainer import loading
+from tinylora_worker.trainer.auditing import exposures
 from tinylora_worker.trainer.checkpoint import EVERY_S, Checkpoint
 from tinylora_worker.trainer.loading import Resident
 from tinylora_worker.trainer.made import is_made, read_made, unit_folder, write_made
 from tinylora_worker.trainer.reporting import Reporter
 from tinylora_worker.trainer.sizes import from_wire, sizes
 from tinylora_worker.trainer.unit_files import read_checkpoint, read_payload, read_unit
-from tinylora_worker.wire.worker_pb2 import Done, LoadEvent, LoadRequest, RunEvent, SizeReply, SizeRequest
+from tinylora_worker.wire.worker_pb2 import (
+    CanaryEvent,
+    CanaryRequest,
+    Done,
+    LoadEvent,
+    LoadRequest,
+    RunEvent,
+    SizeReply,
+    SizeRequest,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,3 +142,10 @@ class Session:
     def _on_step_down(self, fit: Fit, reason: str) -> None:
         if self._reporter is not None:
             self._reporter.on_step_down(fit, reason)
+
+    # --- canaries ----------------------------------------------------------------------------------------------------
+
+    def canary(self, request: CanaryRequest, tell: Callable[[CanaryEvent], None]) -> CanaryEvent:
+        """Measure how much of planted secrets training would give away. Raises as `auditing.exposures` does."""
+        present = self._ready()
+        return CanaryEvent(report=exposures(present.resident, present.runner.fit, request, tell, self._clock))
