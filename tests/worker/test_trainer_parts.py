@@ -120,7 +120,7 @@ def test_steps_are_told_five_times_a_second_and_the_last_one_always(tmp_path: Pa
     unit, times, told = make_unit("u1", b"x", n_steps=12, first_step=100), [0.0], []
     reporter = Reporter(unit, Checkpoint(tmp_path, lambda: None), told.append, lambda: times[0])
     for step in range(12):
-        times[0] = 10 + 0.05 * step
+        times[0] = step / 16
         reporter.on_step("", 100 + step, 1.0, 2.0)
     assert [event.progress.step for event in told] == [1, 5, 9, 12]
     reporter.on_step_down(TrainingFit(2), "less")
