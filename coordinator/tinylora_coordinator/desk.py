@@ -71,7 +71,7 @@ def create_token(
         "token_id": made.token_id,
         "expires": as_date(now_s + expires_in_s),
         "max_workers": uses,
-        "command": f"tinylora-worker join {url} --base PATH --data DIR",
+        "command": f"tinylora-worker join {url} --data TEXTS",
     }
 
 

@@ -193,7 +193,7 @@ def test_a_token_is_printed_once_with_the_command_that_uses_it(run: Path, capsys
 def test_a_token_as_json(run: Path, capsys: Capture) -> None:
     made = printed(capsys, "token", "create", run, "--url", "https://here:9")
     assert set(made) == {"token", "token_id", "expires", "max_workers", "command"} and made["max_workers"] == 1
-    assert made["command"] == "tinylora-worker join https://here:9 --base PATH --data DIR"
+    assert made["command"] == "tinylora-worker join https://here:9 --data TEXTS"
     assert parse_token(made["token"]).token_id == made["token_id"]
 
 

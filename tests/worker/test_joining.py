@@ -1,16 +1,11 @@
 """Joining as a volunteer does: where the token comes from, where it never appears, approval, and coming back."""
 
-import json
 import logging
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -19,19 +14,16 @@ from tinylora_coordinator.front_door import listen, serve_public, server_tls
 from tinylora_coordinator.keys import pin_of, run_public
 from tinylora_coordinator.operator_store import OperatorStore
 from tinylora_coordinator.public_door import make_door
-from tinylora_worker import cli
 from tinylora_worker.service import CheckBase, Options, work
 
 from tests.federation.facts import FACTS, SETTINGS
 from tests.flower.helpers import QUICK, make_update, until
-from tinylora.command_line import exit_code_of
 from tinylora.errors import NetworkError, RefusedError, SettingError
 from tinylora.flower.identity import IDENTITY_FILE, Identity
 from tinylora.flower.link import Link, create_link
 from tinylora.flower.membership import FILE, Membership, load_membership, save_membership
 from tinylora.flower.messages import Handle
-from tinylora.flower.receipts import ReceiptBook
-from tinylora.protocol.documents import Receipt, Update, WorkUnit
+from tinylora.protocol.documents import Update, WorkUnit
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic and pathspec, about flwr's use
 
@@ -184,94 +176,3 @@ def test_a_home_that_has_joined_nothing_needs_a_token(served: Served, tmp_path: 
     with pytest.raises(SettingError, match="has joined no run yet"):
         work(served.options(tmp_path, "", url=""), prepare=prepare)
     assert list(tmp_path.iterdir()) == []
-
-
-# --- where the token comes from ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
-    """What the command would have begun to work with."""
-    found: list[Options] = []
-    monkeypatch.setenv("FLWR_HOME", "")
-    monkeypatch.delenv("TINYLORA_TOKEN", raising=False)
-    monkeypatch.setattr("tinylora_worker.service.work", found.append)
-    return found
-
-
-def call(*words: object) -> int:
-    return exit_code_of(lambda: cli.app([str(word) for word in words]))
-
-
-def test_the_token_comes_from_an_option_a_file_a_variable_or_stdin(
-    taken: list[Options], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = f"tl1.system.abcd.{'s' * 32}"
-    (tmp_path / "token").write_text(f"{text}\n")
-    words = ["join", "a:1", "--base", "b", "--data", tmp_path, "--home", tmp_path / "home"]
-    monkeypatch.setattr("sys.stdin", StringIO(f"{text}\nmore\n"))
-    assert call(*words, "--token", text) == 0
-    assert call(*words, "--token-file", tmp_path / "token") == 0
-    assert call(*words, "--token", "-") == 0
-    assert call(*words) == 0
-    monkeypatch.setenv("TINYLORA_TOKEN", text)
-    assert call(*words) == 0
-    assert [options.token for options in taken] == [text, text, text, "", text]
-    assert call("run", "--base", "b", "--data", tmp_path, "--home", tmp_path / "home") == 0
-    assert (taken[-1].url, taken[-1].token) == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["--token", "tl1.short"], "four parts between dots, got 2"),
-        (["--token-file", "missing"], "--token-file missing: not readable"),
-        (["--token", f"tl1.system.abcd.{'s' * 32}", "--token-file", "missing"], "give one of them"),
-        (["--token", "-"], "begin with tl1"),
-    ],
-)
-def test_a_token_that_is_none_is_one_sentence(
-    taken: list[Options],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Capture,
-    words: list[str],
-    sentence: str,
-) -> None:
-    monkeypatch.setattr("sys.stdin", StringIO(""))
-    assert call("join", "a:1", "--base", "b", "--data", tmp_path, *words) == 2
-    error = capsys.readouterr().err
-    assert sentence in error and "ssss" not in error and taken == []
-
-
-def test_the_program_repeats_no_token_whatever_is_wrong(
-    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    token = served.token()
-    words = ["join", served.url, "--base", "no/such/base", "--home", tmp_path / "home", "--data", tmp_path]
-    environment = os.environ | {"TINYLORA_TOKEN": token, "FLWR_LOG_LEVEL": "DEBUG"}
-    command = [sys.executable, "-m", "tinylora_worker", *map(str, words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 4 and "joined https://" in done.stderr
-    monkeypatch.setenv("TINYLORA_TOKEN", token)
-    assert call(*words, "--colour") == 2 == call(*words, "--token", token, "--max-rank", "-1")
-    captured = capsys.readouterr()
-    assert token.rpartition(".")[2] not in done.stdout + done.stderr + captured.out + captured.err
-
-
-# --- receipts ---------------------------------------------------------------------------------------------------------
-
-
-def test_receipts_are_listed(tmp_path: Path, capsys: Capture) -> None:
-    assert call("receipts", "--home", tmp_path) == 0 and "0 receipts, 0 tokens" in capsys.readouterr().err
-    receipt = Receipt(
-        run="r", unit_id="u1", worker="w", kind="train", node="01", tokens=7, payload_sha256="a" * 64, event=3,
-        log_sha256="b" * 64,
-    )  # fmt: skip
-    ReceiptBook(tmp_path).keep([receipt, receipt.model_copy(update={"unit_id": "u2", "node": ""})])
-    assert call("receipts", "--home", tmp_path) == 0
-    out, said = capsys.readouterr()
-    assert out.splitlines() == ["r u1 train node 01: 7 tokens", "r u2 train node root: 7 tokens"]
-    assert said == "2 receipts, 14 tokens\n"
-    assert call("receipts", "--home", tmp_path, "--json") == 0
-    assert [row["event"] for row in json.loads(capsys.readouterr().out)] == [3, 3]

@@ -72,6 +72,13 @@ def test_without_a_coordinator_the_rest_is_looked_at(tmp_path: Path) -> None:
     assert check_of(look(tmp_path, "", is_joining=True), "token").code == "TL-TOK-008"
 
 
+def test_without_a_token_it_is_told_that_somebody_answers(run: Served, tmp_path: Path) -> None:
+    examined = look(tmp_path, run.url)
+    assert check_of(examined, "network").status == "ok" and "somebody answers" in check_of(examined, "network").found
+    assert check_of(examined, "tls").status == "skip" and check_of(examined, "token").code == "TL-TOK-008"
+    assert check_of(look(tmp_path, "https://127.0.0.1:1"), "network").code == "TL-NET-001"
+
+
 def test_a_check_that_is_skipped_is_told_as_skipped(run: Served, tmp_path: Path) -> None:
     examined = look(tmp_path, run.url, run.token(), skip=frozenset({"device", "network"}))
     assert [check.name for check in examined.checks if check.status == "skip"] == ["device", "network"]

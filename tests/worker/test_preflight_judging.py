@@ -91,7 +91,7 @@ TROUBLES: list[tuple[str, Check, Check]] = [
     ("TL-DAT-001", judge_text_place(TextPlace(1, 9, missing="b.txt")), judge_text_place(TextPlace(1, 9))),
     ("TL-DAT-002", judge_text(Text(trouble="line 3: no JSON")), judge_text(TEXT)),
     ("TL-DAT-003", judge_text(replace(TEXT, n_rejected=2)), judge_text(TEXT)),
-    ("TL-DAT-004", judge_text(Text(trouble="2 e-mail addresses", code="TL-DAT-004")), judge_text(TEXT)),
+    ("TL-DAT-004", judge_text(Text(trouble="2 e-mail addresses", is_found=True)), judge_text(TEXT)),
     ("TL-NET-001", judge_refusal("unreachable", "no coordinator answers"), judge_line(FINE)),
     ("TL-NET-002", judge_refusal("stranger", "answers (HTTP 200)"), judge_line(FINE)),
     ("TL-NET-003", judge_refusal("address", "'x y'"), judge_line(FINE)),

@@ -4,12 +4,7 @@ import io
 import json
 import os
 import select
-import subprocess
-import sys
 import termios
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -33,6 +28,7 @@ from tinylora_worker.screen import (
 )
 from tinylora_worker.wire.worker_pb2 import Fit, Status
 
+from tests.worker.terminal import in_terminal, read_until
 from tinylora.protocol.standstill import Reason, WorkerState
 
 NOW = datetime(2026, 11, 21, 20, 0, tzinfo=UTC).timestamp()
@@ -131,15 +127,25 @@ def test_a_curve_and_its_trend() -> None:
 
 
 def test_lines_come_with_changes_and_seldom_without() -> None:
-    out, now = io.StringIO(), [NOW]
-    with Lines(out, zone=UTC, every_s=30.0, clock=lambda: now[0]) as lines:
+    told: list[str] = []
+    now = [NOW]
+    with Lines(told.append, zone=UTC, every_s=30.0, clock=lambda: now[0]) as lines:
         for step in range(60):
             now[0] = NOW + step
             lines.update(status_of(step=step))
         lines.update(status_of(state="paused", reason="battery"))
-    told = out.getvalue().splitlines()
-    assert len(told) == 3 and told[0].startswith("20:00  working  node 0110")
-    assert told[2].startswith("20:00  paused: on battery")
+    assert len(told) == 3 and told[2].startswith("20:00  paused: on battery")
+    assert told[0] == "20:00  working  node 0110  round 7  0%  loss 1.843 ▼  812 tok/s  sync in 4 min  ETA 20:04"
+
+
+def test_a_wait_between_two_units_is_told_when_it_lasts() -> None:
+    told: list[str] = []
+    now = [NOW]
+    with Lines(told.append, zone=UTC, clock=lambda: now[0]) as lines:
+        for state in ["working", *["waiting"] * 3, "working", *["waiting"] * 8]:
+            now[0] += 1.0
+            lines.update(Status(state=state, reason="no_work" if state == "waiting" else ""))
+    assert [line.split()[1] for line in told] == ["working", "waiting:"]
 
 
 def test_json_lines_hold_every_field_of_the_status() -> None:
@@ -183,41 +189,13 @@ with Picture(Console(), Wishes(), keyboard=sys.stdin) as picture:
 """
 
 
-@contextmanager
-def in_terminal(*words: str, code: str = CHILD) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
-    """A Python program whose controlling terminal is ours to type at; yields it and the terminal's two ends."""
-    ours, its = os.openpty()
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, *words], preexec_fn=lambda: os.login_tty(its), env=os.environ | {"TERM": "xterm"},
-        pass_fds=(its,),
-    )  # fmt: skip
-    try:
-        yield child, ours, its
-    finally:
-        child.kill()
-        child.wait()
-        os.close(ours)
-        os.close(its)
-
-
-def read_until(end: int, is_there: object, timeout_s: float = 30.0) -> bytes:
-    """What the terminal shows until `is_there(shown)`."""
-    assert callable(is_there)
-    shown, deadline = b"", time.monotonic() + timeout_s
-    while not is_there(shown):
-        assert time.monotonic() < deadline, shown
-        if select.select([end], [], [], 0.05)[0]:
-            shown += os.read(end, 65_536)
-    return shown
-
-
 def lines_of(file: Path) -> list[str]:
     return file.read_text().split() if file.exists() else []
 
 
 def test_keys_are_wishes_and_the_terminal_is_as_before(tmp_path: Path) -> None:
     noted = tmp_path / "noted"
-    with in_terminal(str(noted), "work") as (child, ours, its):
+    with in_terminal("-c", CHILD, str(noted), "work") as (child, ours, its):
         before = termios.tcgetattr(its)
         shown = read_until(ours, lambda shown: b"[p]ause" in shown)
         assert not termios.tcgetattr(its)[3] & termios.ICANON
@@ -235,7 +213,7 @@ def test_keys_are_wishes_and_the_terminal_is_as_before(tmp_path: Path) -> None:
 
 
 def test_a_crash_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
-    with in_terminal(str(tmp_path / "noted"), "crash") as (child, ours, its):
+    with in_terminal("-c", CHILD, str(tmp_path / "noted"), "crash") as (child, ours, its):
         before = termios.tcgetattr(its)
         shown = read_until(ours, lambda _: child.poll() is not None)
         shown += os.read(ours, 65_536) if select.select([ours], [], [], 0)[0] else b""

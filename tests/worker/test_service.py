@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -10,13 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tinylora_worker.cli import app
 from tinylora_worker.service import CheckBase, Options, describe, work
 
 from tests.federation.facts import FACTS
 from tests.flower.helpers import QUICK, TOKEN, Federation, federation, make_unit, make_update, replies, until
-from tests.helpers import tiny_base_dir
-from tinylora.command_line import exit_code_of
 from tinylora.errors import BaseModelError
 from tinylora.flower.identity import Identity
 from tinylora.flower.messages import Handle
@@ -39,48 +35,6 @@ def own_flower_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def options(served: Federation, home: Path, **changes: object) -> Options:
     values = {"url": served.address.url(), "token": TOKEN, "base": "fake", "data": (home,), "home": home} | changes
     return Options(**values)  # type: ignore[arg-type]
-
-
-# --- exit codes ---------------------------------------------------------------------------------------------------
-
-
-def join(served: Federation, folder: Path, **changes: object) -> int:
-    values = {"url": served.address.url(), "token": TOKEN, "base": tiny_base_dir(), "data": folder} | changes
-    words = [values.pop("url"), *(part for key, value in values.items() for part in (f"--{key}", value))]
-    return exit_code_of(lambda: app(["join", *(str(word) for word in words), "--home", str(folder / "home")]))
-
-
-@pytest.mark.parametrize(
-    ("changes", "code", "sentence"),
-    [
-        ({"token": f"{TOKEN}x"}, 7, "token is unknown or its secret is wrong"),
-        ({"token": "tl1.wrong"}, 2, "token: expected four parts between dots, got 2"),
-        ({"data": "missing.txt"}, 3, "missing.txt: no such file or folder"),
-        ({"url": "ftp://here"}, 2, "expected the coordinator's address"),
-        ({"base": "no/such/folder/at/all"}, 4, "no such folder"),
-        ({}, 4, "base model: this run needs fake with fingerprint aaaaaaaaaaaaaaaa, this worker has loaded one with"),
-    ],
-)
-def test_what_is_wrong_is_one_sentence(
-    served: Federation,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    changes: dict[str, object],
-    code: int,
-    sentence: str,
-) -> None:
-    assert join(served, tmp_path, **changes) == code
-    error = capsys.readouterr().err
-    assert sentence in error and error.splitlines()[-1].startswith("error: ") and "Traceback" not in error
-
-
-def test_an_unreachable_coordinator_has_its_own_code(
-    served: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    assert join(served, tmp_path, url=f"127.0.0.1:{port}") == 6
-    assert "no coordinator answers" in capsys.readouterr().err
 
 
 # --- a life -------------------------------------------------------------------------------------------------------

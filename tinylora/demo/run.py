@@ -131,7 +131,7 @@ def _start_workers(family: Family, address: str, token: str, out: Path, files: S
     secret = {"TINYLORA_TOKEN": token}  # not among the arguments, which every process list shows
     for file in files:
         name = file.stem
-        command = [sys.executable, "-m", "tinylora_worker", "join", address, "--base", str(BASE_DIR)]
+        command = [sys.executable, "-m", "tinylora_worker", "join", address, "--yes", "--base", str(BASE_DIR)]
         options = ["--data", str(file), "--home", str(out / "home" / name), "--name", name]
         options += [word for kind in ALLOWANCES for word in ("--allow", kind)]  # its texts are public
         family.start(name, [*command, *options], environment=secret)

@@ -12,7 +12,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from datetime import datetime, tzinfo
 from types import TracebackType
 from typing import Protocol, Self, TextIO
@@ -22,6 +21,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from tinylora.errors import TinyLoraError
 from tinylora.protocol.standstill import Reason, WorkerState
 from tinylora_worker.keys import Keys
 from tinylora_worker.preflight.amounts import amount, span
@@ -64,6 +64,8 @@ HELP = (
 )
 MIN_BAR, MAX_BAR = 8, 24
 _AS_TOLD = ("where", "round", "bar", "share", "loss", "speed", "sync", "eta")
+SHORT_WAIT_S = 5.0
+"""A wait between two units that nobody need hear of."""
 TREND_STEPS = 5
 """Losses whose mean is compared with that of as many before."""
 
@@ -136,7 +138,9 @@ def _quoted(text: str) -> str:
     return f'"{text}"' if text else "not joined yet"
 
 
-def progress_line(status: Status, zone: tzinfo | None, now_s: float, width: int, *, is_ascii: bool = False) -> str:
+def progress_line(
+    status: Status, zone: tzinfo | None, now_s: float, width: int, *, is_ascii: bool = False, has_bar: bool = True
+) -> str:
     """Node, round, bar, share, loss, speed, next sync: as much of it as the width takes, the most needed first."""
     if not status.unit_id:
         return ""
@@ -146,7 +150,7 @@ def progress_line(status: Status, zone: tzinfo | None, now_s: float, width: int,
         "where": where(status),
         "share": f"{share:.0%}" if status.n_steps else "",
         "loss": loss,
-        "bar": bar(share, MIN_BAR, is_ascii=is_ascii) if status.n_steps else "",
+        "bar": bar(share, MIN_BAR, is_ascii=is_ascii) if status.n_steps and has_bar else "",
         "round": f"round {status.round}" if status.round and status.kind == "train" else "",
         "speed": f"{status.tokens_per_s:,.0f} tok/s" if status.tokens_per_s else "",
         "sync": f"sync in {span(status.unit_eta_s)}" if status.unit_eta_s else "",
@@ -238,8 +242,8 @@ def draw(
 
 
 def line_of(status: Status, zone: tzinfo | None, now_s: float) -> str:
-    """The same in one line, for logs."""
-    parts = [state_line(status, zone, now_s), progress_line(status, zone, now_s, 200)]
+    """The same in one line, for logs; no bar."""
+    parts = [state_line(status, zone, now_s), progress_line(status, zone, now_s, 200, has_bar=False)]
     return "  ".join(part for part in parts if part)
 
 
@@ -261,25 +265,35 @@ def as_document(status: Status) -> dict[str, object]:
 class Wishes(Protocol):
     """What the keys do; the agent, or the command line's way to it."""
 
-    def pause(self) -> None:
+    def pause(self) -> object:
         """Hold still until resumed."""
         ...
 
-    def resume(self) -> None:
+    def resume(self) -> object:
         """Go on."""
         ...
 
-    def finish(self) -> None:
+    def finish(self) -> object:
         """Leave after the unit under way."""
         ...
 
-    def leave(self) -> None:
+    def leave(self) -> object:
         """Checkpoint, give the unit back, leave."""
         ...
 
 
-class Show(AbstractContextManager["Show"], Protocol):
-    """Shows one status after another."""
+class Show(Protocol):
+    """Shows one status after another, while entered."""
+
+    def __enter__(self) -> Self:
+        """Take what it needs."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Put it back."""
+        ...
 
     def update(self, status: Status) -> None:
         """Show this one."""
@@ -294,6 +308,7 @@ class Picture:
         wishes: What the keys do; None: no keys.
         zone: Of the clock times.
         keyboard: Whose keys are read; None: none are.
+        n_log: Latest lines of the log that are shown below.
     """
 
     def __init__(
@@ -303,9 +318,10 @@ class Picture:
         *,
         zone: tzinfo | None = None,
         keyboard: TextIO | None = None,
+        n_log: int = 4,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._console, self._wishes, self._zone, self._clock = console, wishes, zone, clock
+        self._console, self._wishes, self._zone, self._clock, self._n_log = console, wishes, zone, clock, n_log
         self._status, self._has_help = Status(state=WorkerState.STARTING), False
         self._keys = Keys(keyboard, self.press) if wishes is not None and keyboard is not None else None
         self._live = Live(
@@ -335,21 +351,22 @@ class Picture:
         self._live.refresh()
 
     def press(self, key: str) -> None:
-        """Do what a key means; keys without a meaning do nothing."""
+        """Do what a key means; keys without a meaning do nothing, and a wish that is refused is told."""
+        if key == "?":
+            self._has_help = not self._has_help
+            self._live.refresh()
+        elif (wish := self._wish_of(key.lower())) is not None:
+            try:
+                wish()
+            except TinyLoraError as error:
+                self._console.print(str(error), markup=False)
+
+    def _wish_of(self, key: str) -> Callable[[], object] | None:
         if self._wishes is None:
-            return
-        match key.lower():
-            case "p" if self._status.reason == Reason.USER_PAUSED:
-                self._wishes.resume()
-            case "p":
-                self._wishes.pause()
-            case "f":
-                self._wishes.finish()
-            case "q":
-                self._wishes.leave()
-            case "?":
-                self._has_help = not self._has_help
-                self._live.refresh()
+            return None
+        is_paused = self._status.reason == Reason.USER_PAUSED
+        first = self._wishes.resume if is_paused else self._wishes.pause
+        return {"p": first, "f": self._wishes.finish, "q": self._wishes.leave}.get(key)
 
     def _draw(self) -> RenderableType:
         return draw(
@@ -359,6 +376,7 @@ class Picture:
             now_s=self._clock(),
             has_keys=self._keys is not None and self._keys.is_reading,
             has_help=self._has_help,
+            n_log=self._n_log,
             is_ascii=not is_unicode(self._console),
         )
 
@@ -369,19 +387,29 @@ def is_unicode(console: Console) -> bool:
 
 
 class Lines:
-    """A line for each change that matters; progress alone, at most one in `every_s` seconds."""
+    """A line for each change that matters; progress alone, at most one in `every_s` seconds.
+
+    Between two units a worker waits for a moment: that is told when it lasts.
+
+    Args:
+        tell: Takes a line.
+        zone: Of the clock times.
+        every_s: Between two lines that tell of progress alone.
+        clock: Seconds since 1970.
+    """
 
     def __init__(
         self,
-        out: TextIO,
+        tell: Callable[[str], object] = print,
         *,
         zone: tzinfo | None = None,
         every_s: float = 30.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._out, self._zone, self._every_s, self._clock = out, zone, every_s, clock
+        self._tell, self._zone, self._every_s, self._clock = tell, zone, every_s, clock
         self._told: tuple[object, ...] = ()
         self._told_at_s = -math.inf
+        self._waits_since_s: float | None = None
 
     def __enter__(self) -> Self:
         """Nothing to take."""
@@ -393,14 +421,35 @@ class Lines:
         """Nothing to put back."""
 
     def update(self, status: Status) -> None:
-        """Print it, if it says something new."""
+        """Tell it, if it says something new."""
         now_s = self._clock()
+        if status.state != WorkerState.WAITING:
+            self._waits_since_s = None
+        elif self._waits_since_s is None:
+            self._waits_since_s = now_s
+        is_moment = self._waits_since_s is not None and now_s < self._waits_since_s + SHORT_WAIT_S
         what = (status.state, status.reason, status.detail, status.until_s, status.is_finishing, status.unit_id)
-        is_moving = bool(status.unit_id) and now_s >= self._told_at_s + self._every_s
-        if what == self._told and not is_moving:
+        is_due = bool(status.unit_id) and now_s >= self._told_at_s + self._every_s
+        if is_moment or (what == self._told and not is_due):
             return
         self._told, self._told_at_s = what, now_s
-        print(f"{clock(now_s, self._zone, now_s)}  {line_of(status, self._zone, now_s)}", file=self._out, flush=True)
+        self._tell(f"{clock(now_s, self._zone, now_s)}  {line_of(status, self._zone, now_s)}")
+
+
+class Silence:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        """Nothing to take."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to put back."""
+
+    def update(self, status: Status) -> None:
+        """Let it pass."""
 
 
 class JsonLines:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tinylora.config import BaseFacts
 from tinylora_worker.preflight.facts import BasePlace
+from tinylora_worker.preflight.looking import may_write
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 BYTES_PER_WEIGHT = 2
@@ -58,14 +59,6 @@ def hub_cache(environment: Mapping[str, str]) -> Path:
         environment.get("XDG_CACHE_HOME") or os.path.join("~", ".cache"), "huggingface"
     )
     return Path(home).expanduser() / "hub"
-
-
-def may_write(folder: Path) -> bool:
-    """Whether a folder can be written, or made."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return os.access(place, os.W_OK | os.X_OK)
 
 
 def is_offline(environment: Mapping[str, str]) -> bool:

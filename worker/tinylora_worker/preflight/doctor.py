@@ -60,6 +60,8 @@ class Examined:
     """The run, where the coordinator let us in."""
     base: BasePlace
     door: AtTheDoor | None
+    device_bytes: int = 0
+    """Memory of the GPU that would be used, for limits that are a share of it; 0: not known."""
 
 
 def examine(asked: Asked, *, told: Callable[[Check], None] = lambda check: None) -> Examined:
@@ -83,10 +85,9 @@ def examine(asked: Asked, *, told: Callable[[Check], None] = lambda check: None)
         tell(judge_packages(tinylora.__version__, looking.missing_packages()))
         if "home" not in asked.skip:
             tell(judge_home(looking.look_at_home(asked.home)))
-        tell(judge_free_memory(looking.look_at_memory()), judge_power(looking.look_at_power()))
-        if "data" not in asked.skip:
-            tell(_judge_data(asked))
-        tell(judge_device(devices.result(), asked.device))
+        tell(judge_power(looking.look_at_power()))
+        found_devices = devices.result()
+        tell(judge_device(found_devices, asked.device))
         entered = door.result()
     tell(*entered.checks)
     answer = None if entered.welcome is None else entered.welcome.answer
@@ -97,8 +98,15 @@ def examine(asked: Asked, *, told: Callable[[Check], None] = lambda check: None)
         is_offline=is_offline(os.environ),
     )
     tell(*_judge_base_and_disk(asked, answer, place))
+    text = skipped("data", "") if "data" in asked.skip else _judge_data(asked)
+    is_tried_next = asked.is_joining and answer is not None and place.folder is not None
+    if not is_tried_next:
+        tell(judge_free_memory(looking.look_at_memory()))
+    if not is_tried_next or text.status != "ok":
+        tell(text)
     checks = [*found, *(skipped(name, "you said --skip-check") for name in asked.skip)]
-    return Examined(in_order(checks), answer, place, entered)
+    device_bytes = max((gpu.total_bytes for gpu in found_devices.gpus), default=0)
+    return Examined(in_order(checks), answer, place, entered, device_bytes)
 
 
 def _ask_at_the_door(asked: Asked) -> AtTheDoor:

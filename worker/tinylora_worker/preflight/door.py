@@ -75,12 +75,12 @@ def knock(asked: Whom, identity: Identity, *, timeout_s: float = TIMEOUT_S) -> A
     address, checks = asked.address, []
     try:
         trust = asked.trust or _meet(asked, timeout_s)
-        if trust is None:
-            return AtTheDoor([_no_token(), *_not_asked("tls", "protocol", "clock")])
         state = ask_state(address, trust=trust, timeout_s=timeout_s)
         checks.append(Check("tls", "ok", _recognised(address, trust)))
         checks.append(judge_line(measure(address, verify_by(address, trust), timeout_s=timeout_s)))
     except (NetworkError, RefusedError) as error:
+        if error.rule == "certificate" and asked.trust is None and not asked.token:
+            return _behind_a_ca_of_its_own()
         refused = judge_refusal(error.rule, str(error))
         told = {refused.name, *(check.name for check in checks)}
         rest: list[CheckName] = [name for name in AT_THE_DOOR if name not in told]
@@ -92,11 +92,16 @@ def knock(asked: Whom, identity: Identity, *, timeout_s: float = TIMEOUT_S) -> A
     return AtTheDoor([*checks, *tried], state, welcome, trust)
 
 
-def _meet(asked: Whom, timeout_s: float) -> Trust | None:
-    """By what the coordinator is recognised; None where no token says it. On this machine nobody need be recognised."""
-    if not asked.token:
-        return Trust() if asked.address.is_plain else None
-    return meet(asked.address, parse_token(asked.token).pin, timeout_s=timeout_s)
+def _behind_a_ca_of_its_own() -> AtTheDoor:
+    """Somebody answers with a certificate that only a token could vouch for."""
+    answers = Check("network", "ok", "somebody answers; whether it is the coordinator, a token would tell")
+    unknown = skipped("tls", "no token that names its CA")
+    return AtTheDoor([answers, unknown, *_not_asked("protocol", "clock"), _no_token()])
+
+
+def _meet(asked: Whom, timeout_s: float) -> Trust:
+    """By what the coordinator is recognised; where no token says it, by the system's trust store."""
+    return meet(asked.address, parse_token(asked.token).pin, timeout_s=timeout_s) if asked.token else Trust()
 
 
 def _try(asked: Whom, identity: Identity, trust: Trust, timeout_s: float) -> tuple[list[Check], Welcome | None]:

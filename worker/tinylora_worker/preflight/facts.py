@@ -129,5 +129,5 @@ class Text:
     n_rejected: int = 0
     layout: str = ""
     trouble: str = ""
-    code: str = ""
-    """Of the trouble, where the reader told one."""
+    is_found: bool = False
+    """Whether the trouble is that the scan found something."""

@@ -137,7 +137,7 @@ def judge_fitting(fitting: Fitting) -> Check:
 def judge_disk(disk: Disk, needed_bytes: int) -> Check:
     """Whether the download and the units have room, with some to spare."""
     found = f"{amount(disk.free_bytes)} free at {disk.folder}"
-    needs = f"needs {amount(needed_bytes)}, {found}"
+    needs = f"needs about {amount(needed_bytes)}, {found}" if needed_bytes else found
     wanted = f"{amount(needed_bytes + SPARE_DISK_BYTES)} free, {amount(SPARE_DISK_BYTES)} of them to spare"
     if disk.free_bytes < needed_bytes:
         cure = "free some space (`tinylora-worker clean` removes what is ours), or set HF_HOME to a larger disk"
@@ -300,9 +300,9 @@ def judge_text_place(place: TextPlace) -> Check:
 def judge_text(text: Text) -> Check:
     """After the trainer has read it."""
     if text.trouble:
-        if text.code == "TL-DAT-004":
+        if text.is_found:
             cure = "look at it with `tinylora-worker data check`; take it out, or say --allow if you mean it"
-            return Check("data", "fail", text.trouble, "nothing that is secret or personal", cure, text.code)
+            return Check("data", "fail", text.trouble, "nothing that is secret or personal", cure, "TL-DAT-004")
         cure = "look at it with `tinylora-worker data check`, which says what is wrong with which line"
         return Check("data", "fail", text.trouble, "text to train on", cure, "TL-DAT-002")
     layout = f' ("{text.layout}")' if text.layout else ""

@@ -11,14 +11,18 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pynvml
 from filelock import FileLock, Timeout
 
 from tinylora_worker.preflight.facts import Devices, Disk, Gpu, HomeState, Memory, Power, TextPlace
 
 NEEDED_PACKAGES = ("torch", "transformers", "datasets", "flwr", "grpc", "safetensors", "tokenizers")
 LOCK_FILE = "lock"
+_ABSENT = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_NOT_FOUND)
+"""What NVML says where there is no driver at all."""
 MAX_FILES = 100_000
 """Files that are counted; a folder with more is as good as one with so many."""
 
@@ -34,13 +38,16 @@ def missing_packages() -> list[str]:
 
 
 def look_at_home(home: Path) -> HomeState:
-    """Whether the home can be written, and whether somebody works in it. It is made if it is not there."""
+    """Whether the home can be written, or made, and whether somebody works in it. Nothing of it stays behind."""
+    if not home.exists():
+        return HomeState(home, trouble="" if may_write(home) else "cannot be made")
     try:
-        home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home):
             pass
     except OSError as error:
         return HomeState(home, trouble=error.strerror or str(error))
+    if not (home / LOCK_FILE).exists():
+        return HomeState(home)
     lock = FileLock(home / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
@@ -52,12 +59,20 @@ def look_at_home(home: Path) -> HomeState:
     return HomeState(home)
 
 
+def may_write(folder: Path) -> bool:
+    """Whether a folder can be written, or made."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+
+
 # --- what it computes with --------------------------------------------------------------------------------------------
 
 
-def look_at_devices() -> Devices:
+def look_at_devices(nvml: Any = pynvml) -> Devices:
     """GPUs by NVML, and what the installed torch is built for, by its version file: importing it takes seconds."""
-    gpus, driver, trouble = _ask_nvml()
+    gpus, driver, trouble = _ask(nvml)
     version, cuda = _torch_build()
     is_apple = sys.platform == "darwin" and platform.machine() == "arm64"
     return Devices(gpus, driver, trouble, version, cuda, is_apple, _n_cpus())
@@ -81,40 +96,30 @@ def _torch_build() -> tuple[str, str]:
     return "", ""
 
 
-def _ask_nvml() -> tuple[tuple[Gpu, ...], str, str]:
+def _ask(nvml: Any) -> tuple[tuple[Gpu, ...], str, str]:
     """GPUs, the driver's version, and why it does not answer although there is one."""
-    import pynvml
-
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        is_absent = isinstance(error, _absences(pynvml))
-        return (), "", "" if is_absent else str(error)
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return (), "", "" if error.value in _ABSENT else str(error)
     try:
-        count = pynvml.nvmlDeviceGetCount()
-        gpus = tuple(_look_at_gpu(pynvml, index) for index in range(count))
-        return gpus, _text(pynvml.nvmlSystemGetDriverVersion()), ""
-    except pynvml.NVMLError as error:
+        gpus = tuple(_look_at_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+        return gpus, _text(nvml.nvmlSystemGetDriverVersion()), ""
+    except nvml.NVMLError as error:
         return (), "", str(error)
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()
 
 
-def _absences(pynvml) -> tuple[type[Exception], ...]:
-    codes = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_NOT_FOUND)
-    return tuple(pynvml.nvmlExceptionClass(code) for code in codes)
-
-
-def _look_at_gpu(pynvml, index: int) -> Gpu:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+def _look_at_gpu(nvml: Any, index: int) -> Gpu:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     capability, users = (0, 0), ()
-    with suppress(pynvml.NVMLError):
-        capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
-    with suppress(pynvml.NVMLError):
-        users = tuple(_name_of(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
-    name = _text(pynvml.nvmlDeviceGetName(handle))
-    uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
+    with suppress(nvml.NVMLError):
+        capability = tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle))
+    with suppress(nvml.NVMLError):
+        users = tuple(_name_of(process.pid) for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    name, uuid = _text(nvml.nvmlDeviceGetName(handle)), _text(nvml.nvmlDeviceGetUUID(handle))
     return Gpu(name, index, int(memory.total), int(memory.free), capability, users, uuid)
 
 
