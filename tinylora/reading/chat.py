@@ -133,21 +133,22 @@ class TokenizerEncoder:
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            asked = self._apply(messages[:number], tokenize=False, add_generation_prompt=True)
             answered = self._apply(messages[: number + 1], tokenize=False)
             if not whole.startswith(answered):
                 raise _WrongError(
                     f"message {number + 1}: the base's chat template writes it otherwise once more messages follow, so "
                     "the answer's place cannot be told; give conversations of one answer each"
                 )
-            start = len(asked) if answered.startswith(asked) else self._place_of(message, messages[:number], answered)
-            spans.append((start, len(answered)))
+            spans.append((self._start_of(message["content"].strip(), messages[:number], answered), len(answered)))
         return whole, spans
 
-    def _place_of(self, message: dict[str, str], before: list[dict[str, str]], answered: str) -> int:
-        """Where an answer begins in a conversation whose template asks for it in other words than it writes it in."""
-        asked = self._apply(before, tokenize=False) if before else ""
-        start = answered.find(message["content"].strip(), len(asked)) if answered.startswith(asked) else -1
+    def _start_of(self, content: str, before: list[dict[str, str]], answered: str) -> int:
+        """Where an answer begins: behind what asks for it, or where the template asks in other words, as it is."""
+        plain = self._apply(before, tokenize=False) if before else ""
+        asked = self._apply(before, tokenize=False, add_generation_prompt=True) if before else ""
+        if asked != plain and answered.startswith(asked) and content in answered[len(asked) :]:
+            return len(asked)
+        start = answered.find(content, len(plain)) if answered.startswith(plain) else -1
         if start < 0:
             raise _WrongError("the base's chat template does not write answers as they stand, so no place can be told")
         return start

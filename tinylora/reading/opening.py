@@ -37,7 +37,7 @@ class _Unpacking(Protocol):
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[BinaryIO]:
+def opened(source: Source) -> Iterator[io.BufferedReader]:
     """The file's unpacked bytes.
 
     Raises:
@@ -114,7 +114,7 @@ def _new_frame(packing: Packing) -> _Unpacking:
     return zstandard.ZstdDecompressor().decompressobj()
 
 
-def read_all(stream: BinaryIO, source: Source) -> bytes:
+def read_all(stream: io.BufferedReader, source: Source) -> bytes:
     """All of a file that is one document.
 
     Raises:

@@ -15,8 +15,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 from tinylora.errors import DataError
 from tinylora.reading.opening import MAX_DOCUMENT_BYTES, opened, read_all
@@ -262,7 +263,7 @@ def _read_csv(source: Source, _choose: Choose) -> Rows:
     with opened(source) as stream, _decoded(stream, source) as text:
         first = text.readline(2**20)
         delimiter = "\t" if source.kind == "tsv" else _delimiter(first)
-        lines = csv.reader(_again(first, text), delimiter=delimiter, strict=True)
+        lines = csv.reader(chain([first], text), delimiter=delimiter, strict=True)
         header: list[str] = []
         while True:
             started = lines.line_num + 1
@@ -285,11 +286,6 @@ def _read_csv(source: Source, _choose: Choose) -> Rows:
                 yield Row(f"{source.name}:{started}", where, dict(zip(header, values, strict=True)))
 
 
-def _again(first: str, text: io.TextIOBase) -> Iterator[str]:
-    yield first
-    yield from text
-
-
 def _delimiter(header: str) -> str:
     """A comma, unless the header has none of them and other things that tables are cut at."""
     return next((sign for sign in ",;\t" if sign in header), ",")
@@ -304,7 +300,7 @@ def _checked_header(names: list[str], where: str) -> list[str]:
 
 
 @contextmanager
-def _decoded(stream: BinaryIO, source: Source) -> Iterator[io.TextIOBase]:
+def _decoded(stream: io.BufferedReader, source: Source) -> Iterator[io.TextIOBase]:
     """The text of a file in UTF-8; decoding errors while it is read are errors of the file."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     try:
