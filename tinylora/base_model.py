@@ -163,6 +163,16 @@ def load_base(
     return LoadedBase(model, tokenizer, facts)
 
 
+def load_tokenizer(where: str | Path) -> Any:
+    """A base's tokenizer alone, from a folder or the hub's local cache; the network is not asked.
+
+    Raises:
+        BaseModelError: It is not on this machine.
+    """
+    with _quiet():
+        return _load_tokenizer(os.path.expanduser(where), is_local=True)
+
+
 @dataclass(frozen=True)
 class _Files:
     config: Path

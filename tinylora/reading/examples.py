@@ -71,10 +71,7 @@ def read_examples(
     n_found: dict[Path | None, int] = {}
     for source in find_sources(paths):
         found = n_found.setdefault(source.folder, 0)
-        if source.folder is not None and is_hidden(source.path.relative_to(source.folder)):
-            findings.hidden += 1
-            continue
-        for example in _examples_of(source, columns, on_rejected, findings):
+        for example in examples_of(source, columns, on_rejected, findings):
             found += 1
             yield example
         n_found[source.folder] = found
@@ -90,9 +87,17 @@ def _check_folders(paths: Sequence[Path], n_found: Mapping[Path | None, int], fi
         log.info("%s: %s", ", ".join(map(str, paths)), findings.skipped())
 
 
-def _examples_of(
+def examples_of(
     source: Source, columns: Mapping[str, str], on_rejected: OnRejected, findings: Findings
 ) -> Iterator[Example]:
+    """Examples of one file, as `read_examples` reads it.
+
+    Raises:
+        DataError: It is unreadable, holds nothing, or has none of the columns.
+    """
+    if source.folder is not None and is_hidden(source.path.relative_to(source.folder)):
+        findings.hidden += 1
+        return
     if source.kind == "text":
         yield from _text_of(source, on_rejected, findings)
         return

@@ -29,6 +29,7 @@ class Find:
     kind: str
     allowance: Allowance
     start: int
+    end: int
     masked: str
 
 
@@ -243,7 +244,7 @@ def find_in(text: str) -> Iterator[Find]:
     for rule in _RULES:
         if any(hint in text for hint in rule.hints) if rule.hints else has_digits:
             for start, end in rule.spans(text):
-                yield Find(rule.kind, rule.allowance, start, mask(text[start:end]))
+                yield Find(rule.kind, rule.allowance, start, end, mask(text[start:end]))
 
 
 def mask(secret: str) -> str:
