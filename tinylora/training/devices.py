@@ -206,7 +206,7 @@ def limit_memory(chosen: Chosen, limit_bytes: int) -> None:
     if not limit_bytes or chosen.kind == "cpu":
         return
     if chosen.kind == "mps":
-        share = limit_bytes / torch.mps.recommended_max_memory()
+        share = limit_bytes / total_memory(chosen)
         torch.mps.set_per_process_memory_fraction(min(1.0, share))
         return
     for_tensors = limit_bytes - CONTEXT_BYTES
@@ -214,8 +214,14 @@ def limit_memory(chosen: Chosen, limit_bytes: int) -> None:
         raise SettingError(
             f"memory limit of {limit_bytes >> 20} MiB: CUDA alone takes about {CONTEXT_BYTES >> 20} MiB; allow more"
         )
-    total = torch.cuda.get_device_properties(chosen.index).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, for_tensors / total), chosen.index)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, for_tensors / total_memory(chosen)), chosen.index)
+
+
+def total_memory(chosen: Chosen) -> int:
+    """Bytes of the device's own memory; 0 where it computes in main memory alone."""
+    if chosen.kind == "mps":
+        return torch.mps.recommended_max_memory()
+    return torch.cuda.get_device_properties(chosen.index).total_memory if chosen.kind == "cuda" else 0
 
 
 @torch.no_grad()

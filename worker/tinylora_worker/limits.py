@@ -173,6 +173,11 @@ class Limits(BaseModel):
         return int(total_bytes * share) if share is not None else bytes_of(self.vram)
 
     @property
+    def vram_share(self) -> float | None:
+        """The same as a share of the device's memory; None where it is no share."""
+        return share_of(self.vram)
+
+    @property
     def disk_bytes(self) -> int | None:
         """Most disk space for this worker's own files; None: no limit."""
         return bytes_of(self.disk) if self.disk else None

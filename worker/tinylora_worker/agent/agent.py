@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tinylora.config import BaseFacts
-from tinylora.errors import NetworkError, RefusedError, SettingError, TinyLoraError
+from tinylora.errors import NetworkError, RefusedError, SettingError, StorageError, TinyLoraError
 from tinylora.flower.enrolment import Welcome
 from tinylora.flower.fleet import Ending, FleetClient, Pace
 from tinylora.flower.identity import load_or_create
@@ -53,6 +53,7 @@ from tinylora_worker.limits import Limits, LimitsFile
 from tinylora_worker.machine import Machine, Sensors
 from tinylora_worker.policy import Held, Needs, Wishes
 from tinylora_worker.policy import decide as decide_limits
+from tinylora_worker.schedule import local_time
 from tinylora_worker.traffic import TrafficMeter
 from tinylora_worker.wire.endpoint import serve
 from tinylora_worker.wire.worker_pb2 import Status
@@ -158,9 +159,9 @@ class Agent:
         self._stop, self._over, self._deciding = threading.Event(), threading.Event(), threading.RLock()
         self._ending: Ending = "stopped"
         self._error: BaseException | None = None
-        self._needs_update = self._said_problem = ""
+        self._needs_update, self._said_problems, self._looking = "", frozenset[str](), threading.Lock()
         self._told_words: tuple[WorkerState, Reason | None] = (WorkerState.STARTING, None)
-        self._held, self._machine, self._seen_limits = Held(), Machine(at_s=0.0), self._limits.current()
+        self._held, self._machine, self._seen_limits = Held(), Machine(at_s=0.0), self._allowed()
         self._lookout: Lookout | None = None
         self._outbox = FolderOutbox(options.home)
         self._book, self._n_waiting = ReceiptBook(options.home), 0
@@ -168,7 +169,7 @@ class Agent:
         self._loader = Loader(
             self._make_trainer,
             options,
-            self._limits.current,
+            self._allowed,
             worker=self._identity.worker,
             memory_bytes=self._device_bytes,
             say=self._journal.say,
@@ -339,10 +340,10 @@ class Agent:
     def _situation(self) -> Situation:
         now_s = self._wall()
         verdict = decide_limits(
-            self._limits.current(),
+            self._allowed(),
             self._wishes(now_s),
             self._machine,
-            datetime.fromtimestamp(now_s).astimezone(),
+            local_time(now_s),
             held=self._held,
             needs=self._needs(),
         )
@@ -360,9 +361,10 @@ class Agent:
 
     def _wishes(self, now_s: float) -> Wishes:
         kept = self._store.kept
-        until = datetime.fromtimestamp(kept.paused_until_s).astimezone() if kept.paused_until_s else None
+        until = local_time(kept.paused_until_s) if kept.paused_until_s else None
         if kept.is_paused and until is not None and now_s >= kept.paused_until_s:
-            self._store.change(is_paused=False, paused_until_s=0.0)
+            with suppress(StorageError):  # it is over all the same
+                self._store.change(is_paused=False, paused_until_s=0.0)
             return Wishes(is_finishing=kept.is_finishing)
         return Wishes(kept.is_paused, until if kept.is_paused else None, kept.is_finishing)
 
@@ -402,27 +404,56 @@ class Agent:
         return orders.may_ask
 
     def _tick(self) -> bool:
-        """Look at the sensors, and decide anew. Nothing of it may end the thread that it runs in."""
-        try:
-            last, limits = self._keeper.last, self._limits.current()
-            if self._seen_limits.needs_another_trainer(limits):
-                self._keeper.allow(False)
-            self._seen_limits = limits
-            self._n_waiting = settle(self._outbox, self._book)
-            self._machine = self._sensors.read(
-                limits,
-                trainer_pid=self._keeper.pid,
-                device_kind="" if last is None else last.loaded.device_kind,
-                month_bytes=self._meter.month_bytes,
-            )
-            if self._limits.problem and self._limits.problem != self._said_problem:
-                self._journal.say(self._limits.problem)
-            self._said_problem = self._limits.problem
-            self.refresh()
-        except TinyLoraError as error:
-            self._journal.say(f"{error}")
+        """Look at limits and sensors, and decide anew, one thread at a time.
+
+        Nothing may end the thread that this runs in, nor one step keep another from being done: the owner's limits
+        would hold no longer.
+        """
+        with self._looking:
+            problems = [self._try(step) for step in (self._look, self._follow_limits, self.refresh, self._settle)]
+            self._tell_problems([*problems, self._limits.problem, *self._machine.problems])
         self._board.touch()
         return True
+
+    def _try(self, step: Callable[[], None]) -> str:
+        """Do it; returns why not."""
+        try:
+            step()
+        except TinyLoraError as error:
+            return str(error)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    def _look(self) -> None:
+        last = self._keeper.last
+        self._machine = self._sensors.read(
+            self._allowed(),
+            trainer_pid=self._keeper.pid,
+            device_kind="" if last is None else last.loaded.device_kind,
+            month_bytes=self._meter.month_bytes,
+        )
+
+    def _follow_limits(self) -> None:
+        """A trainer that was started under other limits is started again."""
+        limits, before = self._allowed(), self._seen_limits
+        self._seen_limits = limits
+        if before.needs_another_trainer(limits):
+            self._keeper.allow(False)
+
+    def _settle(self) -> None:
+        self._n_waiting = settle(self._outbox, self._book)
+
+    def _tell_problems(self, problems: list[str]) -> None:
+        """Each once, as long as it stays."""
+        found = frozenset(problem for problem in problems if problem)
+        for problem in sorted(found - self._said_problems):
+            self._journal.say(problem)
+        self._said_problems = found
+
+    def _allowed(self) -> Limits:
+        """The limits of now, on the device that was said."""
+        return self._limits.current().with_device(self.options.device)
 
     def _check_base(self, prepared: Prepared) -> None:
         """The coordinator's word on the base that was loaded; if it is away, each unit is checked anyway."""

@@ -104,10 +104,12 @@ def load_request(options: Options, limits: Limits, welcome: Welcome, worker: str
         data=options.data,
         columns=dict(options.columns),
         feature_dim=welcome.answer.base.feature_dim,
-        device=options.device or limits.device,
+        # A trainer whose environment was made of these limits sees the device that was said as its only one.
+        device=limits.device if limits.with_device(options.device) == limits else options.device,
         dtype=options.dtype,
         quantise=options.quantise,
         vram_limit_bytes=_strictest(allowed),
+        vram_share=0.0 if memory_bytes else limits.vram_share or 0.0,
         cpu_threads=_strictest(threads),
         max_rank=options.max_rank,
         worker=worker,

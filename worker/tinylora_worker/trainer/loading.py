@@ -12,7 +12,7 @@ from tinylora.base_model import LoadedBase, load_base
 from tinylora.errors import BaseModelError
 from tinylora.reading.examples import read_examples
 from tinylora.shards import Shard, load_shard
-from tinylora.training.devices import Chosen, choose_device, is_finite_in, limit_memory
+from tinylora.training.devices import Chosen, choose_device, is_finite_in, limit_memory, total_memory
 from tinylora.training.out_of_memory import give_memory_back
 from tinylora_worker.trainer import downloads
 from tinylora_worker.wire.worker_pb2 import Loaded, LoadEvent, LoadProgress, LoadRequest
@@ -72,6 +72,7 @@ def load(request: LoadRequest, home: Path, tell: Tell) -> Resident:
     if request.cpu_threads:
         torch.set_num_threads(request.cpu_threads)
     chosen = choose_device(request.device, request.dtype)
+    request.vram_limit_bytes = strictest_limit(request, total_memory(chosen))
     limit_memory(chosen, request.vram_limit_bytes)
     tell(LoadEvent(progress=LoadProgress(stage="base")))
     with downloads.watched(downloads.cache_of(request.base), partial(_tell_downloaded, tell)):
@@ -83,6 +84,13 @@ def load(request: LoadRequest, home: Path, tell: Tell) -> Resident:
     shard = load_shard(paths, base, columns=columns, allow=list(request.allow), cache=home / TOKENS)
     first = next(read_examples(paths, columns=columns), None)
     return Resident(request, chosen, base, shard, "" if first is None else first.layout)
+
+
+def strictest_limit(request: LoadRequest, total_bytes: int) -> int:
+    """The stricter of the two limits that a request may have; 0: none."""
+    return min(
+        (limit for limit in (request.vram_limit_bytes, int(request.vram_share * total_bytes)) if limit), default=0
+    )
 
 
 def _load_base(request: LoadRequest, chosen: Chosen) -> tuple[Chosen, LoadedBase]:

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LoadRequest(_message.Message):
-    __slots__ = ("base", "data", "columns", "feature_dim", "device", "dtype", "quantise", "vram_limit_bytes", "cpu_threads", "max_rank", "worker", "allow", "base_fingerprint")
+    __slots__ = ("base", "data", "columns", "feature_dim", "device", "dtype", "quantise", "vram_limit_bytes", "cpu_threads", "max_rank", "worker", "allow", "base_fingerprint", "vram_share")
     class ColumnsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class LoadRequest(_message.Message):
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ALLOW_FIELD_NUMBER: _ClassVar[int]
     BASE_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    VRAM_SHARE_FIELD_NUMBER: _ClassVar[int]
     base: str
     data: _containers.RepeatedScalarFieldContainer[str]
     columns: _containers.ScalarMap[str, str]
@@ -41,7 +42,8 @@ class LoadRequest(_message.Message):
     worker: str
     allow: _containers.RepeatedScalarFieldContainer[str]
     base_fingerprint: str
-    def __init__(self, base: _Optional[str] = ..., data: _Optional[_Iterable[str]] = ..., columns: _Optional[_Mapping[str, str]] = ..., feature_dim: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., quantise: _Optional[str] = ..., vram_limit_bytes: _Optional[int] = ..., cpu_threads: _Optional[int] = ..., max_rank: _Optional[int] = ..., worker: _Optional[str] = ..., allow: _Optional[_Iterable[str]] = ..., base_fingerprint: _Optional[str] = ...) -> None: ...
+    vram_share: float
+    def __init__(self, base: _Optional[str] = ..., data: _Optional[_Iterable[str]] = ..., columns: _Optional[_Mapping[str, str]] = ..., feature_dim: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., quantise: _Optional[str] = ..., vram_limit_bytes: _Optional[int] = ..., cpu_threads: _Optional[int] = ..., max_rank: _Optional[int] = ..., worker: _Optional[str] = ..., allow: _Optional[_Iterable[str]] = ..., base_fingerprint: _Optional[str] = ..., vram_share: _Optional[float] = ...) -> None: ...
 
 class LoadEvent(_message.Message):
     __slots__ = ("progress", "loaded", "failure")
