@@ -223,10 +223,15 @@ def fresh(world: World) -> Iterator[TrainerProcess]:
 
 @pytest.mark.parametrize(
     ("number", "reason"),
-    [(signal.SIGSEGV, "it crashed (SIGSEGV); "), (signal.SIGKILL, "for want of memory, ended it (SIGKILL)")],
+    [
+        (signal.SIGSEGV, "it crashed (SIGSEGV); "),
+        (signal.SIGKILL, "for want of memory, ended it (SIGKILL)"),
+        (signal.SIGTERM, "somebody ended it (SIGTERM)"),
+    ],
 )
 def test_a_crash_says_what_it_was(fresh: TrainerProcess, world: World, number: int, reason: str) -> None:
     os.kill(fresh.pid, number)
+    fresh._is_over.wait(20)
     with pytest.raises(TrainerDied) as died:
         fresh.load(world.request())
     assert reason in str(died.value) and not fresh.is_alive
@@ -258,6 +263,13 @@ def test_one_that_was_never_started(tmp_path: Path) -> None:
         assert not running.is_alive and running.pid == 0 and not running.stop()
         with pytest.raises(TrainerDied, match="it was not started"):
             list(running.run(tmp_path))
+
+
+def test_one_that_hangs_is_stopped_all_the_same(tmp_path: Path) -> None:
+    with TrainerProcess(tmp_path, print, patience=Patience(stop_s=0.2)) as running:
+        running.start()
+        os.kill(running.pid, signal.SIGSTOP)
+        assert not running.stop() and not running.is_alive
 
 
 def test_one_that_cannot_come_up(world: World) -> None:

@@ -34,6 +34,7 @@ def test_a_base_may_take_its_time_to_come() -> None:
         (-9, 0, "somebody, or the system for want of memory, ended it (SIGKILL)"),
         (-9, 1, "the system ended it for want of memory (SIGKILL): close other programs, or take a smaller base"),
         (-15, 0, "somebody ended it (SIGTERM)"),
+        (3, 0, "somebody ended it (SIGTERM)"),  # it heard, and went by itself
         (-11, 0, "it crashed (SIGSEGV); trainer.log may tell more"),
         (-77, 0, "it crashed (signal 77); trainer.log may tell more"),
         (1, 0, "it ended by itself (exit code 1); trainer.log tells why"),

@@ -192,9 +192,10 @@ class TrainerProcess:
         """
         self._why = self._why or "it was stopped"
         if self.is_alive and self._trainer is not None:
+            end_s = time.monotonic() + self._patience.stop_s
             with suppress(grpc.RpcError, ValueError):  # it is gone already, and its channel closed
                 self._trainer.Stop(StopRequest(), timeout=self._patience.stop_s)
-                self._is_over.wait(self._patience.stop_s)
+                self._is_over.wait(max(0.0, end_s - time.monotonic()))
         self.kill()
         return self._unit_folder is not None and (self._unit_folder / CHECKPOINT).exists()
 

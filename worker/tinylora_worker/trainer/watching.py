@@ -49,7 +49,7 @@ def ending(code: int, *, n_oom_kills: int, log: Path) -> str:
         n_oom_kills: Processes that the system has ended for want of memory while it lived.
         log: Where it wrote what it had to say.
     """
-    if code == -signal.SIGTERM:
+    if code in (-signal.SIGTERM, ORPHANED):
         return "somebody ended it (SIGTERM)"
     if code == -getattr(signal, "SIGKILL", 9):
         if n_oom_kills:
