@@ -97,12 +97,12 @@ def test_secrets_that_were_learnt_are_exposed_and_extracted():
         shard("letters", n=4),
         n_canaries=1,
         n_repeats=60,
-        n_steps=160,
+        n_steps=120,
         seed=5,
         n_candidates=63,
         on_step=lambda node, step, loss, speed: steps.append(step),
     )
-    assert steps == list(range(160))
+    assert steps == list(range(120))
     assert found.bits == (6.0,)
     assert found.n_extracted == 1
     assert not any(isinstance(module, AdapterLinear) for module in base().model.modules())
