@@ -20,6 +20,7 @@ PURE = (
     "tinylora.federation.ledger_memory",
     "tinylora.ledger.sqlite",
     "tinylora_worker.policy",
+    "tinylora_worker.trainer.process",
     "tinylora_worker.traffic",
     "tinylora_worker.service_unit",
 )
