@@ -109,7 +109,15 @@ def test_a_note_of_a_process_that_has_died(place: Path, tmp_path: Path, change: 
         note = json.loads((tmp_path / "agent.json").read_text())
     (tmp_path / "agent.json").write_text(json.dumps(note | change))
     with pytest.raises(NetworkError, match=r"process \d+ has ended"):
-        connect(tmp_path, "agent")
+        connect(tmp_path, "agent", deadline_s=0.1)
+
+
+def test_a_clock_that_was_set_is_no_death(place: Path, tmp_path: Path) -> None:
+    with serving(tmp_path):
+        note = json.loads((tmp_path / "agent.json").read_text())
+        (tmp_path / "agent.json").write_text(json.dumps(note | {"started_s": note["started_s"] - 3600}))
+        with connect(tmp_path, "agent") as channel:
+            assert AgentStub(channel).GetStatus(StatusRequest()).pid == os.getpid()
 
 
 def test_a_worker_that_does_not_answer(place: Path, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ class TrainerProcess:
             self.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.log_file.exists() and self.log_file.stat().st_size > _MAX_LOG_BYTES:
                 self.log_file.replace(self.log_file.with_suffix(".log.1"))
-            return self.log_file.open("ab")
+            return os.fdopen(os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
         except OSError as error:
             raise StorageError(f"{self.log_file}: {error.strerror or error}; choose another --home") from None
 

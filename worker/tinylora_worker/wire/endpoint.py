@@ -32,7 +32,7 @@ _N_THREADS = 16
 """Calls at a time: a few commands that follow the status, and those that ask once."""
 _CONNECT_S = 5.0
 _SAME_START_S = 2.0
-"""Two readings of when a process began may differ by this much, for clocks are set."""
+"""Two readings of when a process began may differ by this much."""
 _MAX_MESSAGE_BYTES = 2**20
 _OPTIONS = (
     ("grpc.enable_http_proxy", 0),  # or loopback itself would be asked for at the company's proxy
@@ -188,14 +188,16 @@ def connect(home: Path, name: str, *, deadline_s: float = _CONNECT_S) -> grpc.Ch
         raise NetworkError(f"{nobody}; start one with `tinylora-worker run`, or give its --home") from None
     except (OSError, ValidationError):
         raise NetworkError(f"{file}: not readable as the address of a worker; start the worker again") from None
-    if not _is_alive(note):
-        raise NetworkError(f"{nobody}: process {note.pid} has ended; start it again with `tinylora-worker run`")
+    ended = f"{nobody}: process {note.pid} has ended; start it again with `tinylora-worker run`"
+    if not psutil.pid_exists(note.pid):
+        raise NetworkError(ended)
     try:
         return dial(Address(note.target, note.token), deadline_s=deadline_s)
     except NetworkError:
-        raise NetworkError(
+        silent = (
             f"the worker of {home} (process {note.pid}) does not answer within {deadline_s:g} s; try again, or end it"
-        ) from None
+        )
+        raise NetworkError(silent if _is_the_same(note) else ended) from None
 
 
 def dial(address: Address, *, deadline_s: float = _CONNECT_S) -> grpc.Channel:
@@ -231,12 +233,11 @@ class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
         return details._replace(metadata=(*(details.metadata or ()), (_TOKEN_KEY, self._token)))
 
 
-def _is_alive(note: _Note) -> bool:
+def _is_the_same(note: _Note) -> bool:
+    """Whether the process of this number began when the note's did. Asked only where nobody answers: clocks are set."""
     try:
         return abs(_started_s(note.pid) - note.started_s) < _SAME_START_S
-    except psutil.AccessDenied:
-        return False  # somebody else's process: it cannot be the one that wrote into this home
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return False
 
 
