@@ -26,6 +26,7 @@ app = typer.Typer(
     epilog="Example: tinylora-worker join https://tree.example.org:8443 --token-file T --data notes.jsonl",
 )
 limits_app = typer.Typer(help="What this worker may use: show it, or change it while it works.", no_args_is_help=False)
+data_app = typer.Typer(help="Your own text.", no_args_is_help=True)
 service_app = typer.Typer(help="Start the worker with your session.", no_args_is_help=True)
 
 TAKE_PART, STEER, LOOK, CARE = "Take part", "While it works", "Look", "Care"
@@ -36,6 +37,7 @@ ENDINGS = (
     "token names; 8 a file cannot be written; 130 a second Ctrl-C."
 )
 app.add_typer(limits_app, name="limits", rich_help_panel=STEER)
+app.add_typer(data_app, name="data", rich_help_panel=LOOK)
 app.add_typer(service_app, name="service", rich_help_panel=CARE)
 
 Home = Annotated[
@@ -337,6 +339,29 @@ def receipts(home: Home = None, as_json: Json = False) -> None:
         where = f"node {receipt.node or 'root'}"
         typer.echo(f"{receipt.run} {receipt.unit_id} {receipt.kind} {where}: {receipt.tokens} tokens")
     _say(f"{len(found)} receipts, {sum(receipt.tokens for receipt in found)} tokens")
+
+
+@data_app.callback()
+def own_text() -> None:
+    """Your own text."""
+
+
+@data_app.command("check", epilog="Exit codes: 0; 3 it cannot be used. Example: tinylora-worker data check notes.jsonl")
+def check_data(
+    paths: Annotated[list[str], typer.Argument(metavar="PATHS...", help="Files, folders, patterns.")],
+    base: Annotated[str, typer.Option("--base", help="Count by this base's tokens; a folder, or in the cache.")] = "",
+    window_tokens: Annotated[int, typer.Option("--window-tokens", min=0, help="The run's window; 0: unknown.")] = 0,
+    columns: Map = None,
+    text_column: TextColumn = "",
+    allow: Allow = None,
+    as_json: Json = False,
+) -> None:
+    """What a run would make of your text: counts, lengths, duplicates, what looks secret, samples. Sends nothing."""
+    from tinylora_worker.data_check import run_data_check
+
+    places = [Path(path).expanduser() for path in paths]
+    roles = parse_columns(columns or (), text_column)
+    run_data_check(places, base or None, roles, allow or (), as_json, window_tokens=window_tokens)
 
 
 @app.command(rich_help_panel=LOOK, epilog="Exit codes: 0; 3 no usable text; 4 no base. Example: tinylora-worker audit")

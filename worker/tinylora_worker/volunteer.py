@@ -14,7 +14,6 @@ import tinylora
 from tinylora.config import RunSettings
 from tinylora.errors import BaseModelError, DataError, SettingError, TinyLoraError
 from tinylora.flower.enrolment import Welcome
-from tinylora_worker.agent.agent import Agent
 from tinylora_worker.agent.keeper import Prepared
 from tinylora_worker.agent.loading import load_request, make_trainer
 from tinylora_worker.agent.options import Options
@@ -29,7 +28,7 @@ from tinylora_worker.preflight.facts import Fitting
 from tinylora_worker.preflight.facts import Text as ReadText
 from tinylora_worker.preflight.judging import judge_fitting, judge_refusal, judge_text
 from tinylora_worker.preflight.telling import heading_lines
-from tinylora_worker.screen import JsonLines, Lines, Picture, Show, Silence
+from tinylora_worker.screen import JsonLines, Lines, Picture, Show, Silence, Wishes
 from tinylora_worker.talk import Talk
 from tinylora_worker.trainer.process import TrainerDied, TrainerProcess
 from tinylora_worker.wire.worker_pb2 import Fit, Loaded
@@ -276,6 +275,8 @@ def work(options: Options, manner: Manner, talk: Talk, prepared: Prepared | None
     Raises:
         TinyLoraError: As `Agent.work`.
     """
+    from tinylora_worker.agent.agent import Agent  # flwr comes with it, which the checks need not wait for
+
     agent = Agent(options, show=lambda line: _say(talk, line), on_status=lambda status: show.update(status))
     show = _show_for(agent, manner, talk)
     with show:
@@ -288,9 +289,9 @@ def _say(talk: Talk, line: str) -> None:
         talk.console.print(line, markup=False)  # above the picture, where there is one
 
 
-def _show_for(agent: Agent, manner: Manner, talk: Talk) -> Show:
+def _show_for(wishes: Wishes, manner: Manner, talk: Talk) -> Show:
     if manner.is_json:
         return JsonLines()
     if talk.console.is_terminal and not talk.is_quiet:
-        return Picture(talk.console, agent, keyboard=talk.keyboard, n_log=0)
+        return Picture(talk.console, wishes, keyboard=talk.keyboard, n_log=0)
     return Silence() if talk.is_quiet else Lines(lambda line: _say(talk, line))
