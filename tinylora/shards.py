@@ -83,6 +83,8 @@ class Shard:
     @cached_property
     def n_targets(self) -> int:
         """Of these, tokens that are to be predicted."""
+        if isinstance(self.train, StoredDocuments) and self.train.files.is_target is None:
+            return self.n_tokens
         return sum(n_targets(document) for document in self.train)
 
     def n_windows(self, window_tokens: int) -> int:

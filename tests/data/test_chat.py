@@ -1,12 +1,16 @@
 """Which tokens a model is to learn to say: completions and answers, by the base's own template or a plain one."""
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.helpers import tiny_base_model
-from tinylora.reading.chat import Encoded, TokenizerEncoder, encode_all
+from tinylora.reading import chat
+from tinylora.reading.chat import Encoded, TokenizerEncoder, encode_all, pieces
 from tinylora.reading.layouts import Example, Part
 from tinylora.reading.rows import Rejected
 
@@ -122,6 +126,29 @@ def test_texts_together_are_as_texts_alone_and_all_of_them_are_targets():
         assert isinstance(found, Encoded) and isinstance(alone, Encoded)
         assert np.array_equal(found.tokens, alone.tokens)
         assert (found.is_target is None) == (example.layout == "text")
+
+
+@given(st.text(alphabet="ab \n", max_size=60), st.integers(2, 9))
+def test_pieces_are_the_text(text, most):
+    found = list(pieces(text, most))
+    assert "".join(found) == text
+    assert all(0 < len(piece) <= most for piece in found) or text == ""
+    assert all(piece[0] in " \n" or len(before) == most for before, piece in pairwise(found))
+
+
+def test_a_long_text_in_pieces_has_the_tokens_of_the_whole(monkeypatch):
+    examples = [Example(f"x:{n}", "x", "text", (Part("text", "word\nwörd " * n),)) for n in (3, 50, 4, 60)]
+    whole = encoder(None).encode(examples)
+    monkeypatch.setattr(chat, "PIECE_CHARS", 64)
+    for left, right in zip(encoder(None).encode(examples), whole, strict=True):
+        assert isinstance(left, Encoded) and isinstance(right, Encoded)
+        assert np.array_equal(left.tokens, right.tokens)
+
+
+def test_a_conversation_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(chat, "MAX_MASKED_CHARS", 16)
+    (found,) = encoder(None).encode([TALK])
+    assert isinstance(found, Rejected) and "24 characters; the most for one example is 16" in found.reason
 
 
 def test_the_template_is_part_of_what_tokens_follow_from():

@@ -74,14 +74,14 @@ def test_frames_that_follow_each_other_are_one_file(tmp_path):
 ROW = st.fixed_dictionaries({"text": st.text(min_size=1).filter(lambda text: text.strip() and "\0" not in text)})
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.lists(ROW, min_size=1, max_size=5))
 def test_a_json_array_read_in_pieces_is_the_array_read_at_once(tmp_path_factory, table):
     file = tmp_path_factory.mktemp("json") / "a.json"
     file.write_text(json.dumps(table, indent=2), encoding="utf-8")
     before = rows._READ_CHARS
     try:
-        rows._READ_CHARS = 3
+        rows._READ_CHARS = 7
         found = list(read_examples([file]))
     finally:
         rows._READ_CHARS = before

@@ -29,6 +29,7 @@ from tinylora.base_model import LoadedBase, encode
 from tinylora.config import RunSettings
 from tinylora.errors import SettingError
 from tinylora.model import TreeModel
+from tinylora.reading.documents import sampled
 from tinylora.shards import Document, Shard, batches
 from tinylora.training.batch import Batch
 from tinylora.training.fit import Fit
@@ -41,6 +42,8 @@ N_DIGITS = 8
 N_CANDIDATES = 1023
 """Random numbers that a canary's is ranked among: ten bits can be measured."""
 ROWS_AT_ONCE = 64
+MAX_DOCUMENTS = 2**15
+"""Of the shard that canaries are planted in."""
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
@@ -99,6 +102,8 @@ def random_secrets(n: int, seed: int) -> list[str]:
 def plant(shard: Shard, canaries: Sequence[Document], n_repeats: int) -> Shard:
     """A copy of a shard whose training text holds each canary `n_repeats` times, as documents of their own.
 
+    Of a large shard it is a sample, since a copy lies in memory.
+
     Raises:
         SettingError: Fewer than one repetition.
     """
@@ -107,7 +112,7 @@ def plant(shard: Shard, canaries: Sequence[Document], n_repeats: int) -> Shard:
     planted = [
         replace(document, name=f"{document.name}#{number}") for document in canaries for number in range(n_repeats)
     ]
-    return replace(shard, train=(*shard.train, *planted))
+    return replace(shard, train=(*sampled(shard.train, MAX_DOCUMENTS), *planted))
 
 
 def documents_of(canaries: Sequence[Canary], base: LoadedBase) -> list[Document]:
