@@ -16,6 +16,7 @@ from tests.learning.units import base, shard, unit
 from tinylora.adapters.lora import init_adapter
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.base_model import load_base
+from tinylora.errors import ProtocolError
 from tinylora.model import TreeModel
 from tinylora.tensors import from_bytes
 from tinylora.training import Fit, UnitRunner
@@ -128,6 +129,16 @@ def test_units_in_parts_end_where_whole_ones_do(name, fit, text):
     expected = adapters(from_bytes(expected))
     for tensor_name, tensor in adapters(from_bytes(payload)).items():
         assert (tensor - expected[tensor_name]).norm() <= 0.02 * expected[tensor_name].norm() + 1e-4
+
+
+def test_what_a_machine_takes_is_told_with_every_update_and_more_is_refused(text):
+    one = UnitRunner(base(), text, worker="w0", fit=Fit(max_rank=2, max_leaves=1))
+    update, _ = one.run(*unit("sketch", ""))
+    assert (update.max_rank, update.max_leaves) == (2, 1)
+    with pytest.raises(ProtocolError, match="a subtree of 2 leaves, this worker trains 1 at most"):
+        one.run(*UNITS["subtree"])
+    with pytest.raises(ProtocolError, match="adapters of rank 4, this worker trains rank 2 at most"):
+        one.run(*unit(rank=4))
 
 
 @pytest.mark.parametrize("quantise", ["nf4", "int8"])
