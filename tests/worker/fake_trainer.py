@@ -69,7 +69,7 @@ class FakeSession:
         """The last finished step is on disk."""
         return self._checkpoint is not None and self._checkpoint.write()
 
-    def load(self, request: LoadRequest, tell: Callable[[LoadEvent], None]) -> None:
+    def load(self, request: LoadRequest, tell: Callable[[LoadEvent], None]) -> LoadEvent:
         """Nothing to load."""
         self._worker = request.worker
         if kind := self._told("load", ""):
@@ -77,13 +77,13 @@ class FakeSession:
         if module := self._told("work", ""):
             self._work = importlib.import_module(module).work
         facts = Path(request.base).read_text()
-        tell(LoadEvent(loaded=Loaded(base_facts_json=facts, device="fake", dtype="fp32", device_kind="cpu")))
+        return LoadEvent(loaded=Loaded(base_facts_json=facts, device="fake", dtype="fp32", device_kind="cpu"))
 
     def size(self, request: SizeRequest, *_: Any) -> SizeReply:
         """Everything fits."""
         return SizeReply(fit=Fit(micro_windows=1))
 
-    def run(self, folder: Path, tell: Callable[[RunEvent], None]) -> None:
+    def run(self, folder: Path, tell: Callable[[RunEvent], None]) -> RunEvent:
         """Count the unit's steps from the checkpoint on."""
         unit = WorkUnit.from_json((folder / UNIT).read_text())
         file = folder / CHECKPOINT
@@ -98,7 +98,7 @@ class FakeSession:
         update, result = self._work(self._worker, unit, (folder / PAYLOAD).read_bytes())
         write_made(folder, update, result)
         self._checkpoint = None
-        tell(RunEvent(done=Done(payload_sha256=update.payload_sha256)))
+        return RunEvent(done=Done(payload_sha256=update.payload_sha256))
 
     def _step(self, unit: WorkUnit, step: int) -> None:
         if self._told("crash_at", -1) == step:
