@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tinylora_worker.agent.agent import Agent
 from tinylora_worker.agent.loading import load_request
+from tinylora_worker.agent.lookout import Lookout
 from tinylora_worker.agent.options import Options
 from tinylora_worker.limits import FILE, Limits, set_from_text
 from tinylora_worker.machine import Machine
@@ -17,6 +18,7 @@ from tinylora_worker.wire.worker_pb2 import LoadRequest
 
 from tests.flower.helpers import FACTS
 from tinylora.errors import StorageError
+from tinylora.flower.enrolment import StateAnswer
 from tinylora.flower.membership import Membership, save_membership
 from tinylora.protocol.standstill import Reason
 
@@ -102,6 +104,23 @@ def test_a_pause_that_is_over_is_over_on_a_full_disk(worker: Worker, monkeypatch
 
     monkeypatch.setattr(worker.agent._store, "change", full)
     assert worker.tick() != Reason.USER_PAUSED
+
+
+def test_at_the_traffic_cap_the_coordinator_is_asked_no_more(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def ask(_door: object) -> StateAnswer:
+        asked.append("asked")
+        return StateAnswer(run="r", phase="running", protocol=1)
+
+    monkeypatch.setattr(type(worker.agent._door), "ask_state", ask)
+    lookout = worker.agent._lookout = Lookout(worker.agent._ask_state, lambda: None)
+    set_from_text(worker.home, "data_cap=10B/month")
+    for month_bytes, n_asked in ((0, 1), (11, 1), (0, 2)):
+        worker.sensors.answer = Machine(0.0, month_bytes=month_bytes)
+        worker.tick()
+        lookout._asked_at_s = 0.0  # long ago
+        assert lookout.phase() == "running" and len(asked) == n_asked
 
 
 def test_the_command_line_and_the_clock_do_not_look_at_once(worker: Worker) -> None:

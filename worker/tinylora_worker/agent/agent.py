@@ -22,7 +22,7 @@ from typing import Protocol
 
 from tinylora.config import BaseFacts
 from tinylora.errors import NetworkError, RefusedError, SettingError, StorageError, TinyLoraError
-from tinylora.flower.enrolment import Welcome
+from tinylora.flower.enrolment import StateAnswer, Welcome
 from tinylora.flower.fleet import Ending, FleetClient, Pace
 from tinylora.flower.identity import load_or_create
 from tinylora.flower.node_memory import FolderNodeMemory
@@ -163,6 +163,7 @@ class Agent:
         self._told_words: tuple[WorkerState, Reason | None] = (WorkerState.STARTING, None)
         self._held, self._machine, self._seen_limits = Held(), Machine(at_s=0.0), self._allowed()
         self._lookout: Lookout | None = None
+        self._may_talk = True
         self._outbox = FolderOutbox(options.home)
         self._book, self._n_waiting = ReceiptBook(options.home), 0
         self._credit = Credit(options.home, self._identity.worker)
@@ -277,7 +278,7 @@ class Agent:
         )
         self._outbox = FolderOutbox(self.options.home, run=welcome.answer.run)
         with (
-            Lookout(self._door.ask_state, self.refresh, period_s=self._pace.phase_poll_s, wall=self._wall) as lookout,
+            Lookout(self._ask_state, self.refresh, period_s=self._pace.phase_poll_s, wall=self._wall) as lookout,
             ReceiptCollector(desk, self._book, log=self._journal.say) as receipts,
         ):
             self._lookout = lookout
@@ -347,7 +348,7 @@ class Agent:
             held=self._held,
             needs=self._needs(),
         )
-        self._held = verdict.held
+        self._held, self._may_talk = verdict.held, verdict.may_talk
         work = self._bench.under_way
         return Situation(
             now_s=now_s,
@@ -454,6 +455,11 @@ class Agent:
     def _allowed(self) -> Limits:
         """The limits of now, on the device that was said."""
         return self._limits.current().with_device(self.options.device)
+
+    def _ask_state(self) -> StateAnswer:
+        """What the run is doing; at the traffic cap, what it did when it was asked last."""
+        known = None if self._lookout is None else self._lookout.answer
+        return known if known is not None and not self._may_talk else self._door.ask_state()
 
     def _check_base(self, prepared: Prepared) -> None:
         """The coordinator's word on the base that was loaded; if it is away, each unit is checked anyway."""
