@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.coordinator.running import free_port
@@ -53,6 +54,12 @@ def answers(root: Path, port: int) -> bool:
         return False
 
 
+def family(pid: int) -> list[psutil.Process]:
+    """A process and its children, the trainer among them."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
+
+
 @pytest.mark.slow
 def test_one_pasted_line_joins_and_q_leaves(tmp_path: Path) -> None:
     root, cache, home = tmp_path / "run", tmp_path / "hub", tmp_path / "a home, über"
@@ -71,7 +78,10 @@ def test_one_pasted_line_joins_and_q_leaves(tmp_path: Path) -> None:
 
             os.write(ours, b"\n")
             shown += read_until(ours, lambda shown: b"tok/s" in shown, timeout_s=100.0)
-            print(f"asked after {asked_s:.1f} s, first optimiser step after {time.monotonic() - begun:.1f} s")
+            spent = [process.cpu_times() for process in family(child.pid)]
+            cpu_s = sum(times.user + times.system for times in spent)
+            step_s = time.monotonic() - begun
+            print(f"asked after {asked_s:.1f} s, first optimiser step after {step_s:.1f} s; {cpu_s:.1f} s of CPU")
             os.write(ours, b"q")
             shown += read_until(ours, lambda _: child.poll() is not None, timeout_s=60.0)
             assert child.returncode == 0 and termios.tcgetattr(its) == before
