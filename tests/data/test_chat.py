@@ -82,12 +82,14 @@ def test_a_template_that_asks_in_other_words_than_it_writes():
     assert said(found) == (WRITTEN, ["Ich.<|end|>\n", "Ja, ich é.<|end|>\n"])
 
 
-def test_a_base_without_a_template_gets_the_plain_one():
+def test_a_base_without_a_template_gets_the_plain_one_and_says_so(caplog):
     plain = encoder(None)
     assert plain.template == "plain"
     (found,) = plain.encode([conversation(("system", "Kurz."), *((part.role, part.text) for part in TALK.parts))])
     written = "<s>System: Kurz.\nUser: Wer da?\nAssistant: Ich.</s>\nUser: Du?\nAssistant: Ja, ich é.</s>\n"
     assert said(found) == (written, [" Ich.</s>", " Ja, ich é.</s>"])
+    plain.encode([TALK, TALK])
+    assert caplog.text.count("this base has no chat template: conversations are written as User: ...") == 1
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 from tinylora_worker.data_check import run_data_check
 
+from tests.data.test_reading import parquet_of
 from tests.data.test_shards import some_texts, write_lines
 from tests.data.test_stored import chat
 from tests.helpers import tiny_base_dir, tiny_base_model
@@ -120,10 +121,12 @@ def run(data, *, base: bool = True, allow: tuple[str, ...] = (), as_json: bool =
 @pytest.mark.parametrize("base", [True, False])
 @pytest.mark.parametrize("as_json", [True, False])
 def test_it_sends_nothing(data, monkeypatch, base, as_json):
+    (data / "d.parquet").write_bytes(parquet_of([{"text": "from Parquet"}]))
     monkeypatch.setattr(socket, "socket", forbidden)
     monkeypatch.setattr(socket, "create_connection", forbidden)
     monkeypatch.setattr(socket, "getaddrinfo", forbidden)
-    assert run(data, base=base, as_json=as_json)
+    told = run(data, base=base, as_json=as_json)
+    assert "27" in told and "error" not in told
 
 
 def test_lines_for_people(data):

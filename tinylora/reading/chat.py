@@ -5,6 +5,7 @@ A conversation is written by the tokenizer's own chat template. A base without o
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,8 @@ from jaxtyping import Bool, Int32
 
 from tinylora.reading.layouts import Example, Part
 from tinylora.reading.rows import Rejected
+
+log = logging.getLogger(__name__)
 
 PLAIN_TEMPLATE = "User: ...\\nAssistant: ...</s>\\n"
 """For people: what a base without a chat template is given; `</s>` stands for its end token, if it has one."""
@@ -65,6 +68,7 @@ class TokenizerEncoder:
         self._tokenizer = tokenizer
         self._bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self._eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self._has_told = False
         self.template = "the base's own" if getattr(tokenizer, "chat_template", None) else "plain"
         """For people: by which template conversations are written."""
         self.fingerprint = hashlib.sha256(str(getattr(tokenizer, "chat_template", None)).encode()).hexdigest()
@@ -117,6 +121,9 @@ class TokenizerEncoder:
 
     def _by_plain_template(self, parts: Sequence[Part]) -> Encoded:
         """`User: ...` and `Assistant: ...`, a line each; the assistant ends with the base's end token."""
+        if not self._has_told:
+            log.warning("this base has no chat template: conversations are written as %s", PLAIN_TEMPLATE)
+            self._has_told = True
         pieces: list[tuple[str, bool]] = []
         for part in parts:
             is_said = part.role == "assistant"
