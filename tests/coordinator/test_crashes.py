@@ -111,3 +111,31 @@ def test_what_another_start_would_only_repeat_is_not_repeated(tmp_path: Path) ->
         coordinator.start()
         assert coordinator.finish() == 2
         assert "leaf_steps 20 to 21" in coordinator.said and "cannot go on" in coordinator.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained_s", [60.0, 150.0], ids=["done while it is away", "done after it is back"])
+def test_two_minutes_without_a_coordinator_cost_nothing(tmp_path: Path, trained_s: float) -> None:
+    """All of it is killed in the middle of a unit and starts again two minutes later; the worker just goes on."""
+    with serving(make_run(tmp_path / "run", leaf_steps=30)) as coordinator:
+        begun, back = threading.Event(), threading.Timer(120.0, coordinator.start)
+
+        def train(unit: Any) -> None:
+            if unit.kind == "train" and not begun.is_set():
+                begun.set()
+                time.sleep(trained_s)  # the length of this unit is what is tried
+
+        worker = coordinator.volunteer(0.0, before=train)
+        other = coordinator.volunteer(2.0)
+        assert begun.wait(60.0)
+        assert coordinator.kill("supervisor")
+        back.start()
+        try:
+            assert coordinator.finish(400.0) == 0, coordinator.said
+        finally:
+            back.cancel()
+        until(lambda: bool(worker.endings and other.endings), what="the workers' end")
+        assert [worker.endings, other.endings] == [["finished"], ["finished"]]
+        assert_nothing_lost_or_doubled(coordinator)
+        assert not coordinator.count(LeaseExpired) and not coordinator.count(UpdateRejected)
+        assert len(worker.done) == len(set(worker.done)), "no unit was done twice"
