@@ -114,6 +114,7 @@ def test_what_another_start_would_only_repeat_is_not_repeated(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("trained_s", [60.0, 150.0], ids=["done while it is away", "done after it is back"])
 def test_two_minutes_without_a_coordinator_cost_nothing(tmp_path: Path, trained_s: float) -> None:
     """All of it is killed in the middle of a unit and starts again two minutes later; the worker just goes on."""

@@ -152,13 +152,13 @@ def _work(
     prepare = prepare or partial(load_trainer, feature_dim=welcome.answer.base.feature_dim)
     handle = prepare(options, identity, check_base)
     desk = ReceiptDesk(address, welcome.trust, identity, welcome.answer.run_key, welcome.clock_offset_s)
-    with ReceiptCollector(desk, ReceiptBook(options.home), log=log) as receipts:
+    outbox = FolderOutbox(options.home)
+    with ReceiptCollector(desk, ReceiptBook(options.home), log=log, outbox=outbox) as receipts:
 
         def done(unit: WorkUnit, update: Update) -> None:
             log(describe(unit, update))
             receipts.expect(unit.unit_id)
 
-        outbox = FolderOutbox(options.home)
         return _client(address, identity, welcome, told(handle, done), outbox, again, pace, log).work()
 
 

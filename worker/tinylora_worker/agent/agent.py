@@ -279,7 +279,7 @@ class Agent:
         self._outbox = FolderOutbox(self.options.home, run=welcome.answer.run)
         with (
             Lookout(self._ask_state, self.refresh, period_s=self._pace.phase_poll_s, wall=self._wall) as lookout,
-            ReceiptCollector(desk, self._book, log=self._journal.say) as receipts,
+            ReceiptCollector(desk, self._book, log=self._journal.say, outbox=self._outbox) as receipts,
         ):
             self._lookout = lookout
             for kept in self._outbox.kept():
