@@ -45,6 +45,7 @@ from tinylora_worker.preflight.judging import (
     judge_text,
     judge_text_place,
 )
+from tinylora_worker.preflight.line import bits_per_s
 
 from tinylora.errors import SettingError
 
@@ -163,3 +164,8 @@ def test_the_gpu_with_the_most_free_memory_is_told_unless_another_was_asked_for(
     assert judge_device(two).found.startswith("A100") and judge_device(two, "0").found.startswith("RTX")
     assert "fp16" in judge_device(replace(WITH_GPU, gpus=(replace(GPU, capability=(7, 5)),))).found
     assert judge_device(WITH_GPU, "cpu").status == "ok" and judge_device(WITH_GPU, "GPU-5A").status == "ok"
+
+
+def test_a_rate_leaves_round_trips_out_but_never_all_of_the_time() -> None:
+    assert bits_per_s(1_000_000, took_s=1.5, waiting_s=0.5) == 8e6
+    assert bits_per_s(1_000_000, took_s=1.0, waiting_s=1.0) == 8e7

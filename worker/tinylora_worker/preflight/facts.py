@@ -73,7 +73,7 @@ class HomeState:
 
 @dataclass(frozen=True)
 class Line:
-    """The line to the coordinator; a rate is what small requests showed, so the line may be faster."""
+    """The line to the coordinator; a rate is what small requests showed, so it is rough."""
 
     round_trip_s: float
     down_bits_per_s: float

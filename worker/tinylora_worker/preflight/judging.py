@@ -164,7 +164,7 @@ def judge_power(power: Power) -> Check:
 def judge_line(line: Line) -> Check:
     """Whether the line is quick enough to be of use."""
     found = (
-        f"{line.round_trip_s * 1e3:.0f} ms, at least {rate(line.down_bits_per_s)} / {rate(line.up_bits_per_s)} Mbit/s "
+        f"{line.round_trip_s * 1e3:.0f} ms, about {rate(line.down_bits_per_s)} / {rate(line.up_bits_per_s)} Mbit/s "
         "down/up to the coordinator"
     )
     is_slow = min(line.down_bits_per_s, line.up_bits_per_s) < SLOW_BITS_PER_S or line.round_trip_s > SLOW_ROUND_TRIP_S

@@ -1,6 +1,6 @@
 """What the line to the coordinator does: round trip and rates, by small requests to itself; nobody else is asked.
 
-Its pages are small, so a rate is a floor: what came through in the time it took, with the requests' own cost in it.
+Its pages are small, so a rate is rough: what came through in the time that is left without the requests' round trips.
 """
 
 import time
@@ -44,13 +44,19 @@ def measure(
             client.get(HEALTH_PATH)  # the handshake is not part of a round trip
             round_trip_s = min(_timed(lambda: client.get(HEALTH_PATH), clock) for _ in range(N_ROUND_TRIPS))
             up_s = _timed(lambda: client.post(RECEIPTS_PATH, content=b"\0" * UP_BYTES), clock)
-            return Line(round_trip_s, _down_rate(client, clock), UP_BYTES * 8 / max(up_s - round_trip_s, 1e-4))
+            down = _down_rate(client, clock, round_trip_s)
+            return Line(round_trip_s, down, bits_per_s(UP_BYTES, up_s, round_trip_s))
     except httpx.HTTPError as error:
         reason = str(error) or type(error).__name__
         raise NetworkError(f"{address.url()}: stopped answering ({reason})", rule="unreachable") from None
 
 
-def _down_rate(client: httpx.Client, clock: Callable[[], float]) -> float:
+def bits_per_s(n_bytes: int, took_s: float, waiting_s: float) -> float:
+    """Rate of so many bytes, without the round trips in it; those never count for more than nine tenths."""
+    return n_bytes * 8 / max(took_s - waiting_s, 0.1 * took_s, 1e-6)
+
+
+def _down_rate(client: httpx.Client, clock: Callable[[], float], round_trip_s: float) -> float:
     """Bits per second that came when many small pages were asked for at once."""
 
     def fetch(_number: int) -> int:
@@ -60,7 +66,7 @@ def _down_rate(client: httpx.Client, clock: Callable[[], float]) -> float:
         list(pool.map(fetch, range(N_LANES)))  # opens the lanes
         begun = clock()
         n_bytes = sum(pool.map(fetch, range(N_PAGES)))
-    return n_bytes * 8 / max(clock() - begun, 1e-4)
+    return bits_per_s(n_bytes, clock() - begun, round_trip_s * N_PAGES / N_LANES)
 
 
 def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:
