@@ -116,7 +116,7 @@ def test_the_transcript(world: World) -> None:
     for piece in (
         "TinyLoRA worker",
         "verified (sha256 ",
-        "42 ms, at least 88 / 21 Mbit/s down/up",
+        "42 ms, about 88 / 21 Mbit/s down/up",
         "the token is good; it was not used up",
         '3,412 examples ("messages"), 900,000 tokens, 0 rejected',
         "needs 6.1 GB at most (probed with a real step, 4 × ",
