@@ -17,11 +17,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-import psutil
 from filelock import FileLock
 from tinylora_coordinator.folder import RunFolder
 from tinylora_coordinator.keys import pin_of, run_public
@@ -31,14 +31,13 @@ from tests.coordinator.running import (
     BASE,
     Coordinator,
     assert_nothing_lost_or_doubled,
-    gone,
     let_in,
     make_run,
     serving,
 )
 from tests.federation.facts import SETTINGS
 from tests.flower.helpers import until
-from tests.worker.agents import behave, options, repeated, start_process, steps_of, trainers_of
+from tests.worker.agents import behave, lives, options, repeated, start_process, steps_of, trainers_of
 from tinylora.federation.summary import summarise
 from tinylora.flower.identity import load_or_create
 from tinylora.flower.membership import Membership, save_membership
@@ -68,10 +67,11 @@ class Volunteer:
             return False
         doomed = [self.process.pid] * (victim != "trainer") + trainers * (victim != "agent")
         for pid in doomed:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         if victim != "trainer":
             self.process.wait()
-        until(lambda: gone([*doomed, *trainers]), timeout_s=10.0, what="the end of agent and trainer")
+        until(lambda: not any(map(lives, [*doomed, *trainers])), timeout_s=10.0, what="the end of agent and trainer")
         if victim != "trainer":
             with FileLock(self.home / "lock", timeout=0):
                 pass
@@ -159,8 +159,7 @@ def assert_all_is_right(coordinator: Coordinator, volunteers: list[Volunteer]) -
         left = [folder.name for folder in (volunteer.home / "units").iterdir() if folder.name != ".incoming"]
         assert not left, f"{volunteer.home}: {left} wait in the outbox"
         assert not (volunteer.home / "agent.json").exists() and not trainers_of(volunteer.home)
-    ours = {volunteer.process.pid for volunteer in volunteers if volunteer.process is not None}
-    assert not [pid for pid in ours if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+    assert not [one for one in volunteers if one.process is not None and lives(one.process.pid)]
 
 
 def main(words: list[str]) -> None:

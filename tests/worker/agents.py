@@ -1,17 +1,12 @@
-"""Agents with trainers that only count (`fake_trainer.py`), in threads of the test or in processes of their own.
+"""Agents with trainers that only count, in threads of the test or in processes of their own."""
 
-python -m tests.worker.agents URL TOKEN HOME    an agent in this process; without URL and TOKEN it comes back
-"""
-
-import json
 import os
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,57 +15,56 @@ import psutil
 from tinylora_worker.agent.agent import Agent
 from tinylora_worker.agent.options import Options
 from tinylora_worker.limits import Limits
-from tinylora_worker.machine import Machine
-from tinylora_worker.trainer.process import TrainerProcess
+from tinylora_worker.trainer.process import TrainerDied
+from tinylora_worker.wire.worker_pb2 import Fit, Loaded, LoadEvent, LoadRequest, RunEvent
 
-from tests.federation.facts import FACTS
-from tests.flower.helpers import QUICK, until
-from tests.worker.fake_trainer import FAKE, STEPS
-from tinylora.config import BaseFacts
+from tests.flower.helpers import until
+from tests.worker.agent_process import QUICK, ROOT, Calm, behave, make_fake, options
+from tests.worker.fake_trainer import STEPS, FakeSession
 
-FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
-ROOT = Path(__file__).parents[2]
 PROMPT: dict[str, Any] = {"tick_s": 0.1, "receipts_s": 0.2, "backoff_s": (0.1,)}
+__all__ = ["Calm", "behave", "make_fake", "options"]
 
 
-class Calm:
-    """Sensors of a machine on which nothing happens, unless told: `machine` is what they tell."""
+class InThisProcess:
+    """A fake trainer without a process of its own, where how a process ends is not the matter."""
 
-    def __init__(self, **facts: Any) -> None:
-        self.facts = facts
+    def __init__(self, home: Path, limits: Limits, say: Callable[[str], None]) -> None:
+        self._session, self._is_stopped, self.pid = FakeSession(home, crash=_die), False, 0
 
-    def read(self, limits: Limits, **_: Any) -> Machine:
-        """One look."""
-        return Machine(**{"at_s": time.monotonic(), **self.facts})
+    def start(self) -> None:
+        """It is there."""
 
-    def close(self) -> None:
-        """Nothing to close."""
+    def load(self, request: LoadRequest) -> Loaded:
+        """What the fake says it has loaded."""
+        events: list[LoadEvent] = []
+        self._session.load(request, events.append)
+        return events[-1].loaded
+
+    def size(self, settings_json: str) -> Fit:
+        """Everything fits."""
+        return Fit(micro_windows=1)
+
+    def run(self, folder: Path) -> Iterator[RunEvent]:
+        """Do a unit; it ends between two steps when it is stopped."""
+        for event in self._session.steps(folder):
+            yield event
+            if self._is_stopped:
+                self._session.write_down()
+                raise TrainerDied("it was stopped")
+
+    def stop(self) -> bool:
+        """It is gone at the end of this step."""
+        self._is_stopped = True
+        return True
+
+    def kill(self) -> None:
+        """The same."""
+        self._is_stopped = True
 
 
-def make_fake(home: Path, limits: Limits, say: Callable[[str], None]) -> TrainerProcess:
-    """A trainer without torch; it finds the tests beside the packages."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = dict(os.environ) | {"PYTHONPATH": path}
-    return TrainerProcess(
-        home, say, command=(str(FAKE_TRAINER),), checkpoint_every_s=0.1, environment=environment
-    )  # fmt: skip
-
-
-def behave(home: Path, **how: Any) -> None:
-    """Tell the fake trainer of this home how to behave, from its next step on."""
-    home.mkdir(parents=True, exist_ok=True)
-    fresh = home / f"{FAKE}.new"
-    fresh.write_text(json.dumps(how))
-    fresh.replace(home / FAKE)
-
-
-def options(url: str, token: str, home: Path, *, facts: BaseFacts = FACTS, **changes: Any) -> Options:
-    """What a volunteer of these tests says; the base is a file of facts."""
-    home.mkdir(parents=True, exist_ok=True)
-    base = home / "base.json"
-    if not base.exists():
-        base.write_text(facts.model_dump_json())
-    return Options(url=url, token=token, base=str(base), data=("fake",), home=home, **changes)
+def _die() -> None:
+    raise TrainerDied("it crashed")
 
 
 def steps_of(home: Path) -> dict[str, list[int]]:
@@ -83,11 +77,19 @@ def steps_of(home: Path) -> dict[str, list[int]]:
     return found
 
 
+def lives(pid: int) -> bool:
+    """Whether this process is there and not merely waited for."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def trainers_of(home: Path) -> list[int]:
-    """Processes that worked for this home and still live."""
+    """Processes that worked for this home and still live; this one does not count."""
     file = home / STEPS
     pids = {int(line.split()[2]) for line in file.read_text().splitlines()} if file.exists() else set()
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    return [pid for pid in pids - {os.getpid()} if lives(pid)]
 
 
 @dataclass
@@ -110,7 +112,7 @@ class Running:
 def running(asked: Options, **how: Any) -> Iterator[Running]:
     """An agent at work; it leaves at the end of the context."""
     lines: list[str] = []
-    defaults = {"show": lines.append, "make_trainer": make_fake, "sensors": Calm(), "pace": QUICK} | PROMPT
+    defaults = {"show": lines.append, "make_trainer": InThisProcess, "sensors": Calm(), "pace": QUICK} | PROMPT
     made = Running(Agent(asked, **(defaults | how)), lines)
     made.agent.prepare()
 
@@ -134,31 +136,16 @@ def start_process(home: Path, url: str = "", token: str = "") -> "subprocess.Pop
     """An agent in a process of its own; what it says goes to HOME/said."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "said").open("ab") as said:
-        command = [sys.executable, "-m", "tests.worker.agents", url, token, str(home)]
+        command = [sys.executable, "-m", "tests.worker.agent_process", url, token, str(home)]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=said, cwd=ROOT)
 
 
-def assert_nothing_is_left(home: Path, pid: int) -> None:
-    """No process, no socket folder and no lock of an agent that has ended, whatever ended it."""
+def assert_nothing_is_left(home: Path, pid: int = 0) -> None:
+    """No process of an agent that has ended, or that is paused, whatever did it; `pid` is its own."""
     until(lambda: not trainers_of(home), timeout_s=10.0, what="the end of all trainers")
-    with suppress(psutil.NoSuchProcess):
-        assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert not (pid and lives(pid))
 
 
 def repeated(steps: dict[str, list[int]]) -> Counter[str]:
     """By unit, how many steps were done more than once."""
     return Counter({unit: len(done) - len(set(done)) for unit, done in steps.items()})
-
-
-def main() -> None:
-    """Entry point of the process."""
-    from tinylora.command_line import exit_code_of
-
-    url, token, home = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    asked = options(url, token, home)
-    agent = Agent(asked, make_trainer=make_fake, sensors=Calm(), pace=QUICK, tick_s=0.1, backoff_s=(0.1,))
-    sys.exit(exit_code_of(agent.work))
-
-
-if __name__ == "__main__":
-    main()

@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,8 +57,9 @@ class Counted:
 class FakeSession:
     """In place of `trainer.session.Session`."""
 
-    def __init__(self, home: Path, *, checkpoint_every_s: float = 0.0) -> None:
-        self._home, self._every_s, self._checkpoint = home, checkpoint_every_s, None
+    def __init__(self, home: Path, *, checkpoint_every_s: float = 0.1, crash: Callable[[], None] | None = None) -> None:
+        self._home, self._every_s, self._crash = home, checkpoint_every_s, crash or die
+        self._checkpoint: Checkpoint | None = None
         self._worker, self._work = "", reverse
 
     def _told(self, name: str, otherwise: Any) -> Any:
@@ -84,6 +85,14 @@ class FakeSession:
         return SizeReply(fit=Fit(micro_windows=1))
 
     def run(self, folder: Path, tell: Callable[[RunEvent], None]) -> RunEvent:
+        """Do the unit in this folder; returns the last event."""
+        event = RunEvent()
+        for event in self.steps(folder):
+            if event.HasField("progress"):
+                tell(event)
+        return event
+
+    def steps(self, folder: Path) -> Iterator[RunEvent]:
         """Count the unit's steps from the checkpoint on."""
         unit = WorkUnit.from_json((folder / UNIT).read_text())
         file = folder / CHECKPOINT
@@ -94,18 +103,23 @@ class FakeSession:
                 self._step(unit, step)
                 counted.n_steps = step + 1
                 told = Progress(node=unit.node, step=step + 1, n_steps=unit.n_steps, loss=1.0, tokens_per_s=8.0)
-                tell(RunEvent(progress=told))
+                yield RunEvent(progress=told)
         update, result = self._work(self._worker, unit, (folder / PAYLOAD).read_bytes())
         write_made(folder, update, result)
         self._checkpoint = None
-        return RunEvent(done=Done(payload_sha256=update.payload_sha256))
+        yield RunEvent(done=Done(payload_sha256=update.payload_sha256))
 
     def _step(self, unit: WorkUnit, step: int) -> None:
         if self._told("crash_at", -1) == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._crash()
         time.sleep(self._told("step_s", 0.0))
         with (self._home / STEPS).open("a") as out:
             out.write(f"{unit.unit_id} {step} {os.getpid()}\n")
+
+
+def die() -> None:
+    """As from a fault that no program survives."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def reverse(worker: str, unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:

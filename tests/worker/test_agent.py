@@ -18,6 +18,7 @@ from tests.worker.agents import (
     Calm,
     assert_nothing_is_left,
     behave,
+    make_fake,
     options,
     repeated,
     running,
@@ -86,7 +87,7 @@ def test_units_are_done_signed_and_sent_and_the_run_ends(
     assert steps_of(tmp_path) == {"u1": [0, 1, 2, 3, 4]}
     assert worker.lines[0].startswith("run run: joined") and worker.lines[-1] == "the run is finished"
     assert any(line.startswith("u1 node 01: 5 steps") for line in worker.lines)
-    assert_nothing_is_left(tmp_path, 0)
+    assert_nothing_is_left(tmp_path)
 
 
 def test_one_agent_in_a_home(served: Federation, tmp_path: Path) -> None:
@@ -120,11 +121,11 @@ def test_a_pause_keeps_the_unit_and_frees_the_device(
     served: Federation, rounds: FlowerTransport, tmp_path: Path
 ) -> None:
     behave(tmp_path, step_s=0.05)
-    with running(options(served.address.url(), TOKEN, tmp_path)) as worker:
+    with running(options(served.address.url(), TOKEN, tmp_path), make_trainer=make_fake) as worker:
         expected = send(rounds, "u1", n_steps=20)
         until(lambda: n_done(tmp_path, "u1") >= 3, what="some steps")
         assert "the device's memory is free" in client.pause(tmp_path)
-        assert_nothing_is_left(tmp_path, 0)
+        assert_nothing_is_left(tmp_path)
         done = n_done(tmp_path, "u1")
         found = client.status(tmp_path)
         assert (found.state, found.reason, found.unit_id) == ("paused", "user_paused", "u1")
@@ -206,7 +207,7 @@ def test_to_leave_gives_the_unit_back(served: Federation, rounds: FlowerTranspor
         assert replies(rounds, 1)["u1"].error
         assert worker.finish() == "stopped"
         watcher.join(10.0)
-    assert_nothing_is_left(tmp_path, 0)
+    assert_nothing_is_left(tmp_path)
     assert not list((tmp_path / "units").glob("u*"))
 
 
@@ -246,7 +247,7 @@ def test_a_trainer_that_crashes_costs_no_more_than_its_last_checkpoint(
     served: Federation, rounds: FlowerTransport, tmp_path: Path
 ) -> None:
     behave(tmp_path, step_s=0.02, crash_at=30)
-    with running(options(served.address.url(), TOKEN, tmp_path)) as worker:
+    with running(options(served.address.url(), TOKEN, tmp_path), make_trainer=make_fake) as worker:
         expected = send(rounds, "u1", n_steps=40)
         until(lambda: any("the trainer ended" in line for line in worker.lines), what="the crash")
         behave(tmp_path)

@@ -14,7 +14,7 @@ from typing import Protocol
 from tinylora.errors import TinyLoraError
 from tinylora_worker.agent.journal import Tell
 from tinylora_worker.trainer.process import TrainerDied
-from tinylora_worker.wire.worker_pb2 import Fit, Loaded, RunEvent
+from tinylora_worker.wire.worker_pb2 import Fit, Loaded, LoadRequest, RunEvent
 
 MOST_DEATHS = 3
 """In a row while it loads, and over one unit: after so many, trying again is of no use."""
@@ -33,8 +33,20 @@ class TrainerLike(Protocol):
         """Of its process; 0 before there is one."""
         ...
 
+    def start(self) -> None:
+        """Bring it up."""
+        ...
+
+    def load(self, request: LoadRequest) -> Loaded:
+        """Have it load base and text."""
+        ...
+
+    def size(self, settings_json: str) -> Fit:
+        """Have it find what its device can hold."""
+        ...
+
     def run(self, folder: Path) -> Iterator[RunEvent]:
-        """Do the unit in this folder."""
+        """Have it do the unit in this folder."""
         ...
 
     def stop(self) -> bool:

@@ -15,7 +15,7 @@ from tinylora_worker.limits import Limits
 from tinylora_worker.trainer.process import TrainerProcess
 from tinylora_worker.wire.worker_pb2 import LoadRequest
 
-MakeTrainer: TypeAlias = Callable[[Path, Limits, Tell], TrainerProcess]
+MakeTrainer: TypeAlias = Callable[[Path, Limits, Tell], TrainerLike]
 
 
 def make_trainer(home: Path, limits: Limits, say: Tell) -> TrainerProcess:
