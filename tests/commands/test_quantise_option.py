@@ -3,13 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tinylora_worker.service import Options, load_trainer
 
 from tests.commands.test_simulate_command import run, simulate, write_text
 from tests.helpers import tiny_base_dir
 from tinylora.base_model import load_base
-from tinylora.config import BaseFacts
-from tinylora.flower.identity import load_or_create
 
 pytest.importorskip("bitsandbytes")  # there is no build for macOS
 
@@ -30,8 +27,5 @@ def test_a_bundle_trained_on_nf4_fits_the_base_however_it_is_held(text, tmp_path
     assert "error: quantise 'int4': expected int8 or nf4" in capsys.readouterr().err
 
 
-def test_a_volunteer_with_nf4_has_the_base_that_the_run_names(text, tmp_path):
-    shown: list[BaseFacts] = []
-    options = Options("", "", str(tiny_base_dir()), (text[0],), tmp_path, quantise="nf4")
-    load_trainer(options, load_or_create(tmp_path), shown.append)
-    assert shown == [load_base(tiny_base_dir()).facts]
+def test_a_volunteer_with_nf4_has_the_base_that_the_run_names():
+    assert load_base(tiny_base_dir(), quantise="nf4").facts == load_base(tiny_base_dir()).facts

@@ -14,7 +14,8 @@ from tinylora_coordinator.operator_store import OperatorStore
 from tinylora_coordinator.overview import overview, past_events
 from tinylora_coordinator.service import bundle
 from tinylora_coordinator.supervisor import serve
-from tinylora_worker.service import Options, work
+from tinylora_worker.agent.agent import Agent
+from tinylora_worker.agent.options import Options
 
 from tests.flower.helpers import QUICK, until
 from tests.helpers import WINDOW_TOKENS, tiny_base_dir, tiny_base_model
@@ -59,12 +60,12 @@ def test_a_run_survives_its_coordinator_and_ends_with_a_bundle(
     said: list[str] = []
     with OperatorStore(root) as store:
         token = store.create_token(pin_of(RunFolder(root).keys), now_s=time.time()).text
-    options = Options(f"127.0.0.1:{port}", token, str(tiny_base_dir()), (data,), tmp_path / "home", name="mine")
+    options = Options(f"127.0.0.1:{port}", token, str(tiny_base_dir()), (str(data),), tmp_path / "home", name="mine")
     endings: list[str] = []
 
     def volunteer() -> None:
         until(lambda: is_open(port), what="the open port")
-        endings.append(work(options, pace=QUICK, log=log.append))
+        endings.append(Agent(options, pace=QUICK, show=log.append).work())
 
     def interrupt() -> None:
         until(lambda: is_open(port), what="the open port")  # the handler is in place before the port

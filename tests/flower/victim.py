@@ -7,29 +7,34 @@ import sys
 import threading
 from pathlib import Path
 
-from tinylora_worker.service import CheckBase, Options, work
-
-from tests.federation.facts import FACTS
 from tests.flower.counting import CountingTrainer
-from tinylora.flower.identity import Identity
-from tinylora.flower.messages import Handle
+from tinylora.flower.enrolment import ask_state, join
+from tinylora.flower.fleet import FleetClient
+from tinylora.flower.identity import load_or_create
+from tinylora.flower.messages import by_folder
+from tinylora.flower.outbox import FolderOutbox
+from tinylora.flower.reach import Address
 from tinylora.protocol.documents import Update, WorkUnit
 
 url, token, home, marker = sys.argv[1:]
+address, identity = Address.parse(url), load_or_create(Path(home))
+trainer = CountingTrainer(identity, centre=3.0)
 
 
-def prepare(options: Options, identity: Identity, check_base: CheckBase) -> Handle:
+def handle(unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
     """A counting trainer that stalls at its first train unit."""
-    check_base(FACTS)
-    trainer = CountingTrainer(identity, centre=3.0)
-
-    def handle(unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
-        if unit.kind == "train":
-            Path(marker).write_text(unit.unit_id)
-            threading.Event().wait()
-        return trainer.run(unit, payload)
-
-    return handle
+    if unit.kind == "train":
+        Path(marker).write_text(unit.unit_id)
+        threading.Event().wait()
+    return trainer.run(unit, payload)
 
 
-work(Options(url, token, base="fake", data=(Path(home),), home=Path(home)), prepare=prepare)
+join(address, token, identity)
+FleetClient(
+    address,
+    identity,
+    by_folder(handle),
+    FolderOutbox(Path(home)),
+    phase=lambda: ask_state(address).phase,
+    limit_bytes=2**26,
+).work()

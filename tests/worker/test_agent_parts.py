@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tinylora_worker.agent import journal as journals
+from tinylora_worker.agent.bench import describe
 from tinylora_worker.agent.board import Board
 from tinylora_worker.agent.desk import Orders, UnitOrder
 from tinylora_worker.agent.hold import held
@@ -18,6 +19,7 @@ from tinylora_worker.agent.progress import N_LOSSES, Progress
 from tinylora_worker.agent.store import FILE, Kept, Store, read
 from tinylora_worker.agent.totals import Totals
 
+from tests.flower.helpers import make_unit, make_update
 from tinylora.errors import RefusedError, SettingError, StorageError
 from tinylora.protocol.documents import Receipt
 from tinylora.protocol.standstill import WorkerState
@@ -130,6 +132,16 @@ def test_progress_is_smooth_and_forgets_the_time_of_a_pause() -> None:
     progress.interrupted()
     progress.note(step=101, n_steps=120, loss=0.5, tokens_per_s=100.0, checkpoint_age_s=0.0, now_s=10_000.0)
     assert progress.left_s == pytest.approx(38.0) and progress.tokens_per_s == pytest.approx(60.0)
+
+
+def test_a_unit_in_one_line() -> None:
+    unit = make_unit("u1", b"", node="")
+    update = make_update(unit, "w", b"").model_copy(
+        update={"seconds": 2.0, "tokens": 512, "n_steps": 4, "losses": (3.5, 3.25)}
+    )
+    assert describe(unit, update) == "u1 node root: 4 steps, loss 3.500 -> 3.250, 256 tokens/s"
+    sketch = unit.model_copy(update={"kind": "sketch"})
+    assert describe(sketch, update) == "u1 sketch: 2.0 s"
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------

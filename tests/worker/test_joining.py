@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tinylora_coordinator.folder import RunFolder, read_run, write_run
@@ -14,16 +15,16 @@ from tinylora_coordinator.front_door import listen, serve_public, server_tls
 from tinylora_coordinator.keys import pin_of, run_public
 from tinylora_coordinator.operator_store import OperatorStore
 from tinylora_coordinator.public_door import make_door
-from tinylora_worker.service import CheckBase, Options, work
+from tinylora_worker.agent.agent import Agent
+from tinylora_worker.agent.options import Options
 
 from tests.federation.facts import FACTS, SETTINGS
-from tests.flower.helpers import QUICK, make_update, until
+from tests.flower.helpers import QUICK, until
+from tests.worker.agents import PROMPT, Calm, InThisProcess
 from tinylora.errors import NetworkError, RefusedError, SettingError
-from tinylora.flower.identity import IDENTITY_FILE, Identity
+from tinylora.flower.identity import IDENTITY_FILE
 from tinylora.flower.link import Link, create_link
 from tinylora.flower.membership import FILE, Membership, load_membership, save_membership
-from tinylora.flower.messages import Handle
-from tinylora.protocol.documents import Update, WorkUnit
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic and pathspec, about flwr's use
 
@@ -48,7 +49,9 @@ class Served:
         return self.store.create_token(pin, now_s=time.time(), needs_approval=needs_approval).text
 
     def options(self, home: Path, token: str, url: str | None = None) -> Options:
-        return Options(self.url if url is None else url, token, "fake", (self.root,), home)
+        base = self.root / "base.json"  # read by the fake trainer
+        base.write_text(FACTS.model_dump_json())
+        return Options(self.url if url is None else url, token, str(base), ("fake",), home)
 
 
 @contextmanager
@@ -71,13 +74,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-def prepare(options: Options, identity: Identity, check_base: CheckBase) -> Handle:
-    check_base(FACTS)
-
-    def handle(unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
-        return make_update(unit, identity.worker, payload), payload
-
-    return handle
+def work(options: Options, log: list[str] | None = None, **how: Any) -> str:
+    """An agent's whole life: the run is over as soon as it asks."""
+    show = [].append if log is None else log.append
+    fixed: dict[str, Any] = {"show": show, "make_trainer": InThisProcess, "sensors": Calm(), "pace": QUICK}
+    return Agent(options, **(fixed | PROMPT | how)).work()
 
 
 # --- coming in --------------------------------------------------------------------------------------------------------
@@ -89,9 +90,9 @@ def test_a_whole_join_shows_the_secret_nowhere(
     caplog.set_level(logging.DEBUG)
     token, log = served.token(), []
     options = served.options(tmp_path / "home", token)
-    assert work(options, prepare=prepare, pace=QUICK, log=log.append) == "finished"
+    assert work(options, log) == "finished"
     with pytest.raises(RefusedError) as caught:
-        work(served.options(tmp_path / "other", token), prepare=prepare, pace=QUICK, log=log.append)
+        work(served.options(tmp_path / "other", token), log)
     captured = capfd.readouterr()
     secret = token.rpartition(".")[2]
     kept = [file.read_text(errors="replace") for file in (tmp_path / "home").rglob("*") if file.is_file()]
@@ -102,14 +103,14 @@ def test_a_whole_join_shows_the_secret_nowhere(
 
 def test_a_worker_comes_back_without_a_token_and_without_an_address(served: Served, tmp_path: Path) -> None:
     log: list[str] = []
-    work(served.options(tmp_path, served.token()), prepare=prepare, pace=QUICK, log=log.append)
+    work(served.options(tmp_path, served.token()), log)
     known = load_membership(tmp_path)
     assert known is not None and known.run_key == run_public(RunFolder(served.root).keys)
-    assert work(served.options(tmp_path, "", url=""), prepare=prepare, pace=QUICK, log=log.append) == "finished"
+    assert work(served.options(tmp_path, "", url=""), log) == "finished"
     assert [line for line in log if "joined" in line] == [log[0]] * 2
     with pytest.raises(RefusedError, match="a new worker needs a join token"):
         (tmp_path / IDENTITY_FILE).unlink()
-        work(served.options(tmp_path, "", url=""), prepare=prepare, pace=QUICK, log=log.append)
+        work(served.options(tmp_path, "", url=""), log)
 
 
 def test_who_needs_approval_waits_for_it(served: Served, tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_who_needs_approval_waits_for_it(served: Served, tmp_path: Path) -> None
     options = served.options(tmp_path, served.token(needs_approval=True))
 
     def volunteer() -> None:
-        endings.append(work(options, prepare=prepare, pace=QUICK, log=log.append, approval_poll_s=0.05))
+        endings.append(work(options, log, approval_poll_s=0.05))
 
     thread = threading.Thread(target=volunteer)
     thread.start()
@@ -133,23 +134,23 @@ def test_who_needs_approval_waits_for_it(served: Served, tmp_path: Path) -> None
 
 def test_a_revoked_worker_stays_out(served: Served, tmp_path: Path) -> None:
     token = served.token()
-    work(served.options(tmp_path, token), prepare=prepare, pace=QUICK, log=lambda line: None)
+    work(served.options(tmp_path, token))
     worker = served.store.workers()[-1].worker
     served.store.revoke(worker, reason="", now_s=0.0)
     for shown in (token, ""):
         with pytest.raises(RefusedError, match="has been removed from the run"):
-            work(served.options(tmp_path, shown), prepare=prepare, pace=QUICK, log=lambda line: None)
+            work(served.options(tmp_path, shown))
 
 
 def test_a_coordinator_that_has_another_ca_is_another_run(served: Served, tmp_path: Path) -> None:
     write_run(RunFolder(tmp_path / "run"), SETTINGS, FACTS, None)
     with opened(tmp_path / "run") as other:
-        work(other.options(tmp_path / "home", other.token()), prepare=prepare, pace=QUICK, log=lambda line: None)
+        work(other.options(tmp_path / "home", other.token()))
         before = load_membership(tmp_path / "home")
         with pytest.raises(NetworkError, match="its certificate does not hold"):
-            work(served.options(tmp_path / "home", other.token()), prepare=prepare, pace=QUICK, log=lambda line: None)
+            work(served.options(tmp_path / "home", other.token()))
     assert load_membership(tmp_path / "home") == before
-    work(served.options(tmp_path / "home", served.token()), prepare=prepare, pace=QUICK, log=lambda line: None)
+    work(served.options(tmp_path / "home", served.token()))
     now = load_membership(tmp_path / "home")
     assert now is not None and before is not None and now.pin != before.pin
 
@@ -174,5 +175,5 @@ def test_a_spoiled_membership_is_named(tmp_path: Path, text: str) -> None:
 
 def test_a_home_that_has_joined_nothing_needs_a_token(served: Served, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="has joined no run yet"):
-        work(served.options(tmp_path, "", url=""), prepare=prepare)
+        work(served.options(tmp_path, "", url=""))
     assert list(tmp_path.iterdir()) == []
