@@ -38,13 +38,16 @@ from tests.coordinator.running import (
 from tests.federation.facts import SETTINGS
 from tests.flower.helpers import until
 from tests.worker.agents import behave, lives, options, repeated, start_process, steps_of, trainers_of
+from tinylora.federation.events import UpdateRejected, WorkerLost
 from tinylora.federation.summary import summarise
 from tinylora.flower.identity import load_or_create
 from tinylora.flower.membership import Membership, save_membership
 from tinylora.flower.receipts import read_receipts
 
 Victim = Literal["agent", "trainer", "both"]
-STEP_S, CHECKPOINT_S, LONGEST_PEACE_S = 0.05, 0.1, 3.0
+STEP_S, LONGEST_PEACE_S = 0.05, 3.0
+TOO_LATE = {"lease_closed"}
+"""On a machine so busy that a restart takes longer than the coordinator waits, a unit goes to somebody else."""
 
 
 @dataclass
@@ -149,12 +152,17 @@ def one_kill(volunteer: Volunteer, victim: Victim, counts: Counts) -> bool:
 def assert_all_is_right(coordinator: Coordinator, volunteers: list[Volunteer]) -> None:
     """Nothing lost, nothing doubled, totals agree, nothing left."""
     assert_nothing_lost_or_doubled(coordinator)
-    table = {row["worker"]: row for row in summarise(coordinator.events())["workers"]}
+    events = coordinator.events()
+    table = {row["worker"]: row for row in summarise(events)["workers"]}
+    refused = Counter(event.code for event in events if isinstance(event, UpdateRejected))
+    lost = sum(isinstance(event, WorkerLost) for event in events)
+    print(f"refused updates: {dict(refused) or 'none'}; workers given up for lost: {lost}")
+    assert not refused.keys() - TOO_LATE, refused
+    assert lost or not refused, "nobody was given up, and an update came too late all the same"
     for volunteer in volunteers:
         totals = Totals.of(read_receipts(volunteer.home), run=SETTINGS.name, worker=volunteer.worker)
         row = table[volunteer.worker]
         assert (totals.n_trained, totals.tokens) == (row["units"], row["tokens"]), f"{totals} against {row}"
-        assert row["rejected"] == 0, "an update was sent twice, or was not what was asked for"
         print(f"{volunteer.worker}: {totals.sentence()}, as the coordinator's table has it")
         left = [folder.name for folder in (volunteer.home / "units").iterdir() if folder.name != ".incoming"]
         assert not left, f"{volunteer.home}: {left} wait in the outbox"

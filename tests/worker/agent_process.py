@@ -26,7 +26,7 @@ FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
 FAKE = "fake.json"
 """As in `fake_trainer`."""
 ROOT = Path(__file__).parents[2]
-QUICK = Pace(busy_poll_s=0.05, idle_poll_s=0.2, phase_poll_s=0.5, heartbeat_s=10.0, activation_s=1.0, patience_s=100.0)
+QUICK = Pace(busy_poll_s=0.05, idle_poll_s=0.2, phase_poll_s=0.5, heartbeat_s=30.0, activation_s=75.0, patience_s=100.0)
 HEAVY = {"torch", "transformers", "datasets"}
 
 

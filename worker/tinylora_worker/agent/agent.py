@@ -26,7 +26,7 @@ from tinylora.flower.enrolment import StateAnswer, Welcome
 from tinylora.flower.fleet import Ending, FleetClient, Pace
 from tinylora.flower.identity import load_or_create
 from tinylora.flower.node_memory import FolderNodeMemory
-from tinylora.flower.outbox import FolderOutbox
+from tinylora.flower.outbox import UNITS, UPDATE, FolderOutbox
 from tinylora.flower.pulse import Pulse
 from tinylora.flower.receipts import ReceiptBook, ReceiptCollector, ReceiptDesk
 from tinylora.protocol.documents import Update, WorkUnit
@@ -45,7 +45,6 @@ from tinylora_worker.agent.loading import Loader, MakeTrainer, facts_of, make_tr
 from tinylora_worker.agent.lookout import Lookout
 from tinylora_worker.agent.options import Options
 from tinylora_worker.agent.report import Traffic, Who, make_status
-from tinylora_worker.agent.settling import settle
 from tinylora_worker.agent.signals import two_stages
 from tinylora_worker.agent.store import Store
 from tinylora_worker.agent.totals import Credit
@@ -142,10 +141,10 @@ class Agent:
             life.callback(self._journal.close)
             self._store, self._limits = Store(home), LimitsFile(home)
             self._identity = load_or_create(home)
-            self._door = Door.find(self.options, self._identity)
             self._store.change(job=self.options.job)
             self._meter = TrafficMeter(home)
             life.callback(self._meter.close)
+            self._door = Door.find(self.options, self._identity, self._meter)
             self._sensors = self._given_sensors or Sensors(home)
             life.callback(self._sensors.close)
             self._begin()
@@ -164,8 +163,6 @@ class Agent:
         self._held, self._machine, self._seen_limits = Held(), Machine(at_s=0.0), self._allowed()
         self._lookout: Lookout | None = None
         self._may_talk = True
-        self._outbox = FolderOutbox(options.home)
-        self._book, self._n_waiting = ReceiptBook(options.home), 0
         self._credit = Credit(options.home, self._identity.worker)
         self._loader = Loader(
             self._make_trainer,
@@ -274,45 +271,44 @@ class Agent:
 
     def _take_units(self, welcome: Welcome) -> None:
         desk = ReceiptDesk(
-            self._door.address, welcome.trust, self._identity, welcome.answer.run_key, welcome.clock_offset_s
+            self._door.address,
+            welcome.trust,
+            self._identity,
+            welcome.answer.run_key,
+            welcome.clock_offset_s,
+            meter=self._meter,
         )
-        self._outbox = FolderOutbox(self.options.home, run=welcome.answer.run)
+        outbox = FolderOutbox(self.options.home, run=welcome.answer.run)
         with (
             Lookout(self._ask_state, self.refresh, period_s=self._pace.phase_poll_s, wall=self._wall) as lookout,
-            ReceiptCollector(desk, self._book, log=self._journal.say, outbox=self._outbox) as receipts,
+            ReceiptCollector(desk, ReceiptBook(self.options.home), log=self._journal.say, outbox=outbox),
         ):
             self._lookout = lookout
-            for kept in self._outbox.kept():
-                if kept.update is not None:
-                    receipts.expect(kept.unit.unit_id)
-            self._ending = self._client(welcome, lookout, receipts).work()
+            self._ending = self._client(welcome, lookout, outbox).work()
             self._await_receipts()
-        self._n_waiting = settle(self._outbox, self._book)
 
     def _await_receipts(self) -> None:
         """For a short while: an update is accepted some time after it was sent. The next start asks again."""
         end_s = time.monotonic() + self._receipts_s
         while not self._is_leaving and time.monotonic() < end_s:
-            self._n_waiting = settle(self._outbox, self._book)
-            if not self._n_waiting:
+            if not self._n_waiting():
                 return
             self._board.wait(lambda orders: orders.has_to_leave and self._is_leaving, timeout_s=_LOOK_S)
 
-    def _client(self, welcome: Welcome, lookout: Lookout, receipts: ReceiptCollector) -> FleetClient:
+    def _client(self, welcome: Welcome, lookout: Lookout, outbox: FolderOutbox) -> FleetClient:
         def again() -> float:
             return self._rejoin().clock_offset_s
 
         def handle(unit: WorkUnit, folder: Path) -> tuple[Update, Path]:
             update, result = self._bench.do(unit, folder)
             self._journal.say(describe(unit, update))
-            receipts.expect(unit.unit_id)
             return update, result
 
         return FleetClient(
             self._door.address,
             self._identity,
             handle,
-            self._outbox,
+            outbox,
             ready=self._may_ask,
             node=FolderNodeMemory(self.options.home),
             phase=lookout.phase,
@@ -411,7 +407,7 @@ class Agent:
         would hold no longer.
         """
         with self._looking:
-            problems = [self._try(step) for step in (self._look, self._follow_limits, self.refresh, self._settle)]
+            problems = [self._try(step) for step in (self._look, self._follow_limits, self.refresh)]
             self._tell_problems([*problems, self._limits.problem, *self._machine.problems])
         self._board.touch()
         return True
@@ -441,9 +437,6 @@ class Agent:
         self._seen_limits = limits
         if before.needs_another_trainer(limits):
             self._keeper.allow(False)
-
-    def _settle(self) -> None:
-        self._n_waiting = settle(self._outbox, self._book)
 
     def _tell_problems(self, problems: list[str]) -> None:
         """Each once, as long as it stays."""
@@ -556,7 +549,7 @@ class Agent:
             traffic=Traffic(
                 self._meter.sent_bytes, self._meter.received_bytes, self._meter.month_bytes, limits.cap_bytes or 0
             ),
-            n_outbox=self._n_waiting,
+            n_outbox=self._n_waiting(),
             totals=self._credit.of(self._who.run),
             log=self._journal.latest,
             now_s=self._wall(),
@@ -565,6 +558,10 @@ class Agent:
     def wait_for_news(self, version: int, *, timeout_s: float) -> int:
         """Wait for a change since `version`; returns the version of now."""
         return self._board.wait_for_news(version, timeout_s=timeout_s)
+
+    def _n_waiting(self) -> int:
+        """Updates without a receipt, in the outbox."""
+        return sum(1 for _ in (self.options.home / UNITS).glob(f"*/{UPDATE}"))
 
     def _show_status(self) -> None:
         assert self._on_status is not None

@@ -9,6 +9,7 @@ from tinylora.flower.enrolment import NotYetApproved, StateAnswer, Welcome, ask_
 from tinylora.flower.identity import Identity
 from tinylora.flower.join_token import parse_token
 from tinylora.flower.membership import Membership, load_membership, save_membership
+from tinylora.flower.meter import Meter, unmetered
 from tinylora.flower.reach import Address, Trust
 from tinylora_worker.agent.journal import Tell
 from tinylora_worker.agent.options import Options
@@ -23,16 +24,18 @@ class Door:
     address: Address
     trust: Trust | None
     """By what it is recognised, where that is known before asking it."""
+    meter: Meter = unmetered
+    """Told of each byte."""
 
     @classmethod
-    def find(cls, options: Options, identity: Identity) -> "Door":
+    def find(cls, options: Options, identity: Identity, meter: Meter = unmetered) -> "Door":
         """Where it is: as said, or where this home has joined before.
 
         Raises:
             SettingError: The address or the token makes no sense, or neither is known.
         """
         address, trust = whom(options)
-        return cls(options, identity, address, trust)
+        return cls(options, identity, address, trust, meter)
 
     def join(self, facts: BaseFacts | None = None) -> Welcome:
         """Be let in, or once more; with the base that was loaded, if one was.
@@ -43,7 +46,15 @@ class Door:
             RefusedError: The coordinator says no.
         """
         options = self.options
-        welcome = join(self.address, options.token, self.identity, trust=self.trust, name=options.name, base=facts)
+        welcome = join(
+            self.address,
+            options.token,
+            self.identity,
+            trust=self.trust,
+            name=options.name,
+            base=facts,
+            meter=self.meter,
+        )
         self.trust = welcome.trust
         return welcome
 
@@ -75,7 +86,7 @@ class Door:
         Raises:
             NetworkError: Nobody answers.
         """
-        return ask_state(self.address, trust=self.trust)
+        return ask_state(self.address, trust=self.trust, meter=self.meter)
 
 
 def whom(options: Options) -> tuple[Address, Trust | None]:
