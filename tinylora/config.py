@@ -6,6 +6,7 @@ the coordinator can check every tensor without holding the base.
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +179,11 @@ class RunSettings(_Frozen):
         if reason:
             raise PydanticCustomError("settings", "{reason}", {"reason": reason})
         return self
+
+    @property
+    def run_id(self) -> str:
+        """The run's name as it stands in documents: letters, digits and a few signs."""
+        return re.sub(r"[^A-Za-z0-9._:-]+", "-", self.name).strip("-._:") or "run"
 
     @property
     def spec(self) -> AdapterSpec:

@@ -11,7 +11,6 @@ bundle.safetensors    the result
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -150,7 +149,7 @@ class RunFiles:
 
 def run_id(settings: RunSettings) -> str:
     """The run's name as it stands in documents: letters, digits and a few signs."""
-    return re.sub(r"[^A-Za-z0-9._:-]+", "-", settings.name).strip("-._:") or "run"
+    return settings.run_id
 
 
 def parse_changes(changes: list[str]) -> dict[str, object]:

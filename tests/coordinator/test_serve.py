@@ -91,6 +91,8 @@ def test_a_run_survives_its_coordinator_and_ends_with_a_bundle(
     assert len([event for event in events if isinstance(event, WorkerJoined)]) == 1
     assert len({event.base_loads for event in trained(root)}) == 1  # loaded once, although it outlived a coordinator
     assert sum(event.n_steps for event in trained(root)) == SETTINGS["leaf_steps"]
+    tokens = found["workers"][0]["tokens"]
+    assert log[-2] == f"run two lives: 5 accepted updates, 4 of them trained, {tokens} tokens"
     assert found["steps"] == {"": 20} and found["workers"][0]["name"] == "mine"
     made = read_bundle(RunFolder(root).bundle_file)
     assert verify(RunFolder(root).bundle_file) and (made.run, len(made.nodes)) == ("two-lives", 2)

@@ -158,6 +158,8 @@ class Agent:
         self._stop, self._over, self._deciding = threading.Event(), threading.Event(), threading.RLock()
         self._ending: Ending = "stopped"
         self._error: BaseException | None = None
+        self._run_id = ""
+        """As in documents; empty before it has joined."""
         self._needs_update, self._said_problems, self._looking = "", frozenset[str](), threading.Lock()
         self._told_words: tuple[WorkerState, Reason | None] = (WorkerState.STARTING, None)
         self._held, self._machine, self._seen_limits = Held(), Machine(at_s=0.0), self._allowed()
@@ -244,7 +246,7 @@ class Agent:
             raise error
         self._store.change(is_finishing=False)
         self._journal.say(
-            f"run {self._who.run}: {self._credit.of(self._who.run).sentence()}"
+            f"run {self._who.run}: {self._credit.of(self._run_id).sentence()}"
             if self._who.run
             else "had not joined yet"
         )
@@ -264,7 +266,7 @@ class Agent:
     def _enter(self, welcome: Welcome) -> None:
         """We are let in."""
         answer, url = welcome.answer, self._door.address.url()
-        self._who = replace(self._who, run=answer.run, coordinator=url)
+        self._who, self._run_id = replace(self._who, run=answer.run, coordinator=url), answer.settings.run_id
         self._journal.say(f"run {answer.run}: joined {url} as {self._identity.worker}")
         self._loader.welcome(welcome)
         self.refresh()
@@ -278,7 +280,7 @@ class Agent:
             welcome.clock_offset_s,
             meter=self._meter,
         )
-        outbox = FolderOutbox(self.options.home, run=welcome.answer.run)
+        outbox = FolderOutbox(self.options.home, run=welcome.answer.settings.run_id)
         with (
             Lookout(self._ask_state, self.refresh, period_s=self._pace.phase_poll_s, wall=self._wall) as lookout,
             ReceiptCollector(desk, ReceiptBook(self.options.home), log=self._journal.say, outbox=outbox),
@@ -550,7 +552,7 @@ class Agent:
                 self._meter.sent_bytes, self._meter.received_bytes, self._meter.month_bytes, limits.cap_bytes or 0
             ),
             n_outbox=self._n_waiting(),
-            totals=self._credit.of(self._who.run),
+            totals=self._credit.of(self._run_id),
             log=self._journal.latest,
             now_s=self._wall(),
         )
