@@ -287,7 +287,8 @@ class Agent:
         ):
             self._lookout = lookout
             self._ending = self._client(welcome, lookout, outbox).work()
-            self._await_receipts()
+            if self._ending == "stopped":  # a run that is over has accepted what it will, and its coordinator goes soon
+                self._await_receipts()
 
     def _await_receipts(self) -> None:
         """For a short while: an update is accepted some time after it was sent. The next start asks again."""
