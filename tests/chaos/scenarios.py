@@ -15,6 +15,7 @@ from pathlib import Path
 from tinylora_coordinator.folder import RunFolder, read_run, write_run
 from tinylora_coordinator.keys import KeyFolder, OwnCertificate, make_keys, pin_of
 from tinylora_coordinator.operator_store import OperatorStore
+from tinylora_worker.agent.store import Store
 from tinylora_worker.limits import load, set_from_text
 from tinylora_worker.traffic import TrafficMeter
 
@@ -229,12 +230,14 @@ def _copy_old_ledger(folder: Path) -> None:
 
 
 def worker_home(folder: Path) -> Facts:
-    """A worker's key, its run, its receipts."""
+    """A worker's key, its run, its receipts, its owner's wishes."""
     identity, membership = load_or_create(folder), Membership(url="https://here", run="r", run_key="0" * 64)
     save_membership(folder, membership)
     ReceiptBook(folder).keep([_receipt(number) for number in range(3)])
     assert load_or_create(folder) == identity or load_or_create(folder).worker == identity.worker
     assert load_membership(folder) == membership
+    Store(folder).change(is_paused=True)
+    assert Store(folder).kept.is_paused
     memory = FolderNodeMemory(folder)
     memory.save(7)
     assert memory.load(within_s=60.0) == 7

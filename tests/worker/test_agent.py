@@ -269,7 +269,7 @@ def test_a_unit_that_kills_every_trainer_is_answered_and_the_worker_stays(
         assert send(rounds, "u2") == payload_of(replies(rounds, 1)["u2"])
 
 
-@pytest.mark.parametrize("victim", ["agent", "both"])
+@pytest.mark.parametrize("victim", [pytest.param("agent", marks=pytest.mark.slow), "both"])
 def test_a_killed_agent_comes_back_as_itself_and_goes_on(
     served: Federation, rounds: FlowerTransport, tmp_path: Path, victim: str
 ) -> None:
