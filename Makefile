@@ -51,6 +51,7 @@ slow: $(INSTALLED) ## the tests that take minutes
 chaos: $(INSTALLED) ## kill runs at every durable step and at random, compare what came of it; some minutes
 	@$(BIN)/python -m tests.chaos
 	@$(BIN)/python -m tests.chaos.random_kills
+	@$(BIN)/python -m tests.chaos.worker_kills
 
 check: $(INSTALLED) ## style, types, docstrings and the direction of imports
 	@$(MAKE) --no-print-directory --keep-going style imports docstrings types
