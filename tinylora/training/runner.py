@@ -57,6 +57,8 @@ CERTAIN = 1e4
 """Score of a gate that leaves nothing to chance."""
 MAX_DEALT_DOCUMENTS = 2**15
 """Documents that are told apart by their features at once, evenly sampled: 64 MiB of features of 256 numbers."""
+MAX_SKETCHED_DOCUMENTS = 2**16
+"""Documents that a sketch reads, evenly sampled, each standing for as many as it takes: minutes, whatever the shard."""
 LOCAL_GATE_STEPS = 10
 """Between two averages: with one label at hand, more steps pull a gate away from those who are absent."""
 
@@ -217,8 +219,10 @@ class UnitRunner:
     def _sketch(self, unit: WorkUnit) -> Work:
         window_tokens = unit.window_tokens or self.base.facts.max_window_tokens
         check_size(self.shard, window_tokens=window_tokens, min_windows=max(1, unit.sketch_min_sequences))
-        sums, log_volume = sketch(self._feature, TokensOf(self.shard.train))
-        return Work(sending.statistics_tensors({"": sums}), log_volume=log_volume)
+        documents = sampled(self.shard.train, MAX_SKETCHED_DOCUMENTS)
+        sums, log_volume = sketch(self._feature, TokensOf(documents))
+        n_for_each = float(round(len(self.shard.train) / len(documents)))  # whole, as counts of rows are
+        return Work(sending.statistics_tensors({"": sums * n_for_each}), log_volume=log_volume)
 
     def _sums(self, documents: Sequence[Document]) -> RouterStatistics:
         return collect(self._feature, TokensOf(documents))
