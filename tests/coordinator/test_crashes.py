@@ -6,6 +6,7 @@ Every step of the counting trainer adds the same to B, so what a finished leaf h
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tests.coordinator.running import (
     recovery_s,
     serving,
 )
-from tests.flower.helpers import until
+from tests.flower.helpers import QUICK, until
 from tinylora.federation.events import LeaseExpired, UpdateAccepted, UpdateRejected
 from tinylora.flower.fleet import FleetHttpClient
 
@@ -126,8 +127,9 @@ def test_two_minutes_without_a_coordinator_cost_nothing(tmp_path: Path, trained_
                 begun.set()
                 time.sleep(trained_s)  # the length of this unit is what is tried
 
-        worker = coordinator.volunteer(0.0, before=train)
-        other = coordinator.volunteer(2.0)
+        patient = replace(QUICK, patience_s=600.0)
+        worker = coordinator.volunteer(0.0, before=train, pace=patient)
+        other = coordinator.volunteer(2.0, pace=patient)
         assert begun.wait(60.0)
         assert coordinator.kill("supervisor")
         back.start()
