@@ -18,6 +18,11 @@ from tinylora_coordinator.operator_store import OperatorStore
 from tinylora_worker.agent.store import Store
 from tinylora_worker.limits import load, set_from_text
 from tinylora_worker.traffic import TrafficMeter
+from tinylora_worker.trainer.checkpoint import Checkpoint
+from tinylora_worker.trainer.made import read_made, write_made
+from tinylora_worker.trainer.measured import Conditions, recall, remember
+from tinylora_worker.wire.endpoint import Address, write_note
+from tinylora_worker.wire.worker_pb2 import Fit
 
 from tests.chaos.matrix import Facts, Scenario
 from tests.federation.facts import DIM, SETTINGS
@@ -275,6 +280,39 @@ def worker_outbox(folder: Path) -> Facts:
     return {"receipts": " ".join(receipt.unit_id for receipt in read_receipts(folder)), "left": left}
 
 
+def worker_trainer(folder: Path) -> Facts:
+    """Where it listens, a checkpoint, what fits, and what it made."""
+    write_note(folder, "agent", Address("unix:/nowhere", "token"))
+    unit = folder / "unit"
+    unit.mkdir(exist_ok=True)
+    assert Checkpoint(unit, lambda: _OneStep()).write()
+    if recall(folder, _CONDITIONS) is None:
+        remember(folder, _CONDITIONS, Fit(micro_windows=2))
+    write_made(unit, _update(_unit(0), b"result"), b"result")
+    update, made = read_made(unit)
+    return {
+        "checkpoint": (unit / "checkpoint").read_text(),
+        "made": f"{update.unit_id} {made.read_text()}",
+        "fit": f"{recall(folder, _CONDITIONS)}",
+    }
+
+
+class _OneStep:
+    """A snapshot."""
+
+    n_steps = 1
+
+    def to_bytes(self) -> bytes:
+        """The file."""
+        return b"step 1"
+
+
+_CONDITIONS = Conditions(
+    device="CPU", dtype="fp32", quantise="", memory_limit_bytes=0, n_threads=1, max_rank=0, max_leaves=0,
+    base_fingerprint="a" * 64, settings="{}", versions="1",
+)  # fmt: skip
+
+
 def _do(outbox: FolderOutbox, unit: WorkUnit, *, by_file: bool) -> None:
     """Once: what is there already, half or whole, is not asked for again."""
     if outbox.made(unit) is not None:
@@ -324,4 +362,5 @@ SCENARIOS = (
     Scenario("worker_home", worker_home),
     Scenario("worker_limits", worker_limits),
     Scenario("worker_outbox", worker_outbox),
+    Scenario("worker_trainer", worker_trainer),
 )

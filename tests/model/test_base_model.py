@@ -299,8 +299,8 @@ def test_markup_in_text_is_text(folder: Path) -> None:
 
 def test_a_tokenizer_may_lack_begin_and_end() -> None:
     class Plain(SimpleNamespace):
-        def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-            return {"input_ids": [ord(letter) for letter in text]}
+        def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
 
     assert encode(Plain(bos_token_id=None, eos_token_id=None), "ab") == [97, 98]
     assert encode(Plain(bos_token_id=1, eos_token_id=None), "ab") == [1, 97, 98]

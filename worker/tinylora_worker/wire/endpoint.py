@@ -143,13 +143,25 @@ def serve(adders: Sequence[Adder], home: Path, name: str) -> Serving:
     folder = private_folder()
     server, address = listen(adders, None if folder is None else folder.path, name, new_token())
     serving = Serving(server, address, folder, home / f"{name}.json")
+    try:
+        write_note(home, name, address)
+    except StorageError:
+        serving.close()
+        raise
+    return serving
+
+
+def write_note(home: Path, name: str, address: Address) -> None:
+    """HOME/<name>.json says that this process listens there.
+
+    Raises:
+        StorageError: It could not be written.
+    """
     note = _Note(pid=os.getpid(), started_s=_started_s(os.getpid()), target=address.target, token=address.token)
     try:
         durable.replace_file(home / f"{name}.json", note.model_dump_json().encode() + b"\n", name=_STEP)
     except OSError as error:
-        serving.close()
         raise StorageError(f"{home / name}.json: {error.strerror or error}; choose another --home") from None
-    return serving
 
 
 class _Guard(grpc.ServerInterceptor):
