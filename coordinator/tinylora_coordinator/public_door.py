@@ -7,6 +7,7 @@ from tinylora_coordinator.front_door import FrontDoor, Limits, NodeAuth, public_
 from tinylora_coordinator.joining import JoinCard, JoinDesk, join_routes
 from tinylora_coordinator.keys import pin_of, run_key, run_public, served_ca
 from tinylora_coordinator.operator_store import OperatorStore
+from tinylora_coordinator.phase import PhaseReader
 from tinylora_coordinator.public_status import PublicStatus
 from tinylora_coordinator.receipts import ReceiptOffice, receipt_routes
 
@@ -33,7 +34,7 @@ def make_door(
     )
     routes = {
         **pages,
-        **state_routes(link, files.settings.name),
+        **state_routes(files.settings.name, PhaseReader(lambda: link.phase, store, status)),
         **join_routes(JoinDesk(card, store, link.register)),
         **receipt_routes(office, nodes.admit),
     }

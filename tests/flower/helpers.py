@@ -216,7 +216,7 @@ def routes_in(
     """How workers come in, and ask what the run is doing; tokens are pinned to no CA."""
     card = JoinCard(settings, facts, "0" * 64, SYSTEM)
     join = join_routes(JoinDesk(card, store, link.register, clock=lambda: wall().timestamp()))
-    return {**join, **state_routes(link, settings.name)}
+    return {**join, **state_routes(settings.name, lambda: link.phase)}
 
 
 @contextmanager

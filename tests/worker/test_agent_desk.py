@@ -113,6 +113,7 @@ def words(situation: Situation) -> tuple[WorkerState, Reason | None]:
         (Outside(), WorkerState.STARTING, None),
         (JOINED, WorkerState.WAITING, Reason.NO_WORK),
         (Outside(has_joined=True, phase="waiting"), WorkerState.WAITING, Reason.WAITING_FOR_PEERS),
+        (Outside(has_joined=True, phase="paused"), WorkerState.WAITING, Reason.RUN_PAUSED),
         (Outside(has_joined=True, phase="finished"), WorkerState.FINISHED, None),
         (replace(JOINED, unreachable_since_s=NOW), WorkerState.WAITING, Reason.COORDINATOR_UNREACHABLE),
         (Outside(unreachable_since_s=NOW), WorkerState.WAITING, Reason.COORDINATOR_UNREACHABLE),

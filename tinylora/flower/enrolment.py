@@ -26,7 +26,7 @@ RECEIPTS_PATH = "/tinylora/receipts"
 STATE_PATH = "/tinylora/state"
 MAX_JOIN_BYTES = 65_536
 
-Phase = Literal["waiting", "running", "finished", "stopping"]
+Phase = Literal["waiting", "running", "paused", "finished", "stopping"]
 RefusalCode = Literal[
     "malformed",  # 400: no join request, or no token in the token field
     "key",  # 400: the public key is none of ours

@@ -9,7 +9,7 @@ passes on the fleet's paths alone.
 import hmac
 import secrets
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tinylora.errors import RefusedError
@@ -181,11 +182,11 @@ def _lifespan_config(database: Path, secret: bytes) -> SuperLinkLifespanConfig:
     )
 
 
-def state_routes(link: Link, run: str) -> PublicRoutes:
-    """The route by which anybody asks what the run is doing."""
+def state_routes(run: str, phase: Callable[[], Phase]) -> PublicRoutes:
+    """The route by which anybody asks what the run is doing; `phase` is called in a thread."""
 
     async def tell_state(scope: Scope, receive: Receive, send: Send) -> None:
-        answer = StateAnswer(run=run, phase=link.phase, protocol=PROTOCOL_VERSION)
+        answer = StateAnswer(run=run, phase=await run_in_threadpool(phase), protocol=PROTOCOL_VERSION)
         await JSONResponse(answer.model_dump(mode="json"))(scope, receive, send)
 
     return {("GET", STATE_PATH): tell_state}

@@ -142,6 +142,6 @@ def _missing(phase: Phase | None) -> Reason:
     """What a worker waits for that could work."""
     if phase == "waiting":
         return Reason.WAITING_FOR_PEERS
-    if phase == "stopping":
+    if phase in ("paused", "stopping"):
         return Reason.RUN_PAUSED
     return Reason.NO_WORK
