@@ -1,4 +1,4 @@
-"""What a run is doing, for those who take part: by the supervisor's word, the operator's orders, the ledger's tables."""
+"""What a run is doing, for those who take part: the supervisor's word, the operator's orders, the ledger's tables."""
 
 import threading
 import time
