@@ -1,7 +1,7 @@
 """What no federation can have, for comparison: the tree trained in one place, and the base trained on fully."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -70,7 +70,7 @@ def train_centrally(context: Context, job: Job) -> Outcome:
     )
 
 
-def _labelled(documents: Mapping[NodePath, tuple[Document, ...]]) -> tuple[list[Document], list[NodePath]]:
+def _labelled(documents: Mapping[NodePath, Sequence[Document]]) -> tuple[list[Document], list[NodePath]]:
     pairs = [(document, leaf) for leaf, some in documents.items() for document in some]
     return [document for document, _ in pairs], [leaf for _, leaf in pairs]
 
