@@ -39,6 +39,7 @@ from tinylora.flower.node_memory import NodeMemory, NoMemory
 from tinylora.flower.outbox import Outbox
 from tinylora.flower.pulse import Pulse
 
+_SLOWER = 1.3  # so that nobody finds out about his next unit more than a third later than it was there
 _FORGOTTEN_AFTER = 2.5  # heartbeats: Flower gives a node up after two
 Ending: TypeAlias = Literal["finished", "stopped"]
 Rejoin: TypeAlias = Callable[[], float]
@@ -50,7 +51,7 @@ class Pace:
     """How often a worker asks, and how long it waits for an answer. All in seconds."""
 
     busy_poll_s: float = 0.2
-    """Between two questions right after a unit; then half as often each time, down to `idle_poll_s`."""
+    """Between two questions right after a unit; then a third longer each time, up to `idle_poll_s`."""
     idle_poll_s: float = 2.0
     phase_poll_s: float = 10.0
     """Between two looks at whether the run is over, while there is no unit."""
@@ -288,7 +289,7 @@ class FleetClient:
                     return "finished"
                 deliveries.send_unsent(self._node)
             self._stop.wait(wait_s)
-            wait_s = min(wait_s * 2, self._pace.idle_poll_s)
+            wait_s = min(wait_s * _SLOWER, self._pace.idle_poll_s)
         return "stopped"
 
     def _step(self, deliveries: Deliveries) -> bool:
