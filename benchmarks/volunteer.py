@@ -32,7 +32,7 @@ from tinylora_worker.agent.client import follow
 from benchmarks.worker_start import gather_text
 from tinylora.demo.experiment import BASE_DIR
 from tinylora.demo.processes import Child, Family
-from tinylora.demo.run import free_port
+from tinylora.demo.run import free_port, wait_for_ledger
 from tinylora.errors import NetworkError, StorageError
 from tinylora.federation.events import UpdateAccepted
 from tinylora.ledger.sqlite import SqliteLedger
@@ -143,8 +143,8 @@ def _run(root: Path, data: Path) -> Seen:
     made = subprocess.run([*own, "token", "create", str(run), "--json"], check=True, capture_output=True)
     port = free_port()
     with Family(root / "logs") as family:
-        family.start("coordinator", [*own, "serve", str(run), "--host", "127.0.0.1", "--port", str(port)])
-        _wait_for_port(port)
+        served = family.start("coordinator", [*own, "serve", str(run), "--host", "127.0.0.1", "--port", str(port)])
+        wait_for_ledger(served, run)
         with slow_link(port) as address:
             secret = {"TINYLORA_TOKEN": json.loads(made.stdout)["token"]}
             own = [sys.executable, "-m", "tinylora_worker"]
@@ -255,15 +255,6 @@ def _pump(source: socket.socket, target: socket.socket, pipe: Pipe) -> None:
     for end in (source, target):
         with suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
-
-
-def _wait_for_port(port: int) -> None:
-    end = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < end:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
-            return
-        time.sleep(0.1)
-    raise RuntimeError("the coordinator did not start")
 
 
 # --- the other side --------------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def _start_coordinator(family: Family, directory: Path, options: list[str], n_wo
     token = _make_token([*own, "token", "create", str(directory), "--uses", str(n_workers), "--json"])
     port = free_port()
     serve = family.start("coordinator", [*own, "serve", str(directory), "--host", "127.0.0.1", "--port", str(port)])
-    _wait_for_ledger(serve, directory)
+    wait_for_ledger(serve, directory)
     return f"https://127.0.0.1:{port}", token
 
 
@@ -146,8 +146,12 @@ def _wait_for_end(child: Child) -> None:
         raise _failed(child)
 
 
-def _wait_for_ledger(child: Child, directory: Path) -> None:
-    """The coordinator has begun the run: its port is open long before that, and whoever asks there simply waits."""
+def wait_for_ledger(child: Child, directory: Path) -> None:
+    """The coordinator has begun the run: its port is open long before that, and whoever asks there simply waits.
+
+    Raises:
+        TinyLoraError: It ended, or took too long.
+    """
     end = time.monotonic() + _PATIENCE_S
     while time.monotonic() < end and child.is_running:
         with suppress(StorageError), SqliteLedger.open_readonly(directory) as ledger:
