@@ -80,6 +80,7 @@ def _leave(service: TrainerService, folder: Path | None) -> NoReturn:
 def _be_modest() -> None:
     """Whoever sits at this machine goes first."""
     this = psutil.Process()
+    # Each system has names of its own in psutil, and the type checker knows those of one: hence the two marks.
     with suppress(psutil.Error, OSError):
         this.nice(max(this.nice(), NICE) if os.name == "posix" else psutil.IDLE_PRIORITY_CLASS)  # type: ignore[attr-defined]
     with suppress(psutil.Error, OSError, AttributeError):
