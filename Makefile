@@ -29,7 +29,7 @@ WRONG_DOCSTRING := (/DOC[0-9]+:|Traceback|Error/ && !/DOC(101|201|402):/ && \
 	!(/DOC103:/ && !/in the docstring but not in the function signature/)) { print; wrong = 1 } END { exit wrong }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow chaos check style imports docstrings types bench report stubs base clean
+.PHONY: help install demo test slow chaos check style imports docstrings types bench report web stubs base clean
 
 help: ## list the verbs
 	@echo "TinyLoRA: make VERB [WORKERS=4] [DEPTH=2] [SEED=0] [ROUTER_SYNC=both|statistics|weights] [OUT=demo-out]"
@@ -77,6 +77,14 @@ report: $(INSTALLED) ## every method against its baselines, an hour or two; docs
 	@$(BIN)/tinylora report --config benchmarks/quality.toml --preset $(PRESET) --out $(REPORT_OUT)
 	@mkdir -p docs/quality && cp $(REPORT_OUT)/quality.json benchmarks/results/ && \
 		cp $(REPORT_OUT)/quality.md $(REPORT_OUT)/*.png docs/quality/
+
+WEB := coordinator/web
+
+web: $(WEB)/node_modules ## build the dashboard's page anew; needs Node 20.19 or newer
+	@cd $(WEB) && npm run --silent types && npm run --silent check && npm run --silent test && npm run --silent build
+
+$(WEB)/node_modules: $(WEB)/package-lock.json
+	@cd $(WEB) && npm ci --silent --no-audit --no-fund && touch node_modules
 
 stubs: $(INSTALLED) ## make the worker's gRPC stubs anew from worker/tinylora_worker/wire/worker.proto
 	@cd worker && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
