@@ -44,10 +44,12 @@ Manifest = dict[str, tuple[str, tuple[int, ...]]]
 
 
 AnyEntry = TypeVar("AnyEntry")
-AnyDocument = TypeVar("AnyDocument", bound="_Document")  # not Self: the type checker of the tests does not know it
+AnyDocument = TypeVar("AnyDocument", bound="Document")  # not Self: the type checker of the tests does not know it
 
 
-class _Document(BaseModel):
+class Document(BaseModel):
+    """What travels as one canonical JSON text."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
     def to_json(self) -> str:
@@ -69,7 +71,7 @@ class _Document(BaseModel):
             raise _misfit(cls, error) from None
 
 
-def _misfit(kind: type[_Document], error: ValidationError) -> ProtocolError:
+def _misfit(kind: type[Document], error: ValidationError) -> ProtocolError:
     """One sentence on the first field that is wrong; the rule names it only if it is a field of ours."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     top = str(first["loc"][0]) if first["loc"] else ""
@@ -78,7 +80,7 @@ def _misfit(kind: type[_Document], error: ValidationError) -> ProtocolError:
     return ProtocolError(f"{kind.__name__}: field {field}: {first['msg']}", rule=rule)
 
 
-class WorkUnit(_Document):
+class WorkUnit(Document):
     """The piece of work that a worker leases: one node or subtree, so many steps."""
 
     protocol: Literal[1] = PROTOCOL_VERSION
@@ -188,7 +190,7 @@ class ProbeResult(BaseModel):
     """By leaf: the share of this text that the gates send there."""
 
 
-class Update(_Document):
+class Update(Document):
     """What a worker claims to have done; the ledger believes an `AcceptedUpdate` instead."""
 
     protocol: Literal[1] = PROTOCOL_VERSION
@@ -229,7 +231,7 @@ class Update(_Document):
     """Hex of the worker key's signature over the document without this field; see `envelope`."""
 
 
-class Receipt(_Document):
+class Receipt(Document):
     """The run's word that an update was accepted; signed by the run's Ed25519 key, kept by the worker."""
 
     protocol: Literal[1] = PROTOCOL_VERSION
