@@ -21,8 +21,9 @@ WAYS_BACK = {"adopt: file.replace(source)"}
 NEED_NOT_LAST = {
     "_open_log: self.log_file.replace(self.log_file.with_suffix('.log.1'))",
     "_make: fresh.rename(place / fresh.name[1:])",
+    "write_recording: beside.replace(file)",
 }
-"""Moves of what may be lost: an old log, a folder that dies with its process."""
+"""Moves of what may be lost: an old log, a folder that dies with its process, what can be made again."""
 
 
 def is_durable(call: ast.Call) -> bool:
