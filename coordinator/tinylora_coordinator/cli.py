@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 import typer
@@ -38,7 +38,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-token = typer.Typer(help="Let workers in: make, list and revoke join tokens.", no_args_is_help=True)
+token = typer.Typer(help="Let workers in, or people: make, list and revoke tokens.", no_args_is_help=True)
 workers = typer.Typer(
     help="Who takes part (`workers DIR`); approve, revoke or erase somebody.", no_args_is_help=True, cls=_ListByDefault
 )
@@ -152,18 +152,40 @@ def _own_certificate(certificate: Path | None, private_key: Path | None, ca: Pat
 @token.command("create", epilog=CODES)
 def token_create(
     folder: Folder,
+    role: Annotated[
+        Literal["worker", "viewer", "admin"],
+        typer.Option("--role", help="worker: joins the run. viewer: looks at the dashboard. admin: steers it there."),
+    ] = "worker",
     uses: Annotated[int, typer.Option("--uses", min=1, help="How many workers it lets in.")] = 1,
-    expires: Annotated[str, typer.Option("--expires", help="How long it lets workers in: 30m, 12h, 7d ...")] = "24h",
+    expires: Annotated[str, typer.Option("--expires", help="How long it lets anybody in: 30m, 12h, 7d ...")] = "24h",
     tags: Annotated[
         list[str] | None, typer.Option("--tag", help="Shown beside its workers; give it several times.")
     ] = None,
     approve: Annotated[bool, typer.Option("--approve", help="Its workers wait for `workers approve`.")] = False,
     url: Annotated[str, typer.Option("--url", help="The coordinator's address, for the join command printed.")] = "",
+    note: Annotated[
+        str, typer.Option("--note", help="Of a viewer or admin: for whom it is; `token list` shows it.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """Make a join token, and print it: this once, for only its hash is kept."""
+    """Make a token, and print it: this once, for only its hash is kept.
+
+    A worker joins with its token. A viewer or an admin types it into the dashboard's sign-in; scripts send it as
+    `Authorization: Bearer TOKEN`.
+    """
     from tinylora_coordinator import desk
 
+    if role != "worker":
+        _check_for_people({"--uses": uses != 1, "--tag": bool(tags), "--approve": approve, "--url": bool(url)})
+        person = desk.create_access(folder, role, now_s=time.time(), expires=expires, note=note)
+        if as_json:
+            _print_json(person)
+            return
+        typer.echo(person["token"])
+        _say(f"lets {'an admin' if role == 'admin' else 'a viewer'} in until {person['expires']}, at the dashboard")
+        return
+    if note:
+        raise click.UsageError("--note: only a viewer's or an admin's token has one; a worker's has --tag")
     made = desk.create_token(
         folder, now_s=time.time(), uses=uses, expires=expires, tags=tags or [], needs_approval=approve, url=url
     )
@@ -175,6 +197,13 @@ def token_create(
     _say(f"  TINYLORA_TOKEN={made['token']} \\\n  {made['command']}")
 
 
+def _check_for_people(given: dict[str, bool]) -> None:
+    """Refuse what only a worker's token can have."""
+    odd = [name for name, is_given in given.items() if is_given]
+    if odd:
+        raise click.UsageError(f"{', '.join(odd)}: only a worker's token can have that")
+
+
 @token.command("list", epilog=CODES)
 def token_list(folder: Folder, as_json: Json = False) -> None:
     """List the tokens; their secrets are known to nobody here."""
@@ -184,6 +213,10 @@ def token_list(folder: Folder, as_json: Json = False) -> None:
     if as_json:
         _print_json(rows)
     for row in [] if as_json else rows:
+        if row["role"] != "worker":
+            note = f", {row['note']}" if row["note"] else ""
+            typer.echo(f"{row['token_id']} {row['state']}: {row['role']}, until {row['expires']}{note}")
+            continue
         tags = f", {' '.join(row['tags'])}" if row["tags"] else ""
         approval = ", with approval" if row["needs_approval"] else ""
         used = f"{row['n_workers']} of {row['max_workers']} workers"

@@ -17,9 +17,10 @@ from tinylora.federation.ports import Order
 from tinylora.flower.reach import Address
 from tinylora.ledger.sqlite import FILE as LEDGER_FILE
 from tinylora.ledger.sqlite import SqliteLedger
+from tinylora_coordinator.access_tokens import KnownToken, TokenRole, mark_of
 from tinylora_coordinator.durations import as_date, parse_duration
 from tinylora_coordinator.folder import RunFolder, read_run
-from tinylora_coordinator.keys import host_to_name, pin_of
+from tinylora_coordinator.keys import host_to_name, pin_of, run_public
 from tinylora_coordinator.operator_store import OperatorStore, Token
 from tinylora_coordinator.overview import overview
 
@@ -76,19 +77,48 @@ def create_token(
 
 
 def tokens(root: Path, *, now_s: float) -> list[dict[str, Any]]:
-    """All tokens without their secrets.
+    """All tokens without their secrets: the workers', then those for people.
 
     Raises:
         SettingError: There is no run in `root`.
         StorageError: The folder cannot be read.
     """
     with opened(root) as store:
-        return [_token_row(token) for token in store.tokens(now_s)]
+        people = [_access_row(token, now_s) for token in store.access_tokens()]
+        return [*(_token_row(token) for token in store.tokens(now_s)), *people]
+
+
+def create_access(root: Path, role: TokenRole, *, now_s: float, expires: str, note: str) -> dict[str, Any]:
+    """Make a token for somebody who wants to look or to steer; the only time that its secret is seen.
+
+    Raises:
+        SettingError: There is no run in `root`, or an argument makes no sense.
+        StorageError: The folder cannot be written.
+    """
+    expires_in_s = parse_duration(expires)
+    if len(note) > 80 or not note.isprintable():
+        raise SettingError("--note: expected at most 80 printable characters")
+    with opened(root) as store:
+        mark = mark_of(run_public(RunFolder(root).keys))
+        made = store.create_access(role, mark, now_s=now_s, expires_in_s=expires_in_s, note=note)
+    return {"token": made.text, "token_id": made.token_id, "role": role, "expires": as_date(now_s + expires_in_s)}
+
+
+def _access_row(token: KnownToken, now_s: float) -> dict[str, Any]:
+    return {
+        "token_id": token.token_id,
+        "role": token.role,
+        "state": token.state(now_s),
+        "created": as_date(token.created_s),
+        "expires": as_date(token.expires_s),
+        "note": token.note,
+    }
 
 
 def _token_row(token: Token) -> dict[str, Any]:
     return {
         "token_id": token.token_id,
+        "role": "worker",
         "state": token.state,
         "created": as_date(token.created_s),
         "expires": as_date(token.expires_s),

@@ -1,6 +1,7 @@
 """What the operator decided, in DIR/operator.sqlite: tokens, who may take part, and orders for the rounds.
 
     token    who may join: hash of the secret, until when, how many workers; never the secret itself
+    access   who may look or steer: the same for people
     worker   who joined with which token and key, and whether he is approved, waits for it, or was revoked
     job      orders, oldest first, with what became of them
 
@@ -10,7 +11,6 @@ Times are arguments, in seconds since 1970, so that the same calls have the same
 """
 
 import errno
-import hashlib
 import hmac
 import json
 import sqlite3
@@ -28,9 +28,11 @@ from tinylora.errors import DiskFull, SettingError, StorageError
 from tinylora.failpoints import around, reach
 from tinylora.federation.ports import Order, OrderKind
 from tinylora.flower.join_token import JoinToken, new_secret, new_token_id
+from tinylora_coordinator.access_tokens import AccessToken, KnownToken, TokenRole, hash_secret
 
 FILE = "operator.sqlite"
-FORMAT = 1
+FORMAT = 2
+"""1 had no table `access`; it is brought up to date when it is opened."""
 DAY_S = 86_400.0
 BUSY_S = 10.0
 around("operator.commit")
@@ -51,6 +53,18 @@ _TOKENS = sql.Table(
     sql.Column("tags", sql.Text, nullable=False),
     sql.Column("needs_approval", sql.Integer, nullable=False),
     sql.Column("revoked_s", sql.REAL),
+    sqlite_strict=True,
+)
+_ACCESS = sql.Table(
+    "access",
+    _META,
+    sql.Column("token_id", sql.Text, primary_key=True),
+    sql.Column("role", sql.Text, sql.CheckConstraint("role IN ('viewer', 'admin')"), nullable=False),
+    sql.Column("secret_sha256", sql.Text, nullable=False),
+    sql.Column("created_s", sql.REAL, nullable=False),
+    sql.Column("expires_s", sql.REAL, nullable=False),
+    sql.Column("revoked_s", sql.REAL),
+    sql.Column("note", sql.Text, nullable=False),
     sqlite_strict=True,
 )
 _WORKERS = sql.Table(
@@ -136,16 +150,16 @@ class OperatorStore:
         self._engine = _engine(self._file)
         with self._read() as database:
             version = _version(database)
-        if version == 0:
-            self._create()
+        if version in (0, 1):
+            self._bring_up_to_date()
         elif version != FORMAT:
             raise StorageError(f"{self._file}: format {version}, this program reads format {FORMAT}")
 
-    def _create(self) -> None:
+    def _bring_up_to_date(self) -> None:
+        """A new file gets all tables, one of format 1 the table that it lacks; if another process is quicker, none."""
         with self._write() as database:
-            if _version(database) == 0:  # else another process was quicker
-                _META.create_all(database)
-                database.exec_driver_sql(f"PRAGMA user_version = {FORMAT}")
+            _META.create_all(database)
+            database.exec_driver_sql(f"PRAGMA user_version = {FORMAT}")
         self._file.chmod(0o600)
 
     def close(self) -> None:
@@ -189,7 +203,7 @@ class OperatorStore:
         token = JoinToken(pin, new_token_id(), new_secret())
         row = {
             "token_id": token.token_id,
-            "secret_sha256": _hash(token.secret),
+            "secret_sha256": hash_secret(token.secret),
             "created_s": now_s,
             "expires_s": now_s + expires_in_s,
             "max_workers": max_workers,
@@ -216,17 +230,68 @@ class OperatorStore:
             return [_token(row, now_s) for row in database.execute(query)]
 
     def revoke_token(self, token_id: str, now_s: float) -> None:
-        """Let nobody in by this token any more; the workers that came with it stay.
+        """Let nobody in by this token any more, be it a worker's or for people; workers that came with it stay.
 
         Raises:
             SettingError: There is no such token.
             StorageError: The file cannot be written.
         """
-        change = sql.update(_TOKENS).where(_TOKENS.c.token_id == token_id)
-        change = change.values(revoked_s=sql.func.coalesce(_TOKENS.c.revoked_s, now_s))
         with self._write() as database:
-            if database.execute(change).rowcount == 0:
+            if sum(database.execute(_revoke(table, token_id, now_s)).rowcount for table in (_TOKENS, _ACCESS)) == 0:
                 raise SettingError(f"token {token_id}: no such token; `tinylora-coordinator token list` shows them")
+
+    # --- tokens for people ------------------------------------------------------------------------------------------
+
+    def create_access(
+        self, role: TokenRole, mark: str, *, now_s: float, expires_in_s: float = DAY_S, note: str = ""
+    ) -> AccessToken:
+        """Make a viewer's or an admin's token; this is the only time that anybody sees its secret.
+
+        Args:
+            role: What its holder may do.
+            mark: Of the run, see `access_tokens.mark_of`.
+            now_s: The time.
+            expires_in_s: Seconds for which it is good.
+            note: For whom it is.
+
+        Raises:
+            SettingError: The time is not positive.
+            StorageError: The file cannot be written.
+        """
+        if expires_in_s <= 0:
+            raise SettingError("token: expected a time in the future")
+        token = AccessToken(role, mark, new_token_id(), new_secret())
+        row = {
+            "token_id": token.token_id,
+            "role": role,
+            "secret_sha256": hash_secret(token.secret),
+            "created_s": now_s,
+            "expires_s": now_s + expires_in_s,
+            "note": note,
+        }
+        with self._write() as database:
+            database.execute(sql.insert(_ACCESS).values(row))
+        return token
+
+    def access_tokens(self) -> list[KnownToken]:
+        """All tokens for people, oldest first.
+
+        Raises:
+            StorageError: The file cannot be read.
+        """
+        with self._read() as database:
+            rows = database.execute(sql.select(_ACCESS).order_by(_ACCESS.c.created_s, _ACCESS.c.token_id))
+            return [KnownToken(**row._mapping) for row in rows]
+
+    def find_access(self, token_id: str) -> KnownToken | None:
+        """One token for people, if it is known.
+
+        Raises:
+            StorageError: The file cannot be read.
+        """
+        with self._read() as database:
+            row = database.execute(sql.select(_ACCESS).where(_ACCESS.c.token_id == token_id)).one_or_none()
+            return None if row is None else KnownToken(**row._mapping)
 
     # --- workers --------------------------------------------------------------------------------------------------
 
@@ -265,8 +330,8 @@ class OperatorStore:
             if (known := _find_worker(database, worker)) is not None:
                 return Refused("banned", _BANNED) if known.state == "revoked" else known
             token = database.execute(sql.select(_TOKENS).where(_TOKENS.c.token_id == token_id)).one_or_none()
-            expected = token.secret_sha256 if token is not None else _hash("")
-            is_right = hmac.compare_digest(_hash(secret), expected)
+            expected = token.secret_sha256 if token is not None else hash_secret("")
+            is_right = hmac.compare_digest(hash_secret(secret), expected)
             if token is None or not is_right:
                 return Refused("token", _UNKNOWN)
             taken = sql.select(sql.func.count()).where(_WORKERS.c.token_id == token_id)
@@ -422,9 +487,10 @@ def _judge(token: Any, n_taken: int, now_s: float) -> Refused | None:
     return None
 
 
-def _hash(secret: str) -> str:
-    """Secrets have 192 random bits: a plain hash of one tells nothing."""
-    return hashlib.sha256(secret.encode()).hexdigest()
+def _revoke(table: sql.Table, token_id: str, now_s: float) -> sql.Update:
+    """The first time stays."""
+    revoked_s = sql.func.coalesce(table.c.revoked_s, now_s)
+    return sql.update(table).where(table.c.token_id == token_id).values(revoked_s=revoked_s)
 
 
 def _token(row: Any, now_s: float) -> Token:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from tinylora_coordinator import desk
+from tinylora_coordinator.access_tokens import mark_of, parse_access
 from tinylora_coordinator.cli import app
 from tinylora_coordinator.durations import as_date, parse_duration
 from tinylora_coordinator.folder import RunFolder, read_run, write_run
-from tinylora_coordinator.keys import pin_of
+from tinylora_coordinator.keys import pin_of, run_public
 from tinylora_coordinator.operator_store import OperatorStore, Worker
 from tinylora_coordinator.selfcheck import Check
 
@@ -139,6 +140,12 @@ def test_a_folder_without_a_run_is_one_sentence(
         ["token", "create", "RUN", "--expires", "0d"],
         ["token", "create", "RUN", "--tag", "\x1b[2J"],
         ["token", "create", "RUN", "--url", "ftp://a"],
+        ["token", "create", "RUN", "--role", "king"],
+        ["token", "create", "RUN", "--role", "viewer", "--uses", "2"],
+        ["token", "create", "RUN", "--role", "admin", "--approve"],
+        ["token", "create", "RUN", "--role", "admin", "--note", "\x1b[2J"],
+        ["token", "create", "RUN", "--role", "admin", "--expires", "never"],
+        ["token", "create", "RUN", "--note", "for a worker"],
         ["token", "revoke", "RUN", "abcd"],
         ["workers", "approve", "RUN", "w-9"],
         ["workers", "revoke", "RUN", "w-9"],
@@ -182,8 +189,8 @@ def test_a_token_is_printed_once_with_the_command_that_uses_it(run: Path, capsys
     (row,) = printed(capsys, "token", "list", run)
     assert row.pop("created") < row.pop("expires")
     assert row == {
-        "token_id": token.token_id, "state": "open", "max_workers": 3, "n_workers": 0, "needs_approval": True,
-        "tags": ["night"],
+        "token_id": token.token_id, "role": "worker", "state": "open", "max_workers": 3, "n_workers": 0,
+        "needs_approval": True, "tags": ["night"],
     }  # fmt: skip
     assert call("token", "list", run) == 0
     text = capsys.readouterr().out
@@ -205,6 +212,24 @@ def test_a_revoked_token_takes_its_workers_along_only_when_told(run: Path, capsy
     assert "1 workers are out: when the run is served next" in capsys.readouterr().err
     assert [row["state"] for row in printed(capsys, "workers", "list", run)] == ["pending", "revoked"]
     assert [row["state"] for row in printed(capsys, "token", "list", run)] == ["revoked", "revoked"]
+
+
+@pytest.mark.parametrize(("role", "version", "who"), [("viewer", "tlv1", "a viewer"), ("admin", "tla1", "an admin")])
+def test_a_token_for_people_is_another_kind(run: Path, capsys: Capture, role: str, version: str, who: str) -> None:
+    assert call("token", "create", run, "--role", role, "--expires", "7d", "--note", "for Ada") == 0
+    out, said = capsys.readouterr()
+    mark = mark_of(run_public(RunFolder(run).keys))
+    token = parse_access(out, mark)
+    assert out == f"{token.text}\n" and out.startswith(f"{version}.{mark}.") and f"lets {who} in until" in said
+    (row,) = printed(capsys, "token", "list", run)
+    assert row.pop("created") < row.pop("expires")
+    assert row == {"token_id": token.token_id, "role": role, "state": "open", "note": "for Ada"}
+    assert call("token", "revoke", run, token.token_id) == 0 == call("token", "list", run)
+    text = capsys.readouterr().out
+    assert text.startswith(f"{token.token_id} revoked: {role}, until ") and text.endswith(", for Ada\n")
+    assert token.secret not in text and set(printed(capsys, "token", "create", run, "--role", role)) == {
+        "token", "token_id", "role", "expires"
+    }  # fmt: skip
 
 
 # --- workers and orders -----------------------------------------------------------------------------------------------

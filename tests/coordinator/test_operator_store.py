@@ -153,6 +153,40 @@ def test_a_token_for_nobody_is_refused(store: OperatorStore, choices: dict[str, 
         made(store, **choices)
 
 
+# --- tokens for people ----------------------------------------------------------------------------------------------
+
+
+def test_tokens_for_people_are_kept_without_their_secret(tmp_path: Path) -> None:
+    with OperatorStore(tmp_path) as store:
+        viewer = store.create_access("viewer", "0" * 16, now_s=NOW, note="for Ada")
+        admin = store.create_access("admin", "0" * 16, now_s=NOW + 1, expires_in_s=60.0)
+        known = store.access_tokens()
+        assert [(token.token_id, token.role, token.note) for token in known] == [
+            (viewer.token_id, "viewer", "for Ada"),
+            (admin.token_id, "admin", ""),
+        ]
+        assert [token.state(NOW + 100) for token in known] == ["open", "expired"]
+        assert store.find_access(viewer.token_id) == known[0] and store.find_access("unknown") is None
+        assert store.tokens(NOW) == []  # none of them lets a worker in
+    found = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    for token in (viewer, admin):
+        assert token.secret.encode() not in found and token.secret not in repr(token)
+
+
+def test_a_token_for_people_is_revoked_by_the_same_word_and_the_first_time_stays(store: OperatorStore) -> None:
+    token = store.create_access("admin", "0" * 16, now_s=NOW)
+    store.revoke_token(token.token_id, NOW + 1)
+    store.revoke_token(token.token_id, NOW + 2)
+    (known,) = store.access_tokens()
+    assert known.revoked_s == NOW + 1 and known.state(NOW + 3) == "revoked"
+
+
+def test_a_token_for_people_lets_no_worker_in(store: OperatorStore) -> None:
+    token = store.create_access("admin", "0" * 16, now_s=NOW)
+    refused = Case(JoinToken(SYSTEM, token.token_id, token.secret), token.secret).enrol(store)
+    assert isinstance(refused, Refused) and refused.code == "token"
+
+
 # --- workers --------------------------------------------------------------------------------------------------------
 
 
@@ -221,8 +255,33 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     OperatorStore(tmp_path).close()
     with sqlite3.connect(tmp_path / FILE) as database:
         database.execute("PRAGMA user_version = 99")
-    with pytest.raises(StorageError, match="format 99, this program reads format 1"):
+    with pytest.raises(StorageError, match="format 99, this program reads format 2"):
         OperatorStore(tmp_path)
+
+
+def test_a_file_of_format_1_gets_the_table_that_it_lacks_and_keeps_the_rest(tmp_path: Path) -> None:
+    with OperatorStore(tmp_path) as store:
+        case = made(store)
+        store.order("pause", now_s=NOW)
+    with sqlite3.connect(tmp_path / FILE) as database:
+        new = dict(database.execute("SELECT name, sql FROM sqlite_schema").fetchall())
+        database.execute("DROP TABLE access")
+        database.execute("PRAGMA user_version = 1")
+    start = threading.Barrier(4)
+
+    def come(number: int) -> int:
+        start.wait()
+        with OperatorStore(tmp_path) as store:
+            return len(store.access_tokens())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(come, range(4))) == [0, 0, 0, 0]
+    with OperatorStore(tmp_path) as store:
+        assert isinstance(case.enrol(store), Worker) and len(store.orders()) == 1
+        store.create_access("viewer", "0" * 16, now_s=NOW)
+    with sqlite3.connect(tmp_path / FILE) as database:
+        assert dict(database.execute("SELECT name, sql FROM sqlite_schema").fetchall()) == new
+        assert database.execute("PRAGMA user_version").fetchone() == (2,)
 
 
 def test_something_else_in_its_place_is_refused(tmp_path: Path) -> None:
