@@ -2,6 +2,7 @@
 
 from tinylora.federation.events import (
     BlobsPruned,
+    BundlePublished,
     Event,
     GatesSolved,
     LeafSplit,
@@ -68,6 +69,8 @@ def tell(event: Event) -> str:
             return f"node {event.node or 'root'} version {event.version}, {event.n_steps} steps"
         case RunFinished():
             return f"finished: {event.reason}"
+        case BundlePublished():
+            return f"bundle {event.sha256[:12]} is of the first {event.n_events} events"
         case UpdateProbed():
             what = "counts" if event.is_kept else f"does not count: {event.reason}"
             return f"{event.unit_id} of {event.worker}: {event.n_votes} votes, it {what}"

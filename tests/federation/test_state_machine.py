@@ -79,8 +79,8 @@ class AnyRun(RuleBasedStateMachine):
             data = data[:-1]
         return Reply(worker, unit.unit_id, update.to_json(), data)
 
-    def _order(self, kind: Any, worker: str = "") -> None:
-        self.network.planned.append(Order(f"o{len(self.network.planned)}", kind, worker))
+    def _order(self, kind: Any, worker: str = "", node: str = "") -> None:
+        self.network.planned.append(Order(f"o{len(self.network.planned)}", kind, worker, node=node))
         self._go_on()
 
     @rule(name=st.sampled_from(NAMES))
@@ -124,6 +124,24 @@ class AnyRun(RuleBasedStateMachine):
         self._order("revoke", name)
         worker = self.rounds.state.workers.get(name)
         assert worker is None or worker.standing in ("revoked", "erased")
+
+    @rule(name=st.sampled_from(NAMES))
+    def is_released(self, name: str) -> None:
+        """Its unit is taken from it, and it gets no other one at once."""
+        had = self.rounds.state.workers[name].unit_id if name in self.rounds.state.workers else ""
+        self._order("release", name)
+        assert not had or self.rounds.state.workers[name].unit_id == ""
+        assert had not in {*self.rounds.state.leases, *self.rounds.state.late}
+
+    @rule(name=st.sampled_from(NAMES), node=st.sampled_from(["", "0", "1"]))
+    def is_moved(self, name: str, node: str) -> None:
+        before = self.rounds.state
+        self._order("reassign", name, node)
+        after = self.rounds.state.workers.get(name)
+        if after is not None and after.node != before.workers[name].node:
+            assert after.node == node
+            left = {unit for unit, lease in self.rounds.state.late.items() if lease.worker == name}
+            assert not left & {*before.leases, *before.late}
 
     @rule(kind=st.sampled_from(["pause", "resume"]))
     def is_ordered(self, kind: str) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tests.federation.events import STARTED
 from tinylora.federation.events import (
     BlobsPruned,
+    BundlePublished,
     Event,
     GatesSolved,
     LeaseExpired,
@@ -60,7 +61,16 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
         at_s=_seconds,
         deadline_s=_seconds,
     ),
-    st.builds(LeaseExpired, unit_id=_unit, reason=_text, at_s=_seconds),
+    st.builds(LeaseExpired, unit_id=_unit, reason=_text, is_returned=st.booleans(), at_s=_seconds),
+    st.builds(
+        BundlePublished,
+        sha256=st.just("b" * 64),
+        bytes=_count,
+        n_events=_count,
+        log_sha256=st.just("c" * 64),
+        router_version=_count,
+        at_s=_seconds,
+    ),
     st.builds(
         UpdateAccepted,
         unit_id=_unit,

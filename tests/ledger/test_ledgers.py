@@ -37,6 +37,15 @@ def test_events_come_back_in_order(ledger):
     assert list(ledger.events(after=3)) == []
 
 
+def test_the_hash_of_a_log_is_that_of_its_beginning(ledger):
+    ledger.append([STARTED], 0.0)
+    before = ledger.chain_at(1)
+    ledger.append([JOINED], 0.0)
+    assert ledger.chain_at(1) == before != ledger.chain_at(2)
+    with pytest.raises(StorageError, match="no event 3"):
+        ledger.chain_at(3)
+
+
 def test_an_empty_ledger_and_an_empty_append(ledger):
     assert list(ledger.events()) == []
     ledger.append([], 0.0)

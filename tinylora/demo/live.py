@@ -92,6 +92,8 @@ class Progress:
                 for worker, node in sorted(event.assignment.items()):
                     self.nodes[node].workers.append(worker)
             case WorkerAssigned():
+                for node in self.nodes.values():
+                    node.workers = [worker for worker in node.workers if worker != event.worker]
                 self.nodes.setdefault(event.node, NodeProgress()).workers.append(event.worker)
             case LeafSplit() | LeavesMerged() | SubtreeDivided():
                 self._reshape(event)

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from tinylora.errors import StorageError
 from tinylora.federation.events import (
+    BundlePublished,
     Event,
     GatesSolved,
     LeafSplit,
@@ -145,6 +146,8 @@ def _follow(state: Campaign, event: Event) -> Campaign:
             return _divided(state, event)
         case RunFinished():
             return replace(state, finished=event.reason or "finished")
+        case BundlePublished():
+            return replace(state, bundles=(*state.bundles, event.sha256))
         case _:
             return state
 
@@ -168,8 +171,26 @@ def _returned(state: Campaign, event: WorkerReturned) -> Campaign:
 
 
 def _assigned(state: Campaign, event: WorkerAssigned) -> Campaign:
-    worker = replace(state.workers[event.worker], node=event.node)
+    before = state.workers[event.worker]
+    state = state if before.node is None else _without_late(state, event.worker)
+    worker = replace(before if before.node is None else _uprooted(before, event.node), node=event.node)
     return replace(_put(state, worker), router=replace(state.router, has_news=True))
+
+
+def _without_late(state: Campaign, worker: str) -> Campaign:
+    """What it was sent for its old node counts no more."""
+    return replace(state, late={unit: lease for unit, lease in state.late.items() if lease.worker != worker})
+
+
+def _uprooted(worker: Worker, node: NodePath) -> Worker:
+    """A holder that is moved: the router scores it told were those of a holder of another node.
+
+    Who dealt his text to the leaves of a subtree, and gets one of them, has text of several leaves from now on. Of any
+    other the whole text speaks for the new leaf.
+    """
+    is_mixed = worker.is_mixed or (bool(worker.leaf_statistics) and is_under(node, worker.node or ""))
+    leaf_statistics = worker.leaf_statistics if is_mixed else ""
+    return replace(worker, histogram="", is_mixed=is_mixed, leaf_statistics=leaf_statistics)
 
 
 def _put(state: Campaign, worker: Worker) -> Campaign:
@@ -225,7 +246,9 @@ def _expired(state: Campaign, event: LeaseExpired) -> Campaign:
     worker = state.workers[lease.worker]
     if event.is_returned:
         late = _without(_release(state, event.unit_id).late, event.unit_id)
-        return _put(replace(_release(state, event.unit_id), late=late), replace(worker, unit_id=""))
+        rests_until_s = max(worker.rests_until_s, event.at_s + event.rest_s) if event.rest_s else worker.rests_until_s
+        worker = replace(worker, unit_id="", rests_until_s=rests_until_s)
+        return _put(replace(_release(state, event.unit_id), late=late), worker)
     rest_s = min(FIRST_REST_S * 2.0 ** min(worker.misses, MOST_DOUBLINGS), LONGEST_REST_S)
     worker = replace(worker, unit_id="", misses=worker.misses + 1, rests_until_s=event.at_s + rest_s)
     return _put(_release(state, event.unit_id), worker)
@@ -324,17 +347,23 @@ def _sketched(state: Campaign, event: UpdateAccepted) -> Campaign:
 def _believed(state: Campaign, event: UpdateAccepted) -> Campaign:
     """A train update counts: it waits for its round to end, and what it says of its worker's text is taken."""
     worker = state.workers[event.worker]
-    is_news = "statistics" in event.parts and not worker.leaf_statistics
+    parts = event.parts if _speaks_for_its_node(worker, event) else ()
+    is_news = "statistics" in parts and not worker.leaf_statistics
     worker = replace(
         worker,
         n_trained=worker.n_trained + 1,
         results=with_result(worker.results, "ok"),
-        leaf_statistics=event.blob if "statistics" in event.parts else worker.leaf_statistics,
-        histogram=event.blob if "histogram" in event.parts else worker.histogram,
+        leaf_statistics=event.blob if "statistics" in parts else worker.leaf_statistics,
+        histogram=event.blob if "histogram" in parts else worker.histogram,
     )
     waiting = {top: _with_contribution(state.nodes[top], event) for top in state.parts_of(event)}
     nodes = {**state.nodes, **waiting}
     return replace(_put(state, worker), nodes=nodes, router=_router_after(state.router, event, is_news))
+
+
+def _speaks_for_its_node(worker: Worker, event: UpdateAccepted) -> bool:
+    """Whether what an update says of its worker's text holds where the worker is now: it may have been moved since."""
+    return worker.node is None or are_in_line(event.node, worker.node)
 
 
 def _voted(state: Campaign, event: UpdateAccepted) -> Campaign:

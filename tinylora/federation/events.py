@@ -95,7 +95,10 @@ class LeaseExpired(_Event):
     unit_id: Name
     reason: str
     is_returned: bool = False
-    """Whether its worker gave it back in good order: nothing is held against it, and no update will come."""
+    """Whether it is given back in good order, by its worker or the operator: nothing is held against the worker, and no
+    update of it counts any more."""
+    rest_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """With `is_returned`: for so long its worker gets nothing, so that somebody else may have the unit."""
     at_s: Finite = 0.0
 
 
@@ -227,7 +230,11 @@ class TopologySet(_Event):
 
 
 class WorkerAssigned(_Event):
-    """A worker that came after the topology got a leaf, which it trains beside whoever holds it already."""
+    """A worker got a leaf, which it trains beside whoever holds it already.
+
+    It came after the topology; or the operator moved it: what it was sent for its old node counts no more, what of it
+    was accepted there stays.
+    """
 
     type: Literal["worker_assigned"] = "worker_assigned"
     worker: Name
@@ -326,6 +333,20 @@ class RunFinished(_Event):
     at_s: Finite = 0.0
 
 
+class BundlePublished(_Event):
+    """A bundle was made of the run as it stood after so many events; whoever has the file can compare."""
+
+    type: Literal["bundle_published"] = "bundle_published"
+    sha256: Sha256
+    bytes: Count
+    n_events: Count
+    """Length of the log that it was made of."""
+    log_sha256: Sha256
+    """The log's chain up to there."""
+    router_version: Count
+    at_s: Finite = 0.0
+
+
 Event = Annotated[
     RunStarted
     | WorkerJoined
@@ -350,7 +371,8 @@ Event = Annotated[
     | SplitKept
     | LeavesMerged
     | SubtreeDivided
-    | RunFinished,
+    | RunFinished
+    | BundlePublished,
     Field(discriminator="type"),
 ]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinylora.errors import StorageError
-from tinylora.federation.events import Event
+from tinylora.federation.events import Event, event_to_json
 from tinylora.protocol.documents import sha256 as sha256_of
 
 
@@ -23,6 +23,16 @@ class MemoryLedger:
     def events(self, after: int = 0) -> Sequence[Event]:
         """Events in order, without the first `after` ones."""
         return tuple(self._events[after:])
+
+    def chain_at(self, number: int) -> str:
+        """Hash over the first `number` events.
+
+        Raises:
+            StorageError: There are fewer.
+        """
+        if number > len(self._events):
+            raise StorageError(f"there is no event {number} in this ledger")
+        return sha256_of("\n".join(map(event_to_json, self._events[:number])).encode())
 
     def put_blob(self, data: bytes, *, sha256: str = "") -> str:
         """Keep bytes under their hex sha256."""

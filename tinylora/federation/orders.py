@@ -1,9 +1,14 @@
 """What the operator orders: carried out as events, each harmless to repeat."""
 
+from pydantic import ValidationError
+
 from tinylora.federation.events import (
+    BundlePublished,
+    LeaseExpired,
     RunFinished,
     RunPaused,
     RunResumed,
+    WorkerAssigned,
     WorkerErased,
     WorkerRevoked,
 )
@@ -11,6 +16,11 @@ from tinylora.federation.making import Making
 from tinylora.federation.ports import Desk, Order
 from tinylora.federation.record import Record
 from tinylora.federation.retention import owned, reachable
+from tinylora.federation.state import Campaign, Worker
+
+RELEASE_REST_S = 30.0
+"""A worker whose unit was released gets nothing for so long; who is idle meanwhile takes the unit at once."""
+MAX_REASON = 200
 
 
 def carry_out(desk: Desk, record: Record, making: Making) -> None:
@@ -35,6 +45,12 @@ def _outcome(order: Order, record: Record, making: Making) -> str:
             return _revoke(order, record, making)
         case "erase":
             return _erase(order, record, making)
+        case "release":
+            return _release(order, record)
+        case "reassign":
+            return _reassign(order, record)
+        case "record":
+            return _record(order, record)
 
 
 def _pause(record: Record) -> str:
@@ -86,6 +102,77 @@ def _erase(order: Order, record: Record, making: Making) -> str:
         record.emit(WorkerErased(worker=order.worker, blobs=blobs, at_s=record.clock.now()))
     record.ledger.drop_blobs(blobs)
     return f"erased worker {order.worker}: {len(blobs)} blobs deleted"
+
+
+def _release(order: Order, record: Record) -> str:
+    worker = record.state.workers.get(order.worker)
+    if worker is None:
+        return _unknown(order, record)
+    if not worker.unit_id:
+        return f"worker {order.worker} has no unit under way"
+    record.emit(_given_back(worker, order, record, rest_s=RELEASE_REST_S))
+    return f"unit {worker.unit_id} of worker {order.worker} is free for others"
+
+
+def _given_back(worker: Worker, order: Order, record: Record, *, rest_s: float) -> LeaseExpired:
+    why = f": {order.reason[:MAX_REASON]}" if order.reason else ""
+    reason = f"the operator released it{why}"
+    now = record.clock.now()
+    return LeaseExpired(unit_id=worker.unit_id, reason=reason, is_returned=True, rest_s=rest_s, at_s=now)
+
+
+def _reassign(order: Order, record: Record) -> str:
+    worker = record.state.workers.get(order.worker)
+    if worker is None:
+        return _unknown(order, record)
+    if refusal := _why_not_move(record.state, worker, order.node):
+        return refusal
+    freed = [_given_back(worker, order, record, rest_s=0.0)] if worker.unit_id else []
+    record.emit(*freed, WorkerAssigned(worker=worker.worker, node=order.node))
+    unit = f"; its unit {worker.unit_id} is free for others" if freed else ""
+    return f"worker {worker.worker} holds leaf {order.node or 'root'}{unit}"
+
+
+def _why_not_move(state: Campaign, worker: Worker, node: str) -> str:
+    """Why a worker cannot be given a node, if so.
+
+    Only leaves are given by hand: who gets a subtree deals its text to the leaves anew, and two who do that each for
+    himself mean different texts by the same leaf.
+    """
+    name, told = worker.worker, node or "root"
+    if state.finished:
+        return f"the run is over: {state.finished}"
+    if worker.refusal:
+        return f"worker {name} gets no more units: {worker.refusal}"
+    if worker.node == node:
+        return f"worker {name} holds {told} already"
+    if state.topology is None or node not in state.topology.nodes:
+        known = ", ".join(leaf or "root" for leaf in state.leaves[:16])
+        return f"the tree has no node {told}: {f'its leaves are {known}' if known else 'it was not set yet'}"
+    if node not in state.leaves:
+        below = ", ".join(state.leaves_below(node)[:16])
+        return f"node {told} is no leaf, and only leaves are given by hand; below it are {below}"
+    if not worker.sketch:
+        return f"worker {name} was not sketched yet, so nobody knows its text; try again later"
+    if state.is_done(state.top_of(node)):
+        return f"leaf {told} has had all its steps"
+    return ""
+
+
+def _record(order: Order, record: Record) -> str:
+    """Name a bundle in the log, if it was made of this very log."""
+    try:
+        made = BundlePublished.model_validate_json(order.reason)
+    except ValidationError:
+        return "no bundle is described by this order"
+    if made.sha256 in record.state.bundles:
+        return f"bundle {made.sha256[:12]} is in the log already"
+    if made.n_events > record.state.n_events or made.router_version > record.state.router.version:
+        return f"bundle {made.sha256[:12]} is of a longer log than this one"
+    if record.ledger.chain_at(made.n_events) != made.log_sha256:
+        return f"bundle {made.sha256[:12]} was made of another log"
+    record.emit(made.model_copy(update={"at_s": record.clock.now()}))
+    return f"bundle {made.sha256[:12]} is in the log"
 
 
 def _solve(record: Record, making: Making, reason: str) -> None:

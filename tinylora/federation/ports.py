@@ -93,6 +93,14 @@ class Ledger(Protocol):
         """Events in order, without the first `after` ones."""
         ...
 
+    def chain_at(self, number: int) -> str:
+        """Hash over the first `number` events, hex; ledgers of other kinds need not agree on it.
+
+        Raises:
+            StorageError: There are fewer.
+        """
+        ...
+
     def put_blob(self, data: bytes, *, sha256: str = "") -> str:
         """Store bytes, durable before the call returns; the name is their hex sha256. Storing twice is storing once.
 
@@ -136,7 +144,9 @@ class Ledger(Protocol):
         ...
 
 
-OrderKind: TypeAlias = Literal["pause", "resume", "finish", "revoke", "erase"]
+OrderKind: TypeAlias = Literal["pause", "resume", "finish", "revoke", "erase", "release", "reassign", "record"]
+"""`release`: a worker's unit is free for others. `reassign`: it holds `node` from now on. `record`: the log names a
+bundle that was made of it, which `reason` describes."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,9 @@ class Order:
     kind: OrderKind
     worker: str = ""
     reason: str = ""
+    """In the operator's words; of `record`, the fields of `BundlePublished` as JSON."""
+    node: NodePath = ""
+    """Of `reassign`: the leaf."""
 
 
 @runtime_checkable

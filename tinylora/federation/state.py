@@ -234,6 +234,8 @@ class Campaign:
     """Whether the operator wants no more units given out."""
     finished: str = ""
     """Why the run is over; empty while it goes on."""
+    bundles: tuple[str, ...] = ()
+    """sha256 of the bundles that the log names, the oldest first."""
 
     @property
     def leaves(self) -> tuple[NodePath, ...]:
