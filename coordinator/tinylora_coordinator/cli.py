@@ -363,6 +363,20 @@ def bundle(
     _say(f"{out}: sha256 {write(folder, out, without=without)}")
 
 
+@app.command(epilog=CODES)
+def record(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", help="File to write: events.jsonl, or events.jsonl.gz, packed.")],
+) -> None:
+    """Record a run as far as it is, served or not, for `replay`.
+
+    Keys, names of tokens and everything that was trained stay here.
+    """
+    from tinylora_coordinator.dashboard.recording import record as write
+
+    _say(f"{out}: {write(folder, out)} lines; look at it with `tinylora-coordinator replay {out}`")
+
+
 @app.command("verify-log", epilog="Exit codes: 0 all is as it was written; 2 no run in DIR; 8 something is not.")
 def verify_log(folder: Folder, as_json: Json = False) -> None:
     """Walk over the whole ledger: the chain of events, the tables made from them, every blob. May take minutes."""

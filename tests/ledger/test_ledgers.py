@@ -114,6 +114,16 @@ def test_both_ledgers_remember_the_same(history):
 # --- on disk ---------------------------------------------------------------------------------------------------------
 
 
+def test_events_with_their_numbers_and_times(tmp_path):
+    with SqliteLedger(tmp_path) as ledger:
+        assert ledger.timed_events() == ()
+        ledger.append([STARTED], 0.0)
+        ledger.append([JOINED, LOST], 1.5)
+        assert ledger.timed_events() == ((1, 0.0, STARTED), (2, 1.5, JOINED), (3, 1.5, LOST))
+        assert ledger.timed_events(after=1, at_most=1) == ((2, 1.5, JOINED),)
+        assert ledger.timed_events(after=3) == ()
+
+
 def _pragma(ledger: SqliteLedger, text: str) -> int:
     value = ledger._database._connection.exec_driver_sql(f"PRAGMA {text}").scalar_one()
     ledger._database._connection.rollback()

@@ -1,6 +1,7 @@
 """The events in SQLite, as they lie there and as they are meant."""
 
 from collections.abc import Iterator
+from itertools import tee
 
 from pydantic import ValidationError
 from sqlalchemy import Connection, LargeBinary, cast, func, select
@@ -13,11 +14,11 @@ from tinylora.ledger.chain import START, RawRow, find_faults
 _columns = tables.event.c
 
 
-def raw_rows(connection: Connection, after: int) -> Iterator[RawRow]:
+def raw_rows(connection: Connection, after: int, at_most: int | None = None) -> Iterator[RawRow]:
     """Rows of events behind the first `after`, with texts as the bytes that lie on disk."""
     type_, body, chain = (cast(column, LargeBinary) for column in (_columns.type, _columns.body, _columns.chain))
     query = select(_columns.number, type_, body, _columns.at_s, chain).where(_columns.number > after)
-    return (RawRow(*row) for row in connection.execute(query.order_by(_columns.number)))
+    return (RawRow(*row) for row in connection.execute(query.order_by(_columns.number).limit(at_most)))
 
 
 def read_events(connection: Connection, after: int) -> Iterator[Event]:
@@ -26,12 +27,20 @@ def read_events(connection: Connection, after: int) -> Iterator[Event]:
     Raises:
         StorageError: One was altered, or cannot be read; those before it were given.
     """
+    for _, _, event in read_timed(connection, after):
+        yield event
+
+
+def read_timed(connection: Connection, after: int, at_most: int | None = None) -> Iterator[tuple[int, float, Event]]:
+    """The same with their numbers and the times of their rows, at most so many."""
     if after >= last_number(connection):
         return
-    for number, body, fault in find_faults(raw_rows(connection, after), chain_at(connection, after), after + 1):
-        if fault:
+    rows, again = tee(raw_rows(connection, after, at_most))
+    faults = find_faults(again, chain_at(connection, after), after + 1)
+    for row, (number, body, fault) in zip(rows, faults, strict=True):
+        if fault or not isinstance(row.at_s, float):
             raise StorageError(f"event {number}: {fault}; see all of it with verify-log, then restore a backup")
-        yield parse(number, body)
+        yield number, row.at_s, parse(number, body)
 
 
 def read_unchained(connection: Connection, after: int) -> Iterator[Event]:

@@ -21,7 +21,7 @@ from tinylora.ledger.database import Database, register_transaction
 from tinylora.ledger.derived import apply_changes, read_rows, write_rows
 from tinylora.ledger.faults import BrokenDisk, as_storage_error
 from tinylora.ledger.lock import FolderLock
-from tinylora.ledger.log import chain_at, last_number, read_events, read_unchained
+from tinylora.ledger.log import chain_at, last_number, read_events, read_timed, read_unchained
 from tinylora.ledger.rows import Row, Value, changes, fold_rows, named_blobs
 from tinylora.ledger.schema import FIRST, HEAD, revision_of
 from tinylora.ledger.snapshots import read_snapshot, write_snapshot
@@ -114,6 +114,15 @@ class SqliteLedger:
             if not revision:
                 return ()
             return tuple((read_unchained if revision == FIRST else read_events)(connection, after))
+
+    def timed_events(self, after: int = 0, at_most: int | None = None) -> Sequence[tuple[int, float, Event]]:
+        """Events behind the first `after` ones, each with its number and the time of its row, seconds of the run.
+
+        Raises:
+            StorageError: The file cannot be read, an event was altered, or the format is one without times.
+        """
+        with self._reading_tables() as connection:
+            return tuple(read_timed(connection, after, at_most))
 
     def head(self) -> tuple[int, str]:
         """Number of events, and the hash over all of them, hex."""

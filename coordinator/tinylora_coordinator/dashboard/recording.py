@@ -21,13 +21,19 @@ from typing import IO, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
-from tinylora.errors import DataError, DiskFull, StorageError
+from tinylora.errors import DataError, DiskFull, SettingError, StorageError
 from tinylora.federation.events import Event, RunStarted, UnitLeased, WorkerJoined
+from tinylora.ledger.sqlite import FILE as LEDGER_FILE
+from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.protocol.documents import Name
 from tinylora.protocol.report import WorkerReport
+from tinylora_coordinator.desk import check_output
+from tinylora_coordinator.folder import RunFolder, read_run, run_id
 
 MAX_LINE_BYTES = 8 << 20
 """The longest event there is names every leaf of the largest tree with its holder."""
+N_AT_ONCE = 2000
+"""Events that are fetched from the ledger at a time."""
 NO_NONCE = "0"
 """Stands for every nonce."""
 
@@ -145,6 +151,28 @@ def _opened_to_write(file: Path, *, is_packed: bool) -> Iterator[IO[bytes]]:
             return
         with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
             yield packed  # type: ignore[misc]
+
+
+def record(root: Path, file: Path) -> int:
+    """Record the run in `root` as far as it is; it may be being served meanwhile. Returns how many lines that are.
+
+    Raises:
+        SettingError: There is no run in `root`, or it was never served.
+        StorageError: Its ledger cannot be read, or the file not be written.
+    """
+    run = run_id(read_run(RunFolder(root)).settings)
+    if not (root / LEDGER_FILE).exists():
+        raise SettingError(f"{root}: the run has not begun, so there is nothing to record; serve it first")
+    check_output(file)
+    with SqliteLedger.open_readonly(root) as ledger:
+        return write_recording(file, run, _happened(ledger))
+
+
+def _happened(ledger: SqliteLedger) -> Iterator[Item]:
+    number = 0
+    while rows := ledger.timed_events(number, N_AT_ONCE):
+        for number, at_s, event in rows:
+            yield Happened(number, at_s, event)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
