@@ -9,6 +9,7 @@ export default defineConfig({
   build: {
     outDir: "../tinylora_coordinator/dashboard/static",
     emptyOutDir: true,
+    target: ["chrome123", "firefox128", "safari17.5"], // those that know light-dark()
     assetsInlineLimit: 0, // the page's policy allows no data: scripts, styles or fonts
     modulePreload: { polyfill: false },
   },
