@@ -40,7 +40,9 @@ app = typer.Typer(
 )
 token = typer.Typer(help="Let workers in, or people: make, list and revoke tokens.", no_args_is_help=True)
 workers = typer.Typer(
-    help="Who takes part (`workers DIR`); approve, revoke or erase somebody.", no_args_is_help=True, cls=_ListByDefault
+    help="Who takes part (`workers DIR`); approve, release, reassign, revoke or erase somebody.",
+    no_args_is_help=True,
+    cls=_ListByDefault,
 )
 app.add_typer(token, name="token")
 app.add_typer(workers, name="workers")
@@ -279,6 +281,29 @@ def workers_erase(folder: Folder, worker: Worker, reason: Reason = "") -> None:
 
     desk.remove(folder, worker, kind="erase", reason=reason, now_s=time.time())
     _say(f"{worker} is out; its share and its blobs go {_when(folder)}")
+
+
+@workers.command("release", epilog=CODES)
+def workers_release(folder: Folder, worker: Worker, reason: Reason = "") -> None:
+    """Take a worker's unit from it, so that somebody else may have it; nothing is held against the worker."""
+    from tinylora_coordinator import desk
+
+    given = desk.steer(folder, worker, kind="release", reason=reason, now_s=time.time())
+    _say(f"order {given.order_id}: the unit of {worker} is free {_when(folder)}")
+
+
+@workers.command("reassign", epilog=CODES)
+def workers_reassign(
+    folder: Folder,
+    worker: Worker,
+    node: Annotated[str, typer.Argument(metavar="NODE", help="The leaf that it is to hold: its path, such as 01.")],
+    reason: Reason = "",
+) -> None:
+    """Give a worker another leaf; the unit that it is at goes back, what was accepted of it stays."""
+    from tinylora_coordinator import desk
+
+    given = desk.steer(folder, worker, kind="reassign", node=node, reason=reason, now_s=time.time())
+    _say(f"order {given.order_id}: {worker} gets leaf {node} {_when(folder)}")
 
 
 # --- steering and looking -------------------------------------------------------------------------------------------

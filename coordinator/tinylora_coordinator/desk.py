@@ -17,6 +17,7 @@ from tinylora.federation.ports import Order
 from tinylora.flower.reach import Address
 from tinylora.ledger.sqlite import FILE as LEDGER_FILE
 from tinylora.ledger.sqlite import SqliteLedger
+from tinylora.tree import is_path
 from tinylora_coordinator.access_tokens import KnownToken, TokenRole, mark_of
 from tinylora_coordinator.durations import as_date, parse_duration
 from tinylora_coordinator.folder import RunFolder, read_run
@@ -194,6 +195,36 @@ def remove(root: Path, worker: str, *, kind: Literal["revoke", "erase"], reason:
     with opened(root) as store:
         act = store.revoke if kind == "revoke" else store.erase
         return act(worker, reason=reason, now_s=now_s)
+
+
+def steer(
+    root: Path,
+    worker: str,
+    *,
+    kind: Literal["release", "reassign"],
+    node: str = "",
+    reason: str = "",
+    now_s: float,
+) -> Order:
+    """Order that a worker's unit is free for others, or that the worker gets another leaf.
+
+    Args:
+        root: The run's folder.
+        worker: Whom it is about.
+        kind: What is ordered.
+        node: Of `reassign`: the leaf's path; the root is spelled `root`.
+        reason: Stands in the run's log.
+        now_s: The time, seconds since 1970.
+
+    Raises:
+        SettingError: There is no run in `root`, no such worker, or `node` is no path.
+        StorageError: The folder cannot be written.
+    """
+    path = "" if node == "root" else node
+    if not is_path(path) or (kind == "reassign" and not node):
+        raise SettingError(f"node {node!r}: expected digits 0 and 1 such as 01, or root")
+    with opened(root) as store:
+        return store.steer(kind, worker, node=path, reason=reason, now_s=now_s)
 
 
 def order(root: Path, kind: Literal["pause", "resume", "finish"], *, reason: str, now_s: float) -> Order:

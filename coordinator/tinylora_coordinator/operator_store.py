@@ -32,12 +32,14 @@ from tinylora_coordinator.access_tokens import AccessToken, KnownToken, TokenRol
 
 FILE = "operator.sqlite"
 FORMAT = 2
-"""1 had no table `access`; it is brought up to date when it is opened."""
+"""1 had no table `access`, and no nodes in orders; it is brought up to date when it is opened."""
 DAY_S = 86_400.0
 BUSY_S = 10.0
 around("operator.commit")
 
 WorkerState: TypeAlias = Literal["pending", "approved", "revoked"]
+PlainKind: TypeAlias = Literal["pause", "resume", "finish", "record"]
+"""Kinds of orders that are about no worker."""
 TokenState: TypeAlias = Literal["open", "used_up", "expired", "revoked"]
 EnrolmentCode: TypeAlias = Literal["token", "expired", "token_revoked", "used_up", "banned"]
 
@@ -87,6 +89,7 @@ _JOBS = sql.Table(
     sql.Column("reason", sql.Text, nullable=False),
     sql.Column("given_s", sql.REAL, nullable=False),
     sql.Column("outcome", sql.Text),
+    sql.Column("node", sql.Text, nullable=False, server_default=""),
     sqlite_strict=True,
 )
 
@@ -156,9 +159,11 @@ class OperatorStore:
             raise StorageError(f"{self._file}: format {version}, this program reads format {FORMAT}")
 
     def _bring_up_to_date(self) -> None:
-        """A new file gets all tables, one of format 1 the table that it lacks; if another process is quicker, none."""
+        """A new file gets all tables, one of format 1 what it lacks; if another process is quicker, nothing."""
         with self._write() as database:
             _META.create_all(database)
+            if _version(database) == 1:
+                database.exec_driver_sql("ALTER TABLE job ADD COLUMN node TEXT NOT NULL DEFAULT ''")
             database.exec_driver_sql(f"PRAGMA user_version = {FORMAT}")
         self._file.chmod(0o600)
 
@@ -411,7 +416,7 @@ class OperatorStore:
 
     # --- orders ---------------------------------------------------------------------------------------------------
 
-    def order(self, kind: Literal["pause", "resume", "finish"], *, reason: str = "", now_s: float) -> Order:
+    def order(self, kind: PlainKind, *, reason: str = "", now_s: float) -> Order:
         """Leave an order for the rounds.
 
         Raises:
@@ -419,6 +424,19 @@ class OperatorStore:
         """
         with self._write() as database:
             return _add_job(database, kind, "", reason, now_s)
+
+    def steer(
+        self, kind: Literal["release", "reassign"], worker: str, *, node: str = "", reason: str = "", now_s: float
+    ) -> Order:
+        """Leave an order about a worker that stays in the run.
+
+        Raises:
+            SettingError: He is unknown.
+            StorageError: The file cannot be written.
+        """
+        with self._write() as database:
+            _known(database, worker)
+            return _add_job(database, kind, worker, reason, now_s, node)
 
     def orders(self) -> Sequence[Order]:
         """Orders that were not carried out yet, oldest first.
@@ -528,17 +546,19 @@ def _worker(row: Any) -> Worker:
     return Worker(row.worker, row.token_id, row.name, row.state, row.first_seen_s, tuple(json.loads(row.tags)))
 
 
-def _add_job(database: sql.Connection, kind: OrderKind, worker: str, reason: str, now_s: float) -> Order:
-    row = {"kind": kind, "worker": worker, "reason": reason, "given_s": now_s}
+def _add_job(
+    database: sql.Connection, kind: OrderKind, worker: str, reason: str, now_s: float, node: str = ""
+) -> Order:
+    row = {"kind": kind, "worker": worker, "reason": reason, "given_s": now_s, "node": node}
     (number,) = database.execute(sql.insert(_JOBS).values(row)).inserted_primary_key or (0,)
-    return Order(str(number), kind, worker, reason)
+    return Order(str(number), kind, worker, reason, node)
 
 
 def _job(row: Any) -> Job:
     kind = row.kind
     if kind not in get_args(OrderKind):
         raise StorageError(f"{FILE}: an order of kind {kind!r}, which this program does not know")
-    return Job(Order(str(row.number), kind, row.worker, row.reason), row.given_s, row.outcome)
+    return Job(Order(str(row.number), kind, row.worker, row.reason, row.node), row.given_s, row.outcome)
 
 
 def _engine(file: Path) -> sql.Engine:

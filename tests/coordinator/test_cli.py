@@ -115,7 +115,8 @@ def test_init_refuses_before_it_writes(
     "words",
     [
         "serve", "status", "token create", "token list", "token revoke|abcd", "workers", "workers list",
-        "workers approve|w-1", "workers revoke|w-1", "workers erase|w-1", "pause", "resume", "finish", "verify-log",
+        "workers approve|w-1", "workers revoke|w-1", "workers erase|w-1", "workers release|w-1", "workers reassign|w-1|0",
+        "pause", "resume", "finish", "verify-log",
         "selfcheck", "bundle|--out|b.safetensors",
     ],
 )  # fmt: skip
@@ -150,6 +151,9 @@ def test_a_folder_without_a_run_is_one_sentence(
         ["workers", "approve", "RUN", "w-9"],
         ["workers", "revoke", "RUN", "w-9"],
         ["workers", "erase", "RUN", "w-9"],
+        ["workers", "release", "RUN", "w-9"],
+        ["workers", "reassign", "RUN", "w-9", "01"],
+        ["workers", "reassign", "RUN", "w-9", "../x"],
         ["serve", "RUN", "--insecure", "--host", "0.0.0.0"],
         ["serve", "RUN", "--certificate", "a.pem"],
         ["serve", "RUN", "--port", "65536"],
@@ -251,6 +255,21 @@ def test_workers_are_listed_approved_and_revoked(run: Path, capsys: Capture) -> 
         assert [(order.kind, order.worker, order.reason) for order in store.orders()] == [
             ("revoke", "w-1", "noise"),
             ("erase", "w-1", ""),
+        ]
+
+
+def test_a_worker_is_released_and_moved(run: Path, capsys: Capture) -> None:
+    enrol(run)
+    assert call("workers", "release", run, "w-1", "--reason", "hangs") == 0
+    assert "the unit of w-1 is free when the run is served next" in capsys.readouterr().err
+    assert call("workers", "reassign", run, "w-1", "01") == 0
+    assert call("workers", "reassign", run, "w-1", "root") == 0
+    assert call("workers", "reassign", run, "w-1", "") == 2
+    with OperatorStore(run) as store:
+        assert [(order.kind, order.worker, order.node, order.reason) for order in store.orders()] == [
+            ("release", "w-1", "", "hangs"),
+            ("reassign", "w-1", "01", ""),
+            ("reassign", "w-1", "", ""),
         ]
 
 

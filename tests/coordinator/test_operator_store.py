@@ -264,8 +264,9 @@ def test_a_file_of_format_1_gets_the_table_that_it_lacks_and_keeps_the_rest(tmp_
         case = made(store)
         store.order("pause", now_s=NOW)
     with sqlite3.connect(tmp_path / FILE) as database:
-        new = dict(database.execute("SELECT name, sql FROM sqlite_schema").fetchall())
+        new = _columns(database)
         database.execute("DROP TABLE access")
+        database.execute("ALTER TABLE job DROP COLUMN node")
         database.execute("PRAGMA user_version = 1")
     start = threading.Barrier(4)
 
@@ -280,8 +281,26 @@ def test_a_file_of_format_1_gets_the_table_that_it_lacks_and_keeps_the_rest(tmp_
         assert isinstance(case.enrol(store), Worker) and len(store.orders()) == 1
         store.create_access("viewer", "0" * 16, now_s=NOW)
     with sqlite3.connect(tmp_path / FILE) as database:
-        assert dict(database.execute("SELECT name, sql FROM sqlite_schema").fetchall()) == new
+        assert _columns(database) == new
         assert database.execute("PRAGMA user_version").fetchone() == (2,)
+
+
+def _columns(database: sqlite3.Connection) -> dict[str, list[tuple]]:
+    """Of every table, by name."""
+    tables = [name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    return {name: sorted(database.execute(f"PRAGMA table_info({name})").fetchall()) for name in sorted(tables)}
+
+
+def test_orders_about_a_worker_name_him_and_the_node(store: OperatorStore) -> None:
+    made(store).enrol(store)
+    store.steer("release", "w-1", reason="it hangs", now_s=NOW)
+    store.steer("reassign", "w-1", node="01", now_s=NOW)
+    assert [(order.kind, order.worker, order.node, order.reason) for order in store.orders()] == [
+        ("release", "w-1", "", "it hangs"),
+        ("reassign", "w-1", "01", ""),
+    ]
+    with pytest.raises(SettingError, match="no such worker"):
+        store.steer("release", "w-2", now_s=NOW)
 
 
 def test_something_else_in_its_place_is_refused(tmp_path: Path) -> None:
