@@ -46,8 +46,7 @@ class Access(Protocol):
         ...
 
     def sign_in(self, token: str) -> tuple[str, str, int, Who] | None:
-        """Name, value and age in seconds of the cookie that a token is good for, and whose it is; None for no token of
-        ours."""
+        """Name, value and age in seconds of the cookie that a token is good for, and whose it is; else None."""
         ...
 
 

@@ -97,8 +97,8 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Artifacts */
-        get: operations["artifacts_api_v1_artifacts_get"];
+        /** List Artifacts */
+        get: operations["list_artifacts_api_v1_artifacts_get"];
         put?: never;
         /** Make Bundle */
         post: operations["make_bundle_api_v1_artifacts_post"];
@@ -219,8 +219,8 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Look Up */
-        post: operations["look_up_api_v1_routing_lookup_post"];
+        /** Look A Text Up */
+        post: operations["look_a_text_up_api_v1_routing_lookup_post"];
         delete?: never;
         options?: never;
         head?: never;
@@ -356,19 +356,19 @@ export interface components {
              * Can Make
              * @default false
              */
-            can_make: boolean;
+            can_make?: boolean;
             /**
              * Is Making
              * @default false
              */
-            is_making: boolean;
+            is_making?: boolean;
             /** Leaves */
             leaves: components["schemas"]["LeafFile"][];
             /**
              * Making Error
              * @default
              */
-            making_error: string;
+            making_error?: string;
         };
         /**
          * BundleRow
@@ -383,12 +383,12 @@ export interface components {
              * Is Published
              * @default false
              */
-            is_published: boolean;
+            is_published?: boolean;
             /**
              * Is Recorded
              * @default false
              */
-            is_recorded: boolean;
+            is_recorded?: boolean;
             /** Log Sha256 */
             log_sha256: string;
             /** N Events */
@@ -430,12 +430,12 @@ export interface components {
              * @default plain
              * @enum {string}
              */
-            tone: "plain" | "good" | "warn" | "bad";
+            tone?: "plain" | "good" | "warn" | "bad";
             /**
              * Worker
              * @default
              */
-            worker: string;
+            worker?: string;
         };
         /**
          * GatePass
@@ -483,14 +483,14 @@ export interface components {
              * Is Open
              * @default true
              */
-            is_open: boolean;
+            is_open?: boolean;
             /** Min Sequences */
             min_sequences: number;
             /**
              * Needs Approval
              * @default false
              */
-            needs_approval: boolean;
+            needs_approval?: boolean;
             /** Never Sent */
             never_sent: string[];
             /** Run */
@@ -531,7 +531,7 @@ export interface components {
              * Data Notes
              * @default []
              */
-            data_notes: string[];
+            data_notes?: string[];
             /** Path */
             path: string;
             /** Posterior */
@@ -546,7 +546,7 @@ export interface components {
              * Data Notes
              * @default []
              */
-            data_notes: string[];
+            data_notes?: string[];
             /** Mass */
             mass: number;
             /** Path */
@@ -597,7 +597,7 @@ export interface components {
              * Count
              * @default 1
              */
-            count: number;
+            count?: number;
             /**
              * Kind
              * @enum {string}
@@ -635,7 +635,7 @@ export interface components {
              * Holders
              * @default []
              */
-            holders: string[];
+            holders?: string[];
             /**
              * Kind
              * @enum {string}
@@ -649,7 +649,7 @@ export interface components {
              * N Steps
              * @default 0
              */
-            n_steps: number;
+            n_steps?: number;
             /** Path */
             path: string;
             /**
@@ -661,7 +661,7 @@ export interface components {
              * Version
              * @default 0
              */
-            version: number;
+            version?: number;
         };
         /**
          * NodeDetail
@@ -694,12 +694,12 @@ export interface components {
              * Reason
              * @default
              */
-            reason: string;
+            reason?: string;
             /**
              * Worker
              * @default
              */
-            worker: string;
+            worker?: string;
         };
         /**
          * OrderRow
@@ -718,12 +718,12 @@ export interface components {
              * Reason
              * @default
              */
-            reason: string;
+            reason?: string;
             /**
              * Worker
              * @default
              */
-            worker: string;
+            worker?: string;
         };
         /**
          * Patch
@@ -739,17 +739,17 @@ export interface components {
              * Feed
              * @default []
              */
-            feed: components["schemas"]["FeedItem"][];
+            feed?: components["schemas"]["FeedItem"][];
             /**
              * Gone
              * @default []
              */
-            gone: string[];
+            gone?: string[];
             /**
              * Nodes
              * @default []
              */
-            nodes: components["schemas"]["Node"][];
+            nodes?: components["schemas"]["Node"][];
             /** Position */
             position: string;
             run: components["schemas"]["Run"];
@@ -757,7 +757,7 @@ export interface components {
              * Workers
              * @default []
              */
-            workers: components["schemas"]["Worker"][];
+            workers?: components["schemas"]["Worker"][];
         };
         /**
          * PendingWorker
@@ -802,7 +802,7 @@ export interface components {
              * Can Look Up
              * @default false
              */
-            can_look_up: boolean;
+            can_look_up?: boolean;
             /** Entropy Bits */
             entropy_bits?: number | null;
             /** Gates */
@@ -813,12 +813,12 @@ export interface components {
              * Max Entropy Bits
              * @default 0
              */
-            max_entropy_bits: number;
+            max_entropy_bits?: number;
             /**
              * N Dead
              * @default 0
              */
-            n_dead: number;
+            n_dead?: number;
             /**
              * Source
              * @enum {string}
@@ -830,7 +830,7 @@ export interface components {
              * Why Not
              * @default
              */
-            why_not: string;
+            why_not?: string;
         };
         /**
          * Run
@@ -841,32 +841,32 @@ export interface components {
              * Adapter
              * @default
              */
-            adapter: string;
+            adapter?: string;
             /**
              * Base Id
              * @default
              */
-            base_id: string;
+            base_id?: string;
             /**
              * Bytes Received
              * @default 0
              */
-            bytes_received: number;
+            bytes_received?: number;
             /**
              * Bytes Sent
              * @default 0
              */
-            bytes_sent: number;
+            bytes_sent?: number;
             /**
              * Clock S
              * @default 0
              */
-            clock_s: number;
+            clock_s?: number;
             /**
              * Depth
              * @default 0
              */
-            depth: number;
+            depth?: number;
             /** Eta High S */
             eta_high_s?: number | null;
             /** Eta Low S */
@@ -877,59 +877,59 @@ export interface components {
              * Finished
              * @default
              */
-            finished: string;
+            finished?: string;
             /**
              * Is Replay
              * @default false
              */
-            is_replay: boolean;
+            is_replay?: boolean;
             /**
              * Leaf Steps
              * @default 0
              */
-            leaf_steps: number;
+            leaf_steps?: number;
             /** Loss */
             loss?: number | null;
             /**
              * N Accepted
              * @default 0
              */
-            n_accepted: number;
+            n_accepted?: number;
             /**
              * N Events
              * @default 0
              */
-            n_events: number;
+            n_events?: number;
             /**
              * N Expired
              * @default 0
              */
-            n_expired: number;
+            n_expired?: number;
             /**
              * N Leaves
              * @default 0
              */
-            n_leaves: number;
+            n_leaves?: number;
             /**
              * N Online
              * @default 0
              */
-            n_online: number;
+            n_online?: number;
             /**
              * N Rejected
              * @default 0
              */
-            n_rejected: number;
+            n_rejected?: number;
             /**
              * N Workers
              * @default 0
              */
-            n_workers: number;
+            n_workers?: number;
             /**
              * N Working
              * @default 0
              */
-            n_working: number;
+            n_working?: number;
             /**
              * Phase
              * @enum {string}
@@ -939,39 +939,39 @@ export interface components {
              * Progress
              * @default 0
              */
-            progress: number;
+            progress?: number;
             /**
              * Rank
              * @default 0
              */
-            rank: number;
+            rank?: number;
             /**
              * Replay Speed
              * @default 0
              */
-            replay_speed: number;
+            replay_speed?: number;
             /**
              * Router Version
              * @default 0
              */
-            router_version: number;
+            router_version?: number;
             /** Run */
             run: string;
             /**
              * Tokens
              * @default 0
              */
-            tokens: number;
+            tokens?: number;
             /**
              * Tokens Per S
              * @default 0
              */
-            tokens_per_s: number;
+            tokens_per_s?: number;
             /**
              * Topology Version
              * @default 0
              */
-            topology_version: number;
+            topology_version?: number;
         };
         /**
          * Series
@@ -1007,12 +1007,12 @@ export interface components {
              * Is Local
              * @default false
              */
-            is_local: boolean;
+            is_local?: boolean;
             /**
              * Needs Token
              * @default false
              */
-            needs_token: boolean;
+            needs_token?: boolean;
             /**
              * Role
              * @enum {string}
@@ -1038,13 +1038,13 @@ export interface components {
              * N Units
              * @default 1
              */
-            n_units: number;
+            n_units?: number;
             /**
              * Outcome
              * @default working
              * @enum {string}
              */
-            outcome: "working" | "accepted" | "expired" | "rejected" | "mixed";
+            outcome?: "working" | "accepted" | "expired" | "rejected" | "mixed";
             /** Start S */
             start_s: number;
             /** Worker */
@@ -1076,7 +1076,7 @@ export interface components {
              * Reason
              * @default
              */
-            reason: string;
+            reason?: string;
             /** Start S */
             start_s: number;
             /**
@@ -1134,22 +1134,22 @@ export interface components {
              * Expires
              * @default 24h
              */
-            expires: string;
+            expires?: string;
             /**
              * Needs Approval
              * @default false
              */
-            needs_approval: boolean;
+            needs_approval?: boolean;
             /**
              * Tags
              * @default []
              */
-            tags: string[];
+            tags?: string[];
             /**
              * Uses
              * @default 1
              */
-            uses: number;
+            uses?: number;
         };
         /**
          * TokenRow
@@ -1189,7 +1189,7 @@ export interface components {
              * N Steps
              * @default 0
              */
-            n_steps: number;
+            n_steps?: number;
             /** Node */
             node: string;
             /** Step */
@@ -1206,7 +1206,7 @@ export interface components {
              * Bytes Received
              * @default 0
              */
-            bytes_received: number;
+            bytes_received?: number;
             /** Closed S */
             closed_s?: number | null;
             /** Heldout After */
@@ -1221,19 +1221,19 @@ export interface components {
              * N Steps
              * @default 0
              */
-            n_steps: number;
+            n_steps?: number;
             /** Node */
             node: string;
             /**
              * Reason
              * @default
              */
-            reason: string;
+            reason?: string;
             /**
              * Seconds
              * @default 0
              */
-            seconds: number;
+            seconds?: number;
             /**
              * State
              * @enum {string}
@@ -1243,7 +1243,7 @@ export interface components {
              * Tokens
              * @default 0
              */
-            tokens: number;
+            tokens?: number;
             /** Unit Id */
             unit_id: string;
             /** Worker */
@@ -1274,80 +1274,80 @@ export interface components {
              * Bytes Received
              * @default 0
              */
-            bytes_received: number;
+            bytes_received?: number;
             /**
              * Bytes Sent
              * @default 0
              */
-            bytes_sent: number;
+            bytes_sent?: number;
             /**
              * Data Note
              * @default
              */
-            data_note: string;
+            data_note?: string;
             /**
              * Detail
              * @default
              */
-            detail: string;
+            detail?: string;
             /**
              * Gpu
              * @default
              */
-            gpu: string;
+            gpu?: string;
             /** Heard S */
             heard_s?: number | null;
             /**
              * Joined S
              * @default 0
              */
-            joined_s: number;
+            joined_s?: number;
             /** Last Accepted S */
             last_accepted_s?: number | null;
             /**
              * Memory Bytes
              * @default 0
              */
-            memory_bytes: number;
+            memory_bytes?: number;
             /**
              * N Accepted
              * @default 0
              */
-            n_accepted: number;
+            n_accepted?: number;
             /**
              * N Expired
              * @default 0
              */
-            n_expired: number;
+            n_expired?: number;
             /**
              * N Lost
              * @default 0
              */
-            n_lost: number;
+            n_lost?: number;
             /**
              * N Rejected
              * @default 0
              */
-            n_rejected: number;
+            n_rejected?: number;
             /**
              * Name
              * @default
              */
-            name: string;
+            name?: string;
             /** Node */
             node?: string | null;
             /**
              * Reason
              * @default
              */
-            reason: string;
+            reason?: string;
             /** Resumes In S */
             resumes_in_s?: number | null;
             /**
              * Seconds
              * @default 0
              */
-            seconds: number;
+            seconds?: number;
             /**
              * State
              * @enum {string}
@@ -1357,12 +1357,12 @@ export interface components {
              * Tags
              * @default []
              */
-            tags: string[];
+            tags?: string[];
             /**
              * Tokens
              * @default 0
              */
-            tokens: number;
+            tokens?: number;
             /** Tokens Per S */
             tokens_per_s?: number | null;
             unit?: components["schemas"]["UnitNow"] | null;
@@ -1378,14 +1378,14 @@ export interface components {
              * Limits
              * @default {}
              */
-            limits: {
+            limits?: {
                 [key: string]: string;
             };
             /**
              * Log
              * @default []
              */
-            log: components["schemas"]["LogLine"][];
+            log?: components["schemas"]["LogLine"][];
             /** States */
             states: components["schemas"]["StateSpan"][];
             /** Updates */
@@ -1467,6 +1467,15 @@ export interface operations {
             };
             /** @description Request Entity Too Large */
             413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1570,6 +1579,15 @@ export interface operations {
                     "application/json": components["schemas"]["Failure"];
                 };
             };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
             /** @description Unprocessable Entity */
             422: {
                 headers: {
@@ -1655,6 +1673,15 @@ export interface operations {
             };
             /** @description Request Entity Too Large */
             413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1758,6 +1785,15 @@ export interface operations {
                     "application/json": components["schemas"]["Failure"];
                 };
             };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
             /** @description Unprocessable Entity */
             422: {
                 headers: {
@@ -1845,6 +1881,15 @@ export interface operations {
             };
             /** @description Request Entity Too Large */
             413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1946,6 +1991,15 @@ export interface operations {
                     "application/json": components["schemas"]["Failure"];
                 };
             };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
             /** @description Unprocessable Entity */
             422: {
                 headers: {
@@ -1975,7 +2029,7 @@ export interface operations {
             };
         };
     };
-    artifacts_api_v1_artifacts_get: {
+    list_artifacts_api_v1_artifacts_get: {
         parameters: {
             query?: never;
             header?: never;
@@ -2031,6 +2085,15 @@ export interface operations {
             };
             /** @description Request Entity Too Large */
             413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2130,6 +2193,15 @@ export interface operations {
                     "application/json": components["schemas"]["Failure"];
                 };
             };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
             /** @description Unprocessable Entity */
             422: {
                 headers: {
@@ -2172,6 +2244,22 @@ export interface operations {
         responses: {
             /** @description Successful Response */
             200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": string;
+                };
+            };
+            /** @description A part of it, by Range */
+            206: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The Range is none */
+            400: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2222,6 +2310,22 @@ export interface operations {
                     "application/json": components["schemas"]["Failure"];
                 };
             };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
+            /** @description The Range begins behind the end */
+            416: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
             /** @description Unprocessable Entity */
             422: {
                 headers: {
@@ -2256,7 +2360,9 @@ export interface operations {
             query?: {
                 since?: string;
             };
-            header?: never;
+            header?: {
+                "last-event-id"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2268,7 +2374,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Patch"];
+                    "text/event-stream": components["schemas"]["Patch"];
                 };
             };
             /** @description Unauthorized */
@@ -2277,7 +2383,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Failure"];
+                    "text/event-stream": components["schemas"]["Failure"];
                 };
             };
             /** @description Forbidden */
@@ -2286,7 +2392,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Failure"];
+                    "text/event-stream": components["schemas"]["Failure"];
                 };
             };
             /** @description Not Found */
@@ -2295,7 +2401,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Failure"];
+                    "text/event-stream": components["schemas"]["Failure"];
                 };
             };
             /** @description Conflict */
@@ -2304,7 +2410,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Failure"];
+                    "text/event-stream": components["schemas"]["Failure"];
                 };
             };
             /** @description Request Entity Too Large */
@@ -2313,7 +2419,16 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Failure"];
+                    "text/event-stream": components["schemas"]["Failure"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": components["schemas"]["Failure"];
                 };
             };
             /** @description Unprocessable Entity */
@@ -2322,7 +2437,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Failure"];
+                    "text/event-stream": components["schemas"]["Failure"];
                 };
             };
             /** @description Too Many Requests */
@@ -2331,7 +2446,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Failure"];
+                    "text/event-stream": components["schemas"]["Failure"];
                 };
             };
             /** @description Service Unavailable */
@@ -2340,7 +2455,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Failure"];
+                    "text/event-stream": components["schemas"]["Failure"];
                 };
             };
         };
@@ -2408,6 +2523,15 @@ export interface operations {
                     "application/json": components["schemas"]["Failure"];
                 };
             };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
             /** @description Unprocessable Entity */
             422: {
                 headers: {
@@ -2451,6 +2575,22 @@ export interface operations {
         responses: {
             /** @description Successful Response */
             200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": string;
+                };
+            };
+            /** @description A part of it, by Range */
+            206: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The Range is none */
+            400: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2500,6 +2640,22 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Failure"];
                 };
+            };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
+            /** @description The Range begins behind the end */
+            416: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description Unprocessable Entity */
             422: {
@@ -2589,6 +2745,15 @@ export interface operations {
             };
             /** @description Request Entity Too Large */
             413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2688,6 +2853,15 @@ export interface operations {
                     "application/json": components["schemas"]["Failure"];
                 };
             };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
             /** @description Unprocessable Entity */
             422: {
                 headers: {
@@ -2717,7 +2891,7 @@ export interface operations {
             };
         };
     };
-    look_up_api_v1_routing_lookup_post: {
+    look_a_text_up_api_v1_routing_lookup_post: {
         parameters: {
             query?: never;
             header?: never;
@@ -2777,6 +2951,15 @@ export interface operations {
             };
             /** @description Request Entity Too Large */
             413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2882,6 +3065,15 @@ export interface operations {
                     "application/json": components["schemas"]["Failure"];
                 };
             };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
             /** @description Unprocessable Entity */
             422: {
                 headers: {
@@ -2967,6 +3159,15 @@ export interface operations {
             };
             /** @description Request Entity Too Large */
             413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3070,6 +3271,15 @@ export interface operations {
                     "application/json": components["schemas"]["Failure"];
                 };
             };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
             /** @description Unprocessable Entity */
             422: {
                 headers: {
@@ -3162,6 +3372,15 @@ export interface operations {
                     "application/json": components["schemas"]["Failure"];
                 };
             };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
             /** @description Unprocessable Entity */
             422: {
                 headers: {
@@ -3247,6 +3466,15 @@ export interface operations {
             };
             /** @description Request Entity Too Large */
             413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3351,6 +3579,15 @@ export interface operations {
                     "application/json": components["schemas"]["Failure"];
                 };
             };
+            /** @description Unsupported Media Type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
             /** @description Unprocessable Entity */
             422: {
                 headers: {
@@ -3436,6 +3673,15 @@ export interface operations {
             };
             /** @description Request Entity Too Large */
             413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3530,6 +3776,15 @@ export interface operations {
             };
             /** @description Request Entity Too Large */
             413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Failure"];
+                };
+            };
+            /** @description Unsupported Media Type */
+            415: {
                 headers: {
                     [name: string]: unknown;
                 };
