@@ -117,6 +117,19 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 or :: for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8443,
     insecure: Annotated[bool, typer.Option("--insecure", help="Plain HTTP; on a loopback address only.")] = False,
+    dashboard_port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, help="Port of your own dashboard, on 127.0.0.1 only; 0 or a taken 8444: a free one."
+        ),
+    ] = 8444,
+    no_dashboard: Annotated[
+        bool, typer.Option("--no-dashboard", help="No dashboard of your own on this machine.")
+    ] = False,
+    viewers: Annotated[
+        Literal["anybody", "token"],
+        typer.Option(help="Who may look at the dashboard at the public address; token: `token create --role viewer`."),
+    ] = "anybody",
     certificate: Certificate = None,
     private_key: PrivateKey = None,
     ca: Ca = None,
@@ -134,7 +147,8 @@ def serve(
         write_own(place.keys, own)
     from tinylora_coordinator.supervisor import serve as serve_run
 
-    serve_run(folder, host=host, port=port, insecure=insecure)
+    own_port = None if no_dashboard else dashboard_port
+    serve_run(folder, host=host, port=port, insecure=insecure, dashboard_port=own_port, viewers=viewers)
 
 
 def _own_certificate(certificate: Path | None, private_key: Path | None, ca: Path | None) -> "OwnCertificate | None":

@@ -1,6 +1,6 @@
-"""The link: Flower's whole app for our rounds on an inner listener, the front door for everybody on the public one.
+"""The link: Flower's app for our rounds on an inner listener, a door for everybody, and one for the operator's machine.
 
-A child of the supervisor, which has opened both sockets. It may be killed at any moment: all it knows is in link.db and
+A child of the supervisor, which has opened all sockets. It may be killed at any moment: all it knows is in link.db and
 operator.sqlite, and both ends repeat what was under way.
 """
 
@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def _load(root: Path) -> None:
 def _work(root: Path, first: dict[str, Any], stop: threading.Event, listen: Callable[[Told], None]) -> None:
     from tinylora.flower.link import LinkSecrets, create_link
     from tinylora_coordinator.front_door import serve_internal, serve_public, server_tls
-    from tinylora_coordinator.public_door import make_door
+    from tinylora_coordinator.public_door import make_door, make_local_door
 
     folder = RunFolder(root)
     files = read_run(folder)
@@ -47,11 +48,14 @@ def _work(root: Path, first: dict[str, Any], stop: threading.Event, listen: Call
         end.told(line)
 
     inner, public = (socket.socket(fileno=first[name]) for name in ("inner_fd", "public_fd"))
-    with (
-        OperatorStore(root) as store,
-        serve_internal(link.app, inner),
-        serve_public(make_door(link, folder, files, store), public, tls=tls),
-    ):
+    local = None if first["local_fd"] is None else socket.socket(fileno=first["local_fd"])
+    with ExitStack() as held:
+        store = held.enter_context(OperatorStore(root))
+        held.enter_context(serve_internal(link.app, inner))
+        held.enter_context(serve_public(make_door(link, folder, files, store), public, tls=tls))
+        if local is not None:
+            door = make_local_door(link, folder, files, port=local.getsockname()[1], dashboard=None)
+            held.enter_context(serve_public(door, local, tls=None, name="dashboard"))
         if first["url"]:
             _check_surface(first["url"], link.routes())
         told(first)

@@ -1,6 +1,6 @@
 """`serve`: two child processes, link and rounds, each started again alone when it dies.
 
-The supervisor holds the folder's lock and both listening sockets, so that a child that is started again finds the same
+The supervisor holds the folder's lock and all listening sockets, so that a child that is started again finds the same
 ports, and whoever connects in between waits instead of being refused. Beside each child stands a spare, which has
 loaded all that takes seconds and waits for its first line. The supervisor knows nothing of Flower and nothing of the
 run; what it knows it can lose. Its own death ends all of them (`lifeline`).
@@ -24,8 +24,9 @@ from pathlib import Path
 from socket import socket
 from typing import Any, Literal, TypeAlias
 
-from tinylora.errors import SettingError, StorageError, TinyLoraError
+from tinylora.errors import NetworkError, SettingError, StorageError, TinyLoraError
 from tinylora.ledger.lock import FolderLock
+from tinylora_coordinator.dashboard.access import Viewers
 from tinylora_coordinator.folder import RunFolder, read_run
 from tinylora_coordinator.keys import ServerIdentity, server_identity
 from tinylora_coordinator.lifeline import PROGRESS, UP
@@ -34,6 +35,8 @@ from tinylora_coordinator.restarts import MAX_DEATHS, WITHIN_S, Restarts
 
 LINGER_S = 30.0
 """How long a finished run waits for its workers to notice."""
+DASHBOARD_PORT = 8444
+"""Of the operator's own listener; where another run has it, a free one is taken."""
 ROUNDS_STOP_S, LINK_STOP_S = 5.0, 4.0
 """How long a child may take to stop before it is killed; both together are below ten seconds."""
 _LOCK_PATIENCE_S = 3.0
@@ -54,6 +57,8 @@ def serve(
     host: str,
     port: int,
     insecure: bool = False,
+    dashboard_port: int | None = DASHBOARD_PORT,
+    viewers: Viewers = "anybody",
     linger_s: float = LINGER_S,
     log: Callable[[str], None] = say,
 ) -> None:
@@ -64,6 +69,8 @@ def serve(
         host: Address to listen on.
         port: Port; 0 takes a free one.
         insecure: Plain HTTP instead of TLS.
+        dashboard_port: Port of the operator's dashboard on 127.0.0.1; 0 takes a free one, None opens none.
+        viewers: Who may look at the dashboard at the public address.
         linger_s: How long a finished run waits for its workers to notice.
         log: Takes one line for people.
 
@@ -83,10 +90,22 @@ def serve(
         identity = None if insecure else server_identity(folder.keys, hosts=[host], now=datetime.now(UTC), say=log)
         public = held.enter_context(listen(host, port))
         inner = held.enter_context(listen("127.0.0.1", 0))
-        place = Place(root, name, public, inner, lock.fileno(), identity)
+        local = None if dashboard_port is None else held.enter_context(_listen_locally(dashboard_port, log))
+        place = Place(root, name, public, inner, local, lock.fileno(), identity, viewers)
         supervisor = Supervisor(place, held.enter_context(_signals()), linger_s=linger_s, log=log)
         held.callback(supervisor.kill)
         supervisor.run()
+
+
+def _listen_locally(port: int, log: Callable[[str], None]) -> socket:
+    """The operator's own listener. The usual port may be another run's, which is no reason not to serve this one."""
+    try:
+        return listen("127.0.0.1", port)
+    except NetworkError:
+        if port != DASHBOARD_PORT:
+            raise
+    log(f"127.0.0.1:{port} is in use, by another run's dashboard perhaps; this one takes a free port")
+    return listen("127.0.0.1", 0)
 
 
 def _lock(root: Path) -> FolderLock:
@@ -226,10 +245,19 @@ class Place:
     """Where everybody is heard."""
     inner: socket
     """Where the rounds reach the link."""
+    local: socket | None
+    """Where the operator's browser finds the dashboard, on this machine alone."""
     lock: int
     """Descriptor of the folder's lock; the children hold it too."""
     identity: ServerIdentity | None
     """The certificate; None in plain HTTP."""
+    viewers: Viewers
+    """Who may look at the public address."""
+
+    @property
+    def sockets(self) -> tuple[socket, ...]:
+        """All that the link serves."""
+        return (self.public, self.inner) if self.local is None else (self.public, self.inner, self.local)
 
     @property
     def url(self) -> str:
@@ -244,6 +272,8 @@ class Place:
         return {
             "public_fd": self.public.fileno(),
             "inner_fd": self.inner.fileno(),
+            "local_fd": None if self.local is None else self.local.fileno(),
+            "viewers": self.viewers,
             "certificate": None if known is None else str(known.certificate),
             "private_key": None if known is None else str(known.private_key),
         }
@@ -267,7 +297,7 @@ class Supervisor:
         self._place, self._news, self._linger_s, self._log = place, news, linger_s, log
         self._secrets = {"admin": secrets.token_hex(32), "superexec_secret": secrets.token_hex(32)}
         self._phase = "running"
-        self._link = Child("link", place.root, (place.public.fileno(), place.inner.fileno(), place.lock))
+        self._link = Child("link", place.root, (*(each.fileno() for each in place.sockets), place.lock))
         self._rounds = Child("rounds", place.root, (place.lock,))
         self._n_links = 0
 
@@ -338,6 +368,8 @@ class Supervisor:
 
     def _greet(self) -> None:
         self._log(f"run {self._place.name}: serving {self._place.root} at {self._place.url}")
+        if self._place.local is not None:
+            self._log(f"dashboard: http://127.0.0.1:{self._place.local.getsockname()[1]}/")
         self._log(f"`tinylora-coordinator token create {self._place.root}` lets a worker in")
 
     def _died(self, child: Child, code: int) -> bool:

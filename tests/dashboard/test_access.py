@@ -135,22 +135,14 @@ def test_two_runs_of_one_host_have_two_cookies() -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "token"),
-    [
-        (["Bearer abc"], "abc"),
-        (["bearer  abc "], "abc"),
-        ([], None),
-        (["Bearer"], None),
-        (["Bearer "], None),
-        (["Basic abc"], None),
-        (["Bearer abc", "Bearer abc"], None),
-    ],
+    ("header", "token"),
+    [("Bearer abc", "abc"), ("bearer  abc ", "abc"), ("", ""), ("Bearer", ""), ("Bearer ", ""), ("Basic abc", "")],
 )
-def test_the_bearer(headers: list[str], token: str | None) -> None:
-    assert shown_bearer(headers) == token
+def test_the_bearer(header: str, token: str) -> None:
+    assert shown_bearer(header) == token
 
 
 def test_cookies_are_found_beside_those_that_no_parser_takes() -> None:
-    headers = ['a={"b": "c, d"}; tinylora-x=one; \u00e4=\u00f6', "tinylora-xx=no; tinylora-x=two;; =;"]
-    assert shown_cookies(headers, "tinylora-x") == ["one", "two"]
-    assert shown_cookies([], "tinylora-x") == []
+    header = 'a={"b": "c, d"}; tinylora-x=one; \u00e4=\u00f6; tinylora-xx=no; tinylora-x=two;; =;'
+    assert shown_cookies(header, "tinylora-x") == ["one", "two"]
+    assert shown_cookies("", "tinylora-x") == []

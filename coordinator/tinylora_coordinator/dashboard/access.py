@@ -6,7 +6,6 @@ A browser shows its token once and gets a cookie that is good for a shorter time
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
 from tinylora_coordinator.access_tokens import KnownToken, TokenRole
@@ -64,14 +63,13 @@ def _seal(known: KnownToken, ends_s: int, key: bytes) -> str:
 # --- what a request shows ---------------------------------------------------------------------------------------------
 
 
-def shown_bearer(authorization: Iterable[str]) -> str | None:
-    """The token in an Authorization header; None where there is none, or more than one."""
-    values = list(authorization)
-    scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
-    return token.strip() or None if scheme.lower() == "bearer" else None
+def shown_bearer(authorization: str) -> str:
+    """The token in an Authorization header; empty where there is none."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def shown_cookies(headers: Iterable[str], name: str) -> list[str]:
+def shown_cookies(header: str, name: str) -> list[str]:
     """All values of a cookie: another page of this host may have set one of the same name for a longer path."""
-    pairs = (pair.strip().partition("=") for header in headers for pair in header.split(";"))
+    pairs = (pair.strip().partition("=") for pair in header.split(";"))
     return [value.strip() for key, _, value in pairs if key == name]

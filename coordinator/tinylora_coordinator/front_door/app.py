@@ -1,15 +1,20 @@
 """Everything that happens to a request at the door, in order: what it asks for, its length, who asks; then its answer.
 
+The dashboard is one more app behind it: what is its own is told by the very bytes of the path, and whose page a request
+comes from is judged here, for all of its routes alike. Who may see or do what is the dashboard's affair.
+
 No header of a stranger reaches Flower but those that Flower's fleet reads, and no spelling of the path but ours:
 whatever the rest of Flower would obey is not passed on.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from starlette.datastructures import MutableHeaders
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,14 +25,26 @@ from tinylora_coordinator.front_door.guard import AllowList, Refusal, judge_head
 from tinylora_coordinator.front_door.limits import Limits
 from tinylora_coordinator.front_door.node_auth import AUTH_HEADERS, NodeAuth
 from tinylora_coordinator.front_door.protocol import CONNECTION
+from tinylora_coordinator.front_door.sites import judge_host, judge_site
 from tinylora_coordinator.front_door.sockets import Connection, place_of
+from tinylora_coordinator.front_door.streams import Streams
 from tinylora_coordinator.front_door.tries import Tries
 
 _FLEET_HEADERS = (*AUTH_HEADERS, b"content-type", b"content-length", b"accept", b"user-agent")
 _LARGE_ANSWERS = "/v1/fleet/pull-object"
+_PAGE_HEADERS = frozenset(
+    (
+        b"accept", b"accept-encoding", b"accept-language", b"authorization", b"content-length", b"content-type",
+        b"cookie", b"host", b"if-match", b"if-modified-since", b"if-none-match", b"if-range", b"last-event-id",
+        b"origin", b"range", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"user-agent",
+    )
+)  # fmt: skip
+SIGN_IN_PATH = "/api/v1/session"
+STREAM_PATH = "/api/v1/events"
+_POLICY = "content-security-policy"
 _ALWAYS = {
     "x-content-type-options": "nosniff",
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    _POLICY: "default-src 'none'; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
 }
 _STRANGER = Refusal(
@@ -35,60 +52,90 @@ _STRANGER = Refusal(
 )
 _TOO_OFTEN = Refusal(429, "rate", "too many tries; wait a minute", {"retry-after": "60"})
 _TOO_MANY = Refusal(429, "bodies", "too many uploads of one worker at once", {"retry-after": "5"})
+_TOO_MANY_STREAMS = Refusal(429, "streams", "too many are watching from there, or in all", {"retry-after": "10"})
 _NO_SPACE = Refusal(503, "disk", "the coordinator's disk takes no uploads now", {"retry-after": "60"})
 
 
+@dataclass(frozen=True)
+class Dashboard:
+    """The dashboard as the door knows it.
+
+    Attributes:
+        app: Answers what is its own; it is told in `scope["state"]["is_local"]` who came by the loopback listener.
+        is_ours: Whether a request with this method and this path, as the bytes that came, is its own.
+        may_watch: Whether the reader who sent these headers may go on reading a stream; called in a thread.
+    """
+
+    app: ASGIApp
+    is_ours: Callable[[str, bytes], bool]
+    may_watch: Callable[[Mapping[str, str], bool], bool] = lambda headers, is_local: True
+
+
 class FrontDoor:
-    """The public ASGI app.
+    """The ASGI app of a listener.
 
     Args:
         routes: What answers strangers besides the fleet's paths.
-        fleet: Flower's app, for the fleet's paths.
-        nodes: Tells workers from strangers.
+        fleet: Flower's app, for the fleet's paths; None: this listener has none of them.
+        nodes: Tells workers from strangers, for the fleet.
         limits: Caps.
         spool: Where large bodies are kept while they arrive; the system's temporary folder by default.
         tries: Joins in vain, by address.
+        dashboard: The dashboard, if there is one.
+        own_hosts: The Host headers that are answered; None: any. With them this is the loopback listener.
     """
 
     def __init__(
         self,
         routes: PublicRoutes,
-        fleet: ASGIApp,
-        nodes: NodeAuth,
+        fleet: ASGIApp | None = None,
+        nodes: NodeAuth | None = None,
         *,
         limits: Limits | None = None,
         spool: Path | None = None,
         tries: Tries | None = None,
+        dashboard: Dashboard | None = None,
+        own_hosts: frozenset[bytes] | None = None,
     ) -> None:
         self.limits = limits or Limits()
-        self._routes, self._fleet, self._nodes = dict(routes), fleet, nodes
-        self._allowed = AllowList([*self._routes, *(("POST", path) for path in FLEET_PATHS)])
+        self._routes, self._dashboard, self._own_hosts = dict(routes), dashboard, own_hosts
+        self._fleet = None if fleet is None or nodes is None else (fleet, nodes)
+        self._allowed = AllowList([*self._routes, *(("POST", path) for path in FLEET_PATHS if self._fleet)])
         self._bodies = Bodies(self.limits, spool)
         self._tries = tries or Tries(self.limits.tries_per_minute)
+        self._sign_ins = Tries(self.limits.tries_per_minute)
+        self._streams = Streams(self.limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        send = _with_safe_headers(send, is_tls=scope["scheme"] == "https")
-        if refusal := self._judge(scope):
+        is_page = self._is_page(scope)
+        send = _with_safe_headers(send, is_tls=scope["scheme"] == "https", is_page=is_page)
+        if refusal := self._judge(scope, is_page):
             await _refuse(refusal, scope, receive, send)
             return
         connection: Connection = scope["state"][CONNECTION]
         receive = _timed(receive, connection, asyncio.get_running_loop().time)
         with suppress(ClientGone):
             try:
-                await self._answer(scope, receive, send, connection)
+                await self._answer(scope, receive, send, connection, is_page)
             except TooMany:
                 await _refuse(_TOO_MANY, scope, receive, send)
             except SpoolError:
                 await _refuse(_NO_SPACE, scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, connection: Connection) -> None:
-        if scope["path"] in FLEET_PATHS:
+    def close(self) -> None:
+        """End all streams, in the event loop of the door; the listener is about to be closed."""
+        self._streams.close()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, connection: Connection, is_page: bool) -> None:
+        if is_page:
+            await self._show(scope, receive, send)
+        elif scope["path"] in FLEET_PATHS:
             await self._pass_to_fleet(scope, receive, send, connection)
         elif scope["path"] == JOIN_PATH:
-            await self._let_try(scope, receive, send)
+            await self._let_try(self._tries, (400, 403), self._route, scope, receive, send)
         else:
             await self._route(scope, receive, send)
 
@@ -96,46 +143,94 @@ class FrontDoor:
         whole = await self._bodies.small(receive) if scope["method"] == "POST" else receive
         await self._routes[scope["method"], scope["path"]](scope, whole, send)
 
-    def _judge(self, scope: Scope) -> Refusal | None:
+    def _is_page(self, scope: Scope) -> bool:
+        """Whether the dashboard answers this. A path with another spelling than its bytes is nobody's."""
+        method, path = scope["method"], scope["raw_path"]
+        if self._dashboard is None or (method, scope["path"]) in self._routes or scope["path"].encode() != path:
+            return False
+        return self._dashboard.is_ours(method, path)
+
+    def _judge(self, scope: Scope, is_page: bool) -> Refusal | None:
         headers = scope["headers"]
         if scope["method"] != "POST":
             limit = 0
         else:
             limit = self.limits.fleet_body_bytes if scope["path"] in FLEET_PATHS else self.limits.small_body_bytes
         return (
-            self._allowed.judge(scope)
+            (judge_host(headers, self._own_hosts) if self._own_hosts is not None else None)
+            or (None if is_page else self._allowed.judge(scope))
             or judge_head(headers, self.limits.head_bytes)
             or judge_length(headers, limit)
+            or (judge_site(scope["method"], headers) if is_page else None)
         )  # fmt: skip
 
     async def _pass_to_fleet(self, scope: Scope, receive: Receive, send: Send, connection: Connection) -> None:
-        node = await self._nodes.admit(scope["headers"])
+        assert self._fleet is not None  # else its paths are not allowed
+        fleet, nodes = self._fleet
+        node = await nodes.admit(scope["headers"])
         connection.is_node = node is not None
         if node is None:
             await _refuse(_STRANGER, scope, receive, send)
         elif length_of(scope["headers"]) <= self.limits.large_body_bytes:
             whole = await self._bodies.small(receive)
             if scope["path"] == _LARGE_ANSWERS:
-                await self._bodies.answer(lambda keep: self._fleet(_for_flower(scope), whole, keep), send)
+                await self._bodies.answer(lambda keep: fleet(_for_flower(scope), whole, keep), send)
             else:
-                await self._fleet(_for_flower(scope), whole, send)
+                await fleet(_for_flower(scope), whole, send)
         else:
             async with self._bodies.large(receive, node) as whole:
-                await self._fleet(_for_flower(scope), whole, send)
+                await fleet(_for_flower(scope), whole, send)
 
-    async def _let_try(self, scope: Scope, receive: Receive, send: Send) -> None:
-        place = place_of((scope["client"] or ("",))[0])
-        begun = self._tries.begin(place)
+    async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self._dashboard is not None  # else nothing is its own
+        is_local = self._own_hosts is not None
+        asked = (scope["method"], scope["path"])
+        scope = _for_dashboard(scope, is_local)
+        if asked == ("GET", STREAM_PATH):
+            await self._stream(self._dashboard, scope, receive, send, is_local)
+            return
+        whole = await self._bodies.small(receive) if scope["method"] == "POST" else receive
+        if asked == ("POST", SIGN_IN_PATH):
+            await self._let_try(self._sign_ins, (400, 401, 403, 422), self._dashboard.app, scope, whole, send)
+        else:
+            await self._dashboard.app(scope, whole, send)
+
+    async def _stream(self, dashboard: Dashboard, scope: Scope, receive: Receive, send: Send, is_local: bool) -> None:
+        place, headers = _place(scope), Headers(scope=scope)
+        if not self._streams.has_room(place):
+            await _refuse(_TOO_MANY_STREAMS, scope, receive, send)
+            return
+
+        async def may_go_on() -> bool:
+            return await run_in_threadpool(dashboard.may_watch, headers, is_local)
+
+        await self._streams.follow(dashboard.app, scope, receive, send, place=place, may_go_on=may_go_on)
+
+    async def _let_try(
+        self, tries: Tries, in_vain: tuple[int, ...], app: ASGIApp, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        place = _place(scope)
+        begun = tries.begin(place)
         if begun is None:
             await _refuse(_TOO_OFTEN, scope, receive, send)
             return
 
         async def watch(message: Message) -> None:
-            if message.get("status", 0) not in (0, 400, 403):
-                self._tries.forgive(place, begun)
+            if message["type"] == "http.response.start" and message["status"] not in in_vain:
+                tries.forgive(place, begun)
             await send(message)
 
-        await self._route(scope, receive, watch)
+        await app(scope, receive, watch)
+
+
+def _place(scope: Scope) -> str:
+    return place_of((scope["client"] or ("",))[0])
+
+
+def _for_dashboard(scope: Scope, is_local: bool) -> Scope:
+    """The request as the dashboard needs it: no header of a proxy's, and nothing of the door's."""
+    headers = [(key, value) for key, value in scope["headers"] if key in _PAGE_HEADERS]
+    return {**scope, "headers": headers, "state": {"is_local": is_local}}
 
 
 def _for_flower(scope: Scope) -> Scope:
@@ -162,13 +257,15 @@ def _timed(receive: Receive, connection: Connection, clock: Callable[[], float])
     return timed
 
 
-def _with_safe_headers(send: Send, *, is_tls: bool) -> Send:
+def _with_safe_headers(send: Send, *, is_tls: bool, is_page: bool) -> Send:
+    """Headers for browsers. A page of the dashboard may need scripts and pictures of its own, and says so itself."""
     extra = _ALWAYS | ({"strict-transport-security": "max-age=31536000"} if is_tls else {})
 
     async def send_safely(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            headers.update(extra)
+            policy = headers.get(_POLICY) if is_page else None
+            headers.update(extra if policy is None else extra | {_POLICY: policy})
             headers.setdefault("cache-control", "no-store")
         await send(message)
 

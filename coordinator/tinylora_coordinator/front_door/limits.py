@@ -26,7 +26,11 @@ class Limits:
         large_body_bytes: A body above goes through a file.
         large_bodies: How many of them are in memory at once.
         large_bodies_per_node: How many of them one worker may send at once.
-        tries_per_minute: Joins from one address that did not succeed.
+        tries_per_minute: Joins, and sign-ins to the dashboard, from one address that did not succeed.
+        streams_per_address: Streams of the dashboard to one address; fewer than its connections, so that workers
+            behind it stay welcome.
+        streams: Streams of the dashboard in all; a fraction of all connections.
+        stream_look_s: How often it is asked whether the reader of a stream may still read.
     """
 
     fleet_body_bytes: int = 6 * MIB
@@ -45,3 +49,6 @@ class Limits:
     large_bodies: int = 4
     large_bodies_per_node: int = 8
     tries_per_minute: int = 5
+    streams_per_address: int = 24
+    streams: int = 192
+    stream_look_s: float = 1.0

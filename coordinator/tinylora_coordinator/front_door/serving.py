@@ -90,13 +90,16 @@ def serve_internal(app: ASGIApp, listener: socket.socket) -> Served:
     return _in_thread(server, listener, name="internal")
 
 
-def serve_public(door: FrontDoor, listener: socket.socket, *, tls: ssl.SSLContext | None) -> Served:
+def serve_public(
+    door: FrontDoor, listener: socket.socket, *, tls: ssl.SSLContext | None, name: str = "front door"
+) -> Served:
     """Serve to everybody; returns when it answers.
 
     Args:
         door: The app.
         listener: Where.
         tls: See `server_tls`; None is plain HTTP, which is for this machine alone.
+        name: Of the thread.
 
     Raises:
         NetworkError: It does not start.
@@ -110,7 +113,7 @@ def serve_public(door: FrontDoor, listener: socket.socket, *, tls: ssl.SSLContex
         h11_max_incomplete_event_size=door.limits.head_bytes,
         timeout_keep_alive=int(door.limits.idle_s),
     )
-    return _in_thread(_PublicServer(config, door, tls), listener, name="front door")
+    return _in_thread(_PublicServer(config, door, tls), listener, name=name)
 
 
 def _allow_files(n_sockets: int) -> None:
@@ -180,7 +183,7 @@ class _PublicServer(_Server):
 
     def __init__(self, config: uvicorn.Config, door: FrontDoor, tls: ssl.SSLContext | None) -> None:
         super().__init__(config)
-        self._limits, self._tls = door.limits, tls
+        self._door, self._limits, self._tls = door, door.limits, tls
         self._connections = Sockets(door.limits)
         self._background: set[asyncio.Task[None]] = set()
 
@@ -193,9 +196,10 @@ class _PublicServer(_Server):
         self._begin(self._drop_overdue())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept no more, then end as uvicorn does."""
+        """Accept no more, end what would go on for ever, then end as uvicorn does."""
         for task in list(self._background):
             task.cancel()
+        self._door.close()
         await super().shutdown(sockets)
 
     def _begin(self, work: Any) -> asyncio.Task[None]:
