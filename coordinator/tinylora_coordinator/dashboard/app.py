@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 from fastapi import FastAPI, Header, Path, Query
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.sse import EventSourceResponse
 from starlette.responses import RedirectResponse, Response
 
@@ -27,6 +27,8 @@ from tinylora_coordinator.dashboard.answers import (
 )
 from tinylora_coordinator.dashboard.checks import Admin, Anybody, Asker, Viewer, identify
 from tinylora_coordinator.dashboard.failures import add_failures
+from tinylora_coordinator.dashboard.lite import style, write_page
+from tinylora_coordinator.dashboard.metrics import expose
 from tinylora_coordinator.dashboard.pages import PAGE_PATHS, Pages
 from tinylora_coordinator.dashboard.services import AdminDesk, Services, Who
 from tinylora_coordinator.dashboard.shell import Shell
@@ -78,6 +80,7 @@ def create_app(services: Services) -> FastAPI:
     _add_artifacts(app, services)
     _add_session(app, services)
     _add_admin(app, services)
+    _add_plain(app, services)
     _add_pages(app)
     app.add_middleware(Shell)
     return app
@@ -311,6 +314,30 @@ def _add_admin(app: FastAPI, services: Services) -> None:
         desk = _desk(services)
         await threads(desk.revoke_token, token_id)
         return answer(await threads(desk.tokens))
+
+
+def _add_plain(app: FastAPI, services: Services) -> None:
+    snapshots: Snapshots = app.state.snapshots
+    streams: Streams = app.state.streams
+    threads: Threads = app.state.threads
+
+    @app.get("/lite", include_in_schema=False)
+    async def lite(asker: Viewer) -> Response:
+        def write() -> bytes:
+            join = services.join(asker.address)
+            return write_page(snapshots.take().state, services.artifacts.list(False), join)
+
+        return HTMLResponse(await threads(write))
+
+    @app.get("/lite.css", include_in_schema=False)
+    async def lite_style() -> Response:
+        return Response(style(), media_type="text/css", headers={"cache-control": "no-cache"})
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics(asker: Viewer) -> Response:
+        accept = asker.request.headers.get("accept", "")
+        body, media_type = await threads(lambda: expose(snapshots.take().state, streams.n_readers, accept))
+        return Response(body, headers={"content-type": media_type})
 
 
 def _add_pages(app: FastAPI) -> None:

@@ -84,6 +84,7 @@ export class Follower {
     this.#source = source;
     source.addEventListener("open", () => this.#heard());
     source.addEventListener("patch", (event) => this.#take((event as MessageEvent<string>).data));
+    source.addEventListener("alive", () => this.#heard()); // nothing is new, and the line stands
     source.addEventListener("reset", () => this.start());
     source.addEventListener("error", () => this.#lose(null));
   }
