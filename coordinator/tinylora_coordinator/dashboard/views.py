@@ -1,0 +1,414 @@
+"""A run as people see it: a projection of its ledger, of workers' reports and of the operator's roster.
+
+    fold.py        what each event changes of what is shown; pure
+    shown.py       from the fold's records to the API's documents; pure
+    views_file.py  where both lie between two starts, `views.sqlite`
+    follower.py    feeds it from the ledger of a run that is being served
+
+One thread feeds, any number ask. What is asked most, the snapshot and its changes, is answered from memory under a lock
+that is held for microseconds; details are read from the file, which readers and the feeder use side by side.
+"""
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from tinylora.federation.events import Event
+from tinylora.protocol.report import WorkerReport
+from tinylora_coordinator.dashboard import documents as doc
+from tinylora_coordinator.dashboard.shown import (
+    Moving,
+    moving,
+    node_document,
+    routing_document,
+    run_document,
+    run_now,
+    worker_document,
+    worker_now,
+)
+from tinylora_coordinator.dashboard.views_file import FEED_KEPT, Misfit, ViewsFile
+from tinylora_coordinator.operator_store import Worker as Enrolled
+
+FEED_SHOWN = 50
+"""Items of the feed in a snapshot."""
+_log = logging.getLogger(__name__)
+
+
+class _Shown(NamedTuple):
+    """What readers see; replaced as a whole, never changed."""
+
+    seq: int
+    run: doc.Run
+    moves: Moving
+    mass_source: doc.MassSource
+    nodes: dict[str, doc.Node]
+    workers: dict[str, doc.Worker]
+    node_seqs: dict[str, int]
+    worker_seqs: dict[str, int]
+    gone: frozenset[str]
+    feed: tuple[tuple[int, doc.FeedItem], ...]
+
+
+class RunViews:
+    """The projection of one run. Implements `source.Views`.
+
+    Feeders call `take`, `hear`, `enrolled`, `set_phase` and `set_clock`, and may come from any thread, one at a time.
+
+    Args:
+        file: Where it lies between two starts; made if it is not there, made anew if it is of another format, of
+            another run, or damaged. None: nowhere.
+        run: Name of the run.
+        clock: Seconds; between two events it tells how far the run's own clock has gone on.
+    """
+
+    def __init__(self, file: Path | None, *, run: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._run, self._clock, self._path = run, clock, file
+        self._feeding = threading.RLock()
+        self._lock = threading.Lock()
+        self._wakes: dict[object, Callable[[], None]] = {}
+        self._phase: doc.Phase | None = None
+        self._told_clock_s: float | None = None
+        self._replay_speed: float | None = None
+        self._cache: dict[int, doc.Patch] = {}
+        self.n_misfits = 0
+        """Events that the fold could not take in."""
+        self._open()
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Go on with the file that is there, or with a new one."""
+        try:
+            self._file = ViewsFile(self._path)
+            kept = self._file.read()
+            if kept.fold.head.run not in ("", self._run):
+                raise Misfit(f"of run {kept.fold.head.run}")
+        except Misfit as misfit:
+            _log.warning("%s is made anew: %s", self._path, misfit)
+            self._remove()
+            self._file = _made(self._path)
+            kept = self._file.read()
+        except OSError:
+            self._file = ViewsFile(None)
+            kept = self._file.read()
+        self._epoch, self._chain, self._fold = kept.epoch, kept.chain, kept.fold
+        self._anchor = (self._clock(), kept.fold.head.latest_s)
+        paths = [path for path in kept.nodes if path not in kept.gone]
+        shown = [worker for name in sorted(kept.workers) if (worker := kept.fold.workers[name]).is_listed]
+        self._shown = _Shown(
+            kept.seq,
+            run_document(kept.fold),
+            moving(kept.fold),
+            kept.fold.head.mass_source,
+            {path: node_document(kept.fold, path) for path in sorted(paths)},
+            {worker.worker: worker_document(kept.fold, worker) for worker in shown},
+            kept.nodes,
+            kept.workers,
+            frozenset(kept.gone),
+            tuple(kept.feed),
+        )
+
+    def _remove(self) -> None:
+        if self._path is None:
+            return
+        for ending in ("", "-wal", "-shm"):
+            with suppress(OSError):
+                self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
+
+    def reset(self) -> None:
+        """Forget everything, because the ledger is another one than this was made of."""
+        with self._feeding:
+            with suppress(sqlite3.Error):
+                self._file.close()
+            self._remove()
+            self._open()
+            self._cache.clear()
+        self._wake()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._feeding:
+            self._file.close()
+
+    # --- feeding -----------------------------------------------------------------------------------------------------
+
+    @property
+    def n_events(self) -> int:
+        """How many events of the ledger were taken in."""
+        return self._fold.head.n_events
+
+    @property
+    def chain(self) -> str:
+        """Hash of the ledger up to there, as it was told."""
+        return self._chain
+
+    def take(self, rows: Sequence[tuple[int, float, Event]], chain: str = "") -> None:
+        """Take in further events.
+
+        Args:
+            rows: Number in the ledger, time of the row on the run's clock, event; numbers follow on.
+            chain: Hash of the ledger up to the last of them.
+
+        Raises:
+            ValueError: A number does not follow on.
+        """
+        with self._feeding:
+            for number, at_s, event in rows:
+                if number != self.n_events + 1:
+                    raise ValueError(f"event {number}: expected event {self.n_events + 1}")
+                self._apply(number, at_s, event)
+            if rows:
+                self._chain = chain
+                self._anchor = (self._clock(), self._fold.head.latest_s)
+                self._publish()
+
+    def _apply(self, number: int, at_s: float, event: Event) -> None:
+        try:
+            self._fold.apply(number, at_s, event)
+        except Exception:  # what is shown may be wrong in a detail from here on; no page at all would be worse
+            self.n_misfits += 1
+            self._fold.head.n_events = number
+            _log.exception("event %d (%s) was not understood", number, event.type)
+
+    def hear(self, worker: str, report: WorkerReport, at_s: float | None = None) -> None:
+        """Take in what a worker says of itself.
+
+        Args:
+            worker: Its id; whoever took the report in has checked that it came from it.
+            report: What it said.
+            at_s: When, on the run's clock; None: now.
+        """
+        with self._feeding:
+            self._fold.hear(worker, report, self.clock_s if at_s is None else at_s)
+            self._publish()
+
+    def enrolled(self, workers: Sequence[Enrolled]) -> None:
+        """Take in whom the operator let in, who waits for that, and who was shut out."""
+        with self._feeding:
+            for worker in workers:
+                self._fold.enrol(worker.worker, worker.name, worker.state, worker.tags, self.clock_s)
+            if self._fold.changes.workers:
+                self._publish()
+
+    def set_phase(self, phase: doc.Phase) -> None:
+        """Tell what the run is doing."""
+        with self._feeding:
+            if phase != self._phase:
+                self._phase = phase
+                self._publish()
+
+    def set_clock(self, clock_s: float, speed: float | None = None) -> None:
+        """Set the run's clock, which then stands until it is set again: of a run that is played again.
+
+        Args:
+            clock_s: Seconds.
+            speed: How fast it is played; 0: it stands.
+        """
+        with self._lock:
+            self._told_clock_s = clock_s
+            self._replay_speed = self._replay_speed or 0.0 if speed is None else speed
+
+    @property
+    def clock_s(self) -> float:
+        """The run's clock now."""
+        if self._told_clock_s is not None:
+            return self._told_clock_s
+        told_at, clock_s = self._anchor
+        if self._phase in ("finished", "stopping") or self._fold.head.finished or not self.n_events:
+            return clock_s
+        return clock_s + max(0.0, self._clock() - told_at)
+
+    def _publish(self) -> None:
+        """Write down what was changed, then show it."""
+        changes, before = self._fold.take_changes(), self._shown
+        fold, seq = self._fold, before.seq + 1
+        nodes, gone = self._new_nodes(changes.nodes, changes.is_tree_new)
+        workers = {
+            name: worker_document(fold, fold.workers[name])
+            for name in changes.workers
+            if name in fold.workers and fold.workers[name].is_listed
+        }
+        workers = {name: one for name, one in workers.items() if before.workers.get(name) != one}
+        try:
+            self._file.write(fold, changes, seq=seq, chain=self._chain, nodes=list(nodes), gone=list(gone))
+        except sqlite3.Error as error:
+            _log.warning("%s cannot be written (%s); it is made anew", self._file.file, error)
+            self.reset()
+            return
+        shown = {path: node for path, node in before.nodes.items() if path not in gone} | nodes
+        feed = (*before.feed, *((seq, item) for item in changes.feed))[-FEED_KEPT:]
+        after = _Shown(
+            seq,
+            run_document(fold),
+            moving(fold),
+            fold.head.mass_source,
+            dict(sorted(shown.items())) if shown.keys() != before.nodes.keys() else shown,
+            dict(sorted({**before.workers, **workers}.items())),
+            {**before.node_seqs, **dict.fromkeys((*nodes, *gone), seq)},
+            {**before.worker_seqs, **dict.fromkeys(workers, seq)},
+            (before.gone | gone) - nodes.keys(),
+            feed,
+        )
+        with self._lock:
+            self._shown = after
+            self._cache = {}
+        self._wake()
+
+    def _new_nodes(self, touched: set[str], is_tree_new: bool) -> tuple[dict[str, doc.Node], frozenset[str]]:
+        """Nodes of which something else is shown than before, and those that are no more."""
+        fold, before = self._fold, self._shown
+        tree = {*fold.leaves, *fold.inner} if is_tree_new else None
+        gone = frozenset(before.nodes.keys() - tree) if tree is not None else frozenset()
+        present = touched & tree if tree is not None else {path for path in touched if path in before.nodes}
+        made = {path: node_document(fold, path) for path in present}
+        return {path: node for path, node in made.items() if before.nodes.get(path) != node}, gone
+
+    def _wake(self) -> None:
+        with self._lock:
+            wakes = list(self._wakes.values())
+        for wake in wakes:
+            wake()
+
+    # --- the snapshot and its changes --------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> str:
+        """`<epoch>-<sequence>`."""
+        return self._position(self._shown.seq)
+
+    def _position(self, seq: int) -> str:
+        return f"{self._epoch}-{seq}"
+
+    def state(self) -> doc.State:
+        """Everything that the overview shows."""
+        with self._lock:
+            shown = self._shown
+        now_s = self.clock_s
+        return doc.State.model_construct(
+            position=self._position(shown.seq),
+            run=self._head(shown),
+            nodes=tuple(shown.nodes.values()),
+            workers=tuple(worker_now(worker, now_s) for worker in shown.workers.values()),
+            feed=tuple(item for _, item in shown.feed[-FEED_SHOWN:]),
+        )
+
+    def patch(self, since: str) -> doc.Patch | None:
+        """All that changed since a position; None where that is not known any more, or was of another epoch."""
+        epoch, _, number = since.rpartition("-")
+        if epoch != self._epoch or not number.isascii() or not number.isdecimal() or len(number) > 18:
+            return None
+        with self._lock:
+            shown, cached = self._shown, self._cache.get(int(number))
+        if cached is None:
+            cached = self._changed(shown, int(number))
+            if cached is None:
+                return None
+            with self._lock:
+                if shown is self._shown and len(self._cache) < 64:
+                    self._cache[int(number)] = cached
+        workers = tuple(worker_now(worker, self.clock_s) for worker in cached.workers)
+        return cached.model_copy(update={"run": self._head(shown), "workers": workers})
+
+    def _changed(self, shown: _Shown, since: int) -> doc.Patch | None:
+        feed = tuple(item for seq, item in shown.feed if seq > since)
+        if since > shown.seq or (len(feed) == len(shown.feed) >= FEED_KEPT):
+            return None
+        changed = [path for path, seq in shown.node_seqs.items() if seq > since]
+        return doc.Patch.model_construct(
+            before=self._position(since),
+            position=self._position(shown.seq),
+            nodes=tuple(shown.nodes[path] for path in sorted(changed) if path in shown.nodes),
+            gone=tuple(path for path in sorted(changed) if path in shown.gone),
+            workers=tuple(shown.workers[name] for name, seq in shown.worker_seqs.items() if seq > since),
+            feed=feed,
+        )
+
+    def _head(self, shown: _Shown) -> doc.Run:
+        """The head of every page, now."""
+        return run_now(
+            shown.run,
+            shown.moves,
+            self.clock_s,
+            run=self._run,
+            phase=self._phase_now(shown.run),
+            is_replay=self._told_clock_s is not None,
+            replay_speed=self._replay_speed or 0.0,
+        )
+
+    def _phase_now(self, run: doc.Run) -> doc.Phase:
+        if run.finished:
+            return "finished"
+        if self._phase is not None:
+            return self._phase
+        if self._fold.head.is_paused:
+            return "paused"
+        return "running" if run.n_leaves else "waiting"
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call `wake`, from any thread, whenever the position has grown; what is returned ends that."""
+        key = object()
+        with self._lock:
+            self._wakes[key] = wake
+
+        def end() -> None:
+            with self._lock:
+                self._wakes.pop(key, None)
+
+        return end
+
+    # --- details -----------------------------------------------------------------------------------------------------
+
+    def node(self, path: str) -> doc.NodeDetail | None:
+        """One node; None where the tree has none of that path."""
+        with self._lock:
+            shown = self._shown
+        if path not in shown.nodes:
+            return None
+        way = [shown.nodes[path[:level]] for level in range(len(path) + 1)]
+        now_s = self.clock_s
+        return doc.NodeDetail(
+            node=shown.nodes[path],
+            way=tuple(doc.Step(path=node.path, mass=node.mass, accuracy=node.accuracy) for node in way),
+            holders=tuple(
+                worker_now(shown.workers[name], now_s) for name in shown.nodes[path].holders if name in shown.workers
+            ),
+            updates=(),
+            versions=(),
+        )
+
+    def worker(self, worker: str) -> doc.WorkerDetail | None:
+        """One worker; None where nobody knows it."""
+        with self._lock:
+            known = self._shown.workers.get(worker)
+        if known is None:
+            return None
+        return doc.WorkerDetail(worker=worker_now(known, self.clock_s), states=(), updates=())
+
+    def series(self, metric: doc.Metric, node: str | None, start_s: float, end_s: float, points: int) -> doc.Series:
+        """One number over time, in at most so many buckets."""
+        return doc.Series(metric=metric, node=node, bucket_s=(end_s - start_s) / points, t=(), mean=(), low=(), high=())
+
+    def timeline(self, start_s: float, end_s: float, offset: int, limit: int) -> doc.Timeline:
+        """Who was at which node when."""
+        return doc.Timeline(
+            start_s=start_s, end_s=min(end_s, self.clock_s), lanes=(), n_lanes=0, offset=offset, marks=()
+        )
+
+    def routing(self) -> doc.Routing:
+        """Where the text goes."""
+        with self._lock:
+            shown = self._shown
+        return routing_document(shown.nodes, shown.workers, shown.mass_source, versions=())
+
+
+def _made(path: Path | None) -> ViewsFile:
+    """A new file there, or if that cannot be, elsewhere."""
+    try:
+        return ViewsFile(path)
+    except (Misfit, OSError):
+        return ViewsFile(None)
