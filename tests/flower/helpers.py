@@ -227,10 +227,11 @@ def federation(
     facts: BaseFacts = FACTS,
     port: int = 0,
     wall: Callable[[], datetime] = now,
+    routes_for: Callable[[NodeAuth], PublicRoutes] = lambda nodes: {},
 ) -> Iterator[Federation]:
     """Serve a link behind its door on loopback, on a free port by default; workers are stopped at the end.
 
-    `wall` is the clock that tokens and signatures are judged by.
+    `wall` is the clock that tokens and signatures are judged by; `routes_for` gives further routes for workers.
     """
     database = folder / "link.db"
     link = create_link(database)
@@ -238,10 +239,9 @@ def federation(
         ca_file=folder / "ca.pem", bundle_file=folder / "bundle.safetensors", status=lambda: {"phase": link.phase}
     )
     store = store_with_token(folder)
-    routes = {**routes_in(link, store, settings or RunSettings(), facts, wall=wall), **pages}
-    door = FrontDoor(
-        routes, link.flower, NodeAuth(link.is_registered, clock=wall), limits=Limits(tries_per_minute=1000)
-    )
+    nodes = NodeAuth(link.is_registered, clock=wall)
+    routes = {**routes_in(link, store, settings or RunSettings(), facts, wall=wall), **pages, **routes_for(nodes)}
+    door = FrontDoor(routes, link.flower, nodes, limits=Limits(tries_per_minute=1000))
     with (
         store,
         serve_internal(link.app, listen("127.0.0.1", 0)) as inside,

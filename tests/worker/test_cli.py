@@ -63,7 +63,7 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, dict[str, An
     """What the command would have begun to join: address, token, options."""
     found: list[tuple[str, str, dict[str, Any]]] = []
 
-    def join(url: str, token: str, home: Path, said: dict[str, Any], manner: object) -> int:
+    def join(url: str, token: str, home: Path, said: dict[str, Any], *_: object) -> int:
         found.append((url, token, said))
         return 0
 

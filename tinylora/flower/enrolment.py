@@ -23,6 +23,7 @@ from tinylora.protocol.documents import PROTOCOL_VERSION, Name, Sha256
 
 JOIN_PATH = "/tinylora/join"
 RECEIPTS_PATH = "/tinylora/receipts"
+REPORT_PATH = "/tinylora/report"
 STATE_PATH = "/tinylora/state"
 MAX_JOIN_BYTES = 65_536
 
@@ -215,7 +216,7 @@ def _signed_request(
     request = JoinRequest(
         token="" if token is None else token.text,
         public_key=identity.public_pem.decode(),
-        name=name[:80],
+        name=printable(name, at_most=80),
         protocol=PROTOCOL_VERSION,
         base=None if base is None else BaseClaim.of(base),
         time_s=time_s,

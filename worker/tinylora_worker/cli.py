@@ -6,6 +6,7 @@ goes to stdout, talk to stderr.
 
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,7 @@ service_app = typer.Typer(help="Start the worker with your session.", no_args_is
 
 TAKE_PART, STEER, LOOK, CARE = "Take part", "While it works", "Look", "Care"
 COMMON, MACHINE, TEXT, SCRIPTS = "Common", "This machine", "Your text", "For scripts, and the careful"
+SEEN = "What others see"
 ENDINGS = (
     "Exit codes: 0 the run is finished or you left; 2 an option or the token makes no sense; 3 no usable text; "
     "4 another base, or too little memory; 6 the coordinator is unreachable; 7 it refused, or is not the one that the "
@@ -67,6 +69,13 @@ TokenFile = Annotated[
 ]
 Name = Annotated[
     str, typer.Option("--name", help="What the operator sees; nothing by default.", rich_help_panel=COMMON)
+]
+Note = Annotated[
+    str,
+    typer.Option("--note", help="What others may know of your text: shown publicly, and kept.", rich_help_panel=SEEN),
+]
+ShareLog = Annotated[
+    bool, typer.Option("--share-log", help="Show this worker's log on the run's pages.", rich_help_panel=SEEN)
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.", rich_help_panel=COMMON)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Checks and estimate; joins nothing.", rich_help_panel=COMMON)]
@@ -130,6 +139,8 @@ def join(
     data: Data = None,
     base: Base = "",
     name: Name = "",
+    note: Note = "",
+    share_log: ShareLog = False,
     yes: Yes = False,
     dry_run: DryRun = False,
     home: Home = None,
@@ -160,8 +171,9 @@ def join(
     manner = Manner(yes, dry_run, self_audit, parse_skips(skip_check or ()), as_json, quiet)
     secret = _given_token(token, token_file) or _asked_token(place)
     said = _said(data, base, name, device, dtype, vram_limit, threads, quantise, max_rank, columns, text_column, allow)
+    announced = ({"note": note} if note else {}) | ({"share_log": True} if share_log else {})
     _begin_log(verbose)
-    raise typer.Exit(_join(url, secret, place, said, manner))
+    raise typer.Exit(_join(url, secret, place, said, manner, announced))
 
 
 @app.command(rich_help_panel=TAKE_PART, epilog=f"{ENDINGS} Example: tinylora-worker run")
@@ -551,17 +563,21 @@ def _begin_log(verbose: bool) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
 
 
-def _join(url: str, token: str, home: Path, said: dict[str, Any], manner: "Manner") -> int:
+def _join(
+    url: str, token: str, home: Path, said: dict[str, Any], manner: "Manner", announced: Mapping[str, object]
+) -> int:
     from tinylora.flower import use_home
 
     use_home(home / "flower")
     from tinylora_worker.agent.options import Options
-    from tinylora_worker.limits import load
+    from tinylora_worker.limits import check, load
     from tinylora_worker.talk import Talk
     from tinylora_worker.volunteer import Way
 
     options = Options(url=url, token=token, home=home, **said)
-    return Way(options, manner, Talk.of_process(is_quiet=manner.is_quiet), load(home)).go()
+    limits = check({**load(home).model_dump(), **announced}, "--note, --share-log: ")
+    kept = {key: getattr(limits, key) for key in announced}
+    return Way(options, manner, Talk.of_process(is_quiet=manner.is_quiet), limits, kept).go()
 
 
 def _go_on(home: Path, said: dict[str, Any], manner: "Manner") -> int:

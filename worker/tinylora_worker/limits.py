@@ -25,6 +25,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from tinylora import durable
 from tinylora.errors import SettingError, StorageError
+from tinylora.protocol.plain import plain
+from tinylora.protocol.report import MAX_NOTE
 from tinylora_worker.schedule import EXPECTED as EXPECTED_SCHEDULE
 from tinylora_worker.schedule import Schedule
 from tinylora_worker.toml_lines import edit
@@ -42,6 +44,7 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _PER_MONTH = re.compile(r"(.*?)\s*(?:/|per\s+)\s*month", re.IGNORECASE)
 _GPU = re.compile(r"auto|cpu|mps|cuda|(?:cuda:)?\d{1,3}|(?:GPU|MIG)-[0-9a-fA-F/-]{4,}", re.IGNORECASE)
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_SWITCHES = ("on_battery", "share_log")
 NOTHING = ("", "none", "off", "unlimited")
 """What `set` takes for "no limit"."""
 
@@ -105,6 +108,12 @@ def _list(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def _note(text: str) -> str:
+    if len(text) > MAX_NOTE:
+        raise ValueError("too long")
+    return plain(text, at_most=MAX_NOTE)
+
+
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("a truth value is no number")
@@ -163,6 +172,16 @@ class Limits(BaseModel):
         default=None,
         description="hottest that the device may get, in °C; it goes on 5 °C below",
         examples=["a temperature from 30 to 110"],
+    )
+    note: Annotated[str, AfterValidator(_note)] = Field(
+        default="",
+        description="what others may know of your text; shown to all who may look at the run",
+        examples=[f"a line of at most {MAX_NOTE} characters"],
+    )
+    share_log: bool = Field(
+        default=False,
+        description="show the lines of this worker's log to all who may look at the run",
+        examples=["true or false"],
     )
 
     def vram_bytes(self, total_bytes: int) -> int | None:
@@ -246,6 +265,8 @@ EXAMPLES = {
     "when_gpu_busy": '"pause"',
     "exclusive_apps": '["game.exe"]',
     "max_temp_c": "80",
+    "note": '"medical questions, in English"',
+    "share_log": "false",
 }
 """What the file proposes, commented out, where nothing is set."""
 
@@ -356,7 +377,7 @@ def show(home: Path, *, as_json: bool = False) -> str:
     limits = load(home)
     if as_json:
         return json.dumps(limits.model_dump(mode="json"), indent=1)
-    values = [_told(getattr(limits, key)) for key in KEYS]
+    values = [_told(key, getattr(limits, key)) for key in KEYS]
     wide_key, wide_value = max(map(len, KEYS)), max(map(len, values))
     return "\n".join(
         f"{key:{wide_key}}  {value:{wide_value}}  {meaning(key)}" for key, value in zip(KEYS, values, strict=True)
@@ -370,7 +391,7 @@ def get(home: Path, key: str, *, as_json: bool = False) -> str:
         SettingError: There is no such limit, or the file is not readable.
     """
     value = load(home).model_dump(mode="json")[known(key)]
-    return json.dumps(value) if as_json else _told(value)
+    return json.dumps(value) if as_json else _told(key, value)
 
 
 def meaning(key: str) -> str:
@@ -398,7 +419,7 @@ def set_from_text(home: Path, assignment: str) -> str:
     if value is not None:
         check({key: value})
     limits = change(home, key, value)
-    return f"{key} is {_told(getattr(limits, key))}: {meaning(key)}"
+    return f"{key} is {_told(key, getattr(limits, key))}: {meaning(key)}"
 
 
 def change(home: Path, key: str, value: object) -> Limits:
@@ -420,22 +441,14 @@ def change(home: Path, key: str, value: object) -> Limits:
 
 def _value(key: str, text: str) -> object:
     """What was typed, as TOML knows it; None lifts the limit."""
-    if text.lower() in NOTHING and not (key == "on_battery" and text):
+    if text.lower() in NOTHING and not (key in _SWITCHES and text):
         return None
     if key in ("schedule", "exclusive_apps"):
         return _typed_list(text)
-    if key == "on_battery":
-        words = {
-            "true": True,
-            "yes": True,
-            "on": True,
-            "1": True,
-            "false": False,
-            "no": False,
-            "off": False,
-            "0": False,
-        }
-        return words.get(text.lower(), text)
+    if key == "note":
+        return plain(text, at_most=MAX_NOTE + 1)
+    if key in _SWITCHES:
+        return _WORDS.get(text.lower(), text)
     if key in ("cpu_threads", "max_temp_c"):
         return float(text) if re.fullmatch(r"\d+\.\d+", text) else int(text) if re.fullmatch(r"\d+", text) else text
     return text.strip("\"'")
@@ -450,7 +463,9 @@ def _typed_list(text: str) -> object:
     return [entry.strip().strip("\"'") for entry in re.split("[,;]", text) if entry.strip()]
 
 
-def _told(value: object) -> str:
+def _told(key: str, value: object) -> str:
+    if key == "note":
+        return str(value or "none")
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
@@ -469,7 +484,7 @@ def _read(file: Path) -> bytes | None:
 
 def _fresh_file() -> bytes:
     """Every key, explained, none of them set."""
-    lines = ["# What this worker may use. Live: a running worker follows within a second.", ""]
+    lines = ["# What this worker may use and tell. Live: a running worker follows within a second.", ""]
     for key in KEYS:
         lines += [f"# {meaning(key)[:1].upper()}{meaning(key)[1:]}: {expected(key)}.", f"# {key} = {EXAMPLES[key]}", ""]
     return "\n".join(lines).encode()

@@ -5,6 +5,7 @@ machine, it makes a real step before anybody is asked; a download waits for cons
 """
 
 import threading
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -18,7 +19,7 @@ from tinylora_worker.agent.keeper import Prepared
 from tinylora_worker.agent.loading import load_request, make_trainer
 from tinylora_worker.agent.options import Options
 from tinylora_worker.auditing import run_audit
-from tinylora_worker.limits import Limits
+from tinylora_worker.limits import Limits, change
 from tinylora_worker.preflight.check import Check, exit_code_of_checks, skipped
 from tinylora_worker.preflight.codes import CheckName
 from tinylora_worker.preflight.consent import QUESTION, SELF_AUDIT_QUESTION, consent_lines
@@ -57,12 +58,14 @@ class Way:
         manner: How it is to be gone.
         talk: Where he is spoken to.
         limits: What he allows.
+        announced: Those of them that he said just now, and that his home keeps once he has agreed.
     """
 
     options: Options
     manner: Manner
     talk: Talk
     limits: Limits
+    announced: Mapping[str, object] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def go(self) -> int:
@@ -100,6 +103,8 @@ class Way:
             if not self._audit(prepared, welcome.answer.settings):
                 talk.say(" Nothing was joined, and nothing sent.")
                 return 0
+        for key, value in self.announced.items():
+            change(self.options.home, key, value)
         if prepared is not None:
             starting.keep()
         starting.close()
@@ -171,7 +176,10 @@ class Way:
                 max_leaves=fit.max_leaves,
             )
             self.talk.say(*heading_lines(cost.lines()))
-        self.talk.say(*heading_lines(consent_lines(self.options.name)), "")
+        self.talk.say(*heading_lines(self._consent_lines()), "")
+
+    def _consent_lines(self) -> list[tuple[str, str]]:
+        return consent_lines(self.options.name, self.limits.note, shares_log=self.limits.share_log)
 
     # --- asking -------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,8 @@ It owns the identity, the place in the run, the lease, the outbox and the limits
     bench.py      one unit from beginning to end, whatever happens in between
     signals.py    Ctrl-C once, and twice
     report.py     the state of everything as one status message
+    outward.py    the part of it that others are told, and what they never are; pure
+    reporter.py   tells them
     control.py    the same for the command line, over gRPC
     client.py     the command line's end of it
     agent.py      threads, and who holds what

@@ -6,6 +6,7 @@
     tick       looks at limits and sensors once a second, and decides
     lookout    asks the coordinator how it is
     receipts   asks for what is missing
+    reporter   tells the coordinator what this worker does
     control    answers the command line
 
 Whatever happened, one function decides what is to be done (`desk.decide`), and one place does it (`Agent.refresh`).
@@ -29,8 +30,10 @@ from tinylora.flower.node_memory import FolderNodeMemory
 from tinylora.flower.outbox import UNITS, UPDATE, FolderOutbox
 from tinylora.flower.pulse import Pulse
 from tinylora.flower.receipts import ReceiptBook, ReceiptCollector, ReceiptDesk
+from tinylora.flower.reporting import ReportLine
 from tinylora.protocol.documents import Update, WorkUnit
 from tinylora.protocol.envelope import sign
+from tinylora.protocol.report import WorkerReport
 from tinylora.protocol.standstill import Reason, WorkerState
 from tinylora_worker.agent.bench import Workbench, describe
 from tinylora_worker.agent.board import Board
@@ -44,7 +47,9 @@ from tinylora_worker.agent.keeper import BACKOFF_S, Keeper, Prepared
 from tinylora_worker.agent.loading import Loader, MakeTrainer, facts_of, make_trainer
 from tinylora_worker.agent.lookout import Lookout
 from tinylora_worker.agent.options import Options
+from tinylora_worker.agent.outward import Discretion, make_report
 from tinylora_worker.agent.report import Traffic, Who, make_status
+from tinylora_worker.agent.reporter import Reporter, SharedLog, private_words
 from tinylora_worker.agent.signals import two_stages
 from tinylora_worker.agent.store import Store
 from tinylora_worker.agent.totals import Credit
@@ -284,11 +289,39 @@ class Agent:
         with (
             Lookout(self._ask_state, self.refresh, period_s=self._pace.phase_poll_s, wall=self._wall) as lookout,
             ReceiptCollector(desk, ReceiptBook(self.options.home), log=self._journal.say, outbox=outbox),
+            self._reporter(welcome),
         ):
             self._lookout = lookout
             self._ending = self._client(welcome, lookout, outbox).work()
             if self._ending == "stopped":  # a run that is over has accepted what it will, and its coordinator goes soon
                 self._await_receipts()
+
+    def _reporter(self, welcome: Welcome) -> Reporter:
+        line = ReportLine(
+            self._door.address,
+            welcome.trust,
+            self._identity,
+            clock_offset_s=welcome.clock_offset_s,
+            meter=self._meter,
+        )
+        discretion = Discretion.about(private_words(self.options), {self._identity.worker, self._who.run})
+        log = SharedLog(self._journal, discretion, lambda: self._limits.current().share_log)
+        return Reporter(line, self._board, self._report, log, note=self._journal.note)
+
+    def _report(self, log: tuple[str, ...]) -> WorkerReport | None:
+        """What others are told now; at the traffic cap, nothing."""
+        last = self._keeper.last
+        if not self._may_talk:
+            return None
+        return make_report(
+            self._board.orders,
+            work=self._bench.under_way,
+            device="" if last is None else last.loaded.device,
+            memory_bytes=self._device_bytes(),
+            limits=self._allowed(),
+            log=log,
+            now_s=self._wall(),
+        )
 
     def _await_receipts(self) -> None:
         """For a short while: an update is accepted some time after it was sent. The next start asks again."""

@@ -37,6 +37,7 @@ class Journal:
             raise StorageError(f"{file}: {error.strerror or error}; choose another --home") from None
         self._file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self._show, self._latest, self._lock = show, deque[str](maxlen=N_LATEST), threading.Lock()
+        self._n_said = 0
 
     @property
     def latest(self) -> tuple[str, ...]:
@@ -44,10 +45,17 @@ class Journal:
         with self._lock:
             return tuple(self._latest)
 
+    def since(self, n_before: int) -> tuple[int, tuple[str, ...]]:
+        """How many lines were said so far, and the latest of those after the first `n_before`, oldest first."""
+        with self._lock:
+            n_new = min(self._n_said - n_before, len(self._latest))
+            return self._n_said, tuple(self._latest)[len(self._latest) - n_new :]
+
     def say(self, line: str) -> None:
         """One line for people."""
         with self._lock:
             self._latest.append(line)
+            self._n_said += 1
         self.note(line)
         self._show(line)
 

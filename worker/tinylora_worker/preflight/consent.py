@@ -1,25 +1,23 @@
-"""What a worker sends and what it never sends, in words that its owner can agree to. Pure."""
+"""What a worker's owner is asked before it begins. Pure; what is sent stands in `tinylora.protocol.consent`."""
 
-SENT = (
-    "a sketch of your text once: sums from which its topics and frequent words can be inferred",
-    "adapters trained on your text: they may reveal passages of it to who has them",
-    "losses, counts of tokens and steps, how long a unit took",
-    "what this worker can do, the model of its GPU among it, and the name that you chose",
-)
-NEVER_SENT = ("your files", "their names and paths", "this machine's name", "your user name")
-CODE = "only this package runs; the coordinator cannot send code"
+from tinylora.protocol.consent import CODE, NEVER_SENT, SENT
+
 QUESTION = "Start? [Y/n] "
 SELF_AUDIT_QUESTION = "Start nevertheless? [y/N] "
 
 
-def consent_lines(name: str) -> list[tuple[str, str]]:
-    """Heading and text of each line; `name` is what the operator will see."""
+def consent_lines(name: str, note: str = "", *, shares_log: bool = False) -> list[tuple[str, str]]:
+    """Heading and text of each line; name and note are what others will see."""
     told = name or "none: the operator sees the number of this worker's key"
+    noted = f"{note} (shown to all who may look at the run, and kept)" if note else "none; say --note to give one"
+    log = "its lines are shared, without paths, addresses and names" if shares_log else "stays here"
     sent = [("Sent", text) if number == 0 else ("", text) for number, text in enumerate(SENT)]
     return [
         *sent,
         ("Never sent", ", ".join(NEVER_SENT)),
         ("Your name", told),
+        ("Your note", noted),
+        ("Its log", log),
         ("Code", CODE),
     ]
 
