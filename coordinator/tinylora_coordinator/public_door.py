@@ -15,6 +15,7 @@ from tinylora_coordinator.operator_store import OperatorStore
 from tinylora_coordinator.phase import PhaseReader
 from tinylora_coordinator.public_status import PublicStatus
 from tinylora_coordinator.receipts import ReceiptOffice, receipt_routes
+from tinylora_coordinator.reports import ReportDesk, report_routes
 
 
 def make_door(
@@ -25,6 +26,7 @@ def make_door(
     *,
     limits: Limits | None = None,
     dashboard: Dashboard | None = None,
+    reports: ReportDesk | None = None,
 ) -> FrontDoor:
     """Everything that strangers, readers and workers may ask of this run: fleet, join, receipts, state and pages.
 
@@ -43,6 +45,7 @@ def make_door(
         **state_routes(files.settings.name, phase_reader(link, store, status)),
         **join_routes(JoinDesk(card, store, link.register)),
         **receipt_routes(office, nodes.admit),
+        **({} if reports is None else report_routes(reports, nodes.admit)),
     }
     return FrontDoor(routes, link.flower, nodes, limits=limits, spool=folder.root, dashboard=dashboard)
 
