@@ -11,8 +11,8 @@ from tinylora import tensors
 from tinylora.adapters.tied import shared_factors
 from tinylora.bundle import Bundle, summarise
 from tinylora.errors import DataError
-from tinylora.federation.campaign import Campaign, fold
-from tinylora.federation.events import WorkerRevoked
+from tinylora.federation.campaign import Campaign, apply, fold
+from tinylora.federation.events import BundlePublished, WorkerRevoked
 from tinylora.federation.ports import Ledger
 from tinylora.federation.removal import revoked
 from tinylora.federation.routers import Blobs, leaf_statistics, next_gates
@@ -89,6 +89,30 @@ def make_bundle(
         versions=_versions(campaign),
         report=json.loads(json.dumps(report or {})),
     )
+
+
+def described(campaign: Campaign, ledger: Ledger, *, sha256: str, n_bytes: int) -> BundlePublished:
+    """The event that names a file made of the run as it stands: of which log it is, by its length and its hash."""
+    return BundlePublished(
+        sha256=sha256,
+        bytes=n_bytes,
+        n_events=campaign.n_events,
+        log_sha256=ledger.chain_at(campaign.n_events),
+        router_version=campaign.router.version,
+        at_s=campaign.latest_at_s,
+    )
+
+
+def record(campaign: Campaign, ledger: Ledger, made: BundlePublished) -> Campaign:
+    """Name a bundle in the log, unless it is named there already; returns the state after that.
+
+    Raises:
+        DiskFull: There is no room; nothing was written.
+    """
+    if made.sha256 in campaign.bundles:
+        return campaign
+    ledger.append([made], made.at_s)
+    return apply(campaign, made)
 
 
 def _adapters(campaign: Campaign, ledger: Ledger) -> dict[NodePath, Tensors]:

@@ -387,10 +387,12 @@ def bundle(
     without: Annotated[
         str, typer.Option("--without", metavar="WORKER", help="Leave this worker's share out; the run stays as it is.")
     ] = "",
+    as_json: Json = False,
 ) -> None:
     """Write the run's tree as it stands as one bundle: at any time, served or not.
 
-    Without --out it is published: GET /api/v1/bundle answers with it from then on. So does the end of the run.
+    Without --out it is published: GET /api/v1/bundle answers with it from then on. So does the end of the run. --json
+    says of which log it is: its length, its hash, the version of the routers.
     """
     from tinylora_coordinator.desk import check_output
     from tinylora_coordinator.folder import RunFolder
@@ -399,7 +401,10 @@ def bundle(
     check_output(out)
     from tinylora_coordinator.service import bundle as write
 
-    _say(f"{out}: sha256 {write(folder, out, without=without)}")
+    made = write(folder, out, without=without)
+    if as_json:
+        _print_json({"file": str(out), "without": without, **made.model_dump(mode="json", exclude={"type"})})
+    _say(f"{out}: sha256 {made.sha256}, of the first {made.n_events} events")
 
 
 @app.command(epilog=CODES)

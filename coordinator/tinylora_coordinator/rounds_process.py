@@ -143,13 +143,13 @@ class _News:
 
 
 def _publish(folder: RunFolder, ledger: SqliteLedger, campaign: Campaign, stop: threading.Event) -> None:
-    """Publish the bundle of a finished run, once there is room for it."""
-    from tinylora_coordinator.service import release
+    """Publish the bundle of a finished run and name it in the log, once there is room for both."""
+    from tinylora_coordinator.service import publish
 
     told = False
     while True:
         try:
-            _say(f"{folder.bundle_file}: sha256 {release(folder, ledger, campaign, folder.bundle_file)}")
+            _say(f"{folder.bundle_file}: sha256 {publish(folder, ledger, campaign).sha256}")
             return
         except (DataError, ProtocolError) as error:
             _say(f"no bundle: {error}")

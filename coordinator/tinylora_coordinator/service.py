@@ -1,31 +1,58 @@
 """The bundle of a run: written at any time, published at its end."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from tinylora import tensors
 from tinylora.bundle import write_bundle
-from tinylora.errors import DataError, StorageError
-from tinylora.federation.campaign import Campaign, fold
+from tinylora.errors import DataError, DiskFull, StorageError
+from tinylora.federation.campaign import Campaign
+from tinylora.federation.events import BundlePublished
 from tinylora.federation.ports import Ledger
+from tinylora.federation.record import past
 from tinylora.ledger.sqlite import SqliteLedger
-from tinylora.release import make_bundle
-from tinylora_coordinator.folder import RunFolder, read_run
+from tinylora.release import described, make_bundle, record
+from tinylora_coordinator.folder import RunFiles, RunFolder, read_run
+
+Made = TypeVar("Made")
 
 _PROJECTION = "router.projection"
+_TRIES = 3
 
 
-def release(folder: RunFolder, ledger: Ledger, campaign: Campaign, file: Path, *, without: str = "") -> str:
-    """Write the run's tree as it stands, or as it would without a worker; returns the file's sha256.
+def release(folder: RunFolder, ledger: Ledger, campaign: Campaign, file: Path, *, without: str = "") -> BundlePublished:
+    """Write the run's tree as it stands, or as it would without a worker; returns what the log would say of the file.
 
     Raises:
         DataError: The run has no tree yet, or does not know the worker.
         StorageError: The file cannot be written.
     """
-    projection = None
-    if folder.projection_file.exists():
-        projection = tensors.from_bytes(folder.projection_file.read_bytes())[_PROJECTION]
-    return write_bundle(make_bundle(campaign, ledger, projection=projection, without=without), file)
+    made = make_bundle(campaign, ledger, projection=_projection(folder), without=without)
+    sha256 = write_bundle(made, file)
+    return described(campaign, ledger, sha256=sha256, n_bytes=file.stat().st_size)
+
+
+def publish(folder: RunFolder, ledger: Ledger, campaign: Campaign) -> BundlePublished:
+    """Write the bundle of a finished run where it is handed out, and name it in the log, once.
+
+    Killed anywhere in between, it is called again when the run is taken up: the same events give the same bytes.
+
+    Raises:
+        DataError: The run has no tree.
+        StorageError: The file or the log cannot be written.
+    """
+    made = release(folder, ledger, campaign, folder.bundle_file)
+    record(campaign, ledger, made)
+    return made
+
+
+def _projection(folder: RunFolder) -> Tensor | None:
+    if not folder.projection_file.exists():
+        return None
+    return tensors.from_bytes(folder.projection_file.read_bytes())[_PROJECTION]
 
 
 def projection_bytes(projection: Any) -> bytes | None:
@@ -33,7 +60,7 @@ def projection_bytes(projection: Any) -> bytes | None:
     return None if projection is None else tensors.to_bytes({_PROJECTION: projection})
 
 
-def bundle(root: Path, out: Path, *, without: str = "") -> str:
+def bundle(root: Path, out: Path, *, without: str = "") -> BundlePublished:
     """Write the bundle of the run in `root`, whether it is being served, stopped or finished.
 
     Args:
@@ -41,17 +68,47 @@ def bundle(root: Path, out: Path, *, without: str = "") -> str:
         out: The file to write.
         without: A worker whose share is left out; the run stays as it is.
 
+    Returns:
+        What the file is: its hash, and of which log.
+
     Raises:
         SettingError: There is no run in `root`.
         DataError: It has no tree yet, or does not know the worker.
         StorageError: `out` cannot be written.
     """
     folder = RunFolder(root)
-    files = read_run(folder)
     if not out.parent.is_dir():
         raise StorageError(f"{out}: no such folder; make it first")
+    return reading(root, lambda ledger, campaign: release(folder, ledger, campaign, out, without=without))
+
+
+def reading(root: Path, make: Callable[[SqliteLedger, Campaign], Made]) -> Made:
+    """What `make` makes of the run in `root`, which may be being served.
+
+    Meanwhile the rounds may prune a blob that the state named when it was read. Then they have gone on, and what they
+    need now is there: it is read and made anew.
+
+    Raises:
+        SettingError: There is no run in `root`.
+        DataError: It has not begun.
+        StorageError: It cannot be read; or as `make` raises it.
+    """
+    files = read_run(RunFolder(root))
     with SqliteLedger.open_readonly(root) as ledger:
-        campaign = fold(ledger.events())
-        if campaign is None:
-            raise DataError(f"{root}: run {files.settings.name} has not begun; serve it first")
-        return release(folder, ledger, campaign, out, without=without)
+        for _ in range(_TRIES - 1):
+            campaign = _begun(root, files, ledger)
+            try:
+                return make(ledger, campaign)
+            except DiskFull:
+                raise
+            except StorageError:
+                if ledger.head()[0] == campaign.n_events:
+                    raise
+        return make(ledger, _begun(root, files, ledger))
+
+
+def _begun(root: Path, files: RunFiles, ledger: SqliteLedger) -> Campaign:
+    campaign = past(ledger)
+    if campaign is None:
+        raise DataError(f"{root}: run {files.settings.name} has not begun; serve it first")
+    return campaign

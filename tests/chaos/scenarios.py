@@ -31,7 +31,7 @@ from tests.federation.world import crowd
 from tinylora.bundle import write_bundle
 from tinylora.config import RunSettings
 from tinylora.federation.campaign import Campaign, fold
-from tinylora.federation.events import BlobsPruned, Event, TopologySet, UpdateAccepted, WorkerErased
+from tinylora.federation.events import BlobsPruned, BundlePublished, Event, TopologySet, UpdateAccepted, WorkerErased
 from tinylora.federation.loop import run_campaign
 from tinylora.federation.ports import Order, Reply
 from tinylora.flower.identity import load_or_create
@@ -43,7 +43,7 @@ from tinylora.flower.receipts import ReceiptBook, read_receipts
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.numerics import TorchNumerics
 from tinylora.protocol.documents import Receipt, Update, WorkUnit, sha256
-from tinylora.release import make_bundle
+from tinylora.release import described, make_bundle, record
 from tinylora.routing.features import feature_hash
 from tinylora.simulate import SimulatedTransport, SimulatedWorker, VirtualClock
 
@@ -89,16 +89,21 @@ class Operator:
 
     store: OperatorStore
     victim: str
+    moved: str
 
     def hear(self, event: Event) -> None:
-        """Once the tree is set: pause, resume, remove a worker, and erase what it brought."""
+        """Once the tree is set: pause, resume, release and move a worker, remove one, and erase what it brought."""
         if isinstance(event, TopologySet):
             given = {job.order.kind for job in self.store.jobs()}
-            for kind in ("pause", "resume", "revoke", "erase"):
+            for kind in ("pause", "resume", "release", "reassign", "revoke", "erase"):
                 if kind not in given:
-                    self._order(kind)
+                    self._order(kind, event.leaves[-1])
 
-    def _order(self, kind: str) -> Order:
+    def _order(self, kind: str, leaf: str) -> Order:
+        if kind == "release":
+            return self.store.steer("release", self.moved, now_s=0.0)
+        if kind == "reassign":
+            return self.store.steer("reassign", self.moved, node=leaf, now_s=0.0)
         if kind == "revoke":
             return self.store.revoke(self.victim, reason="asked to", now_s=0.0)
         if kind == "erase":
@@ -112,11 +117,14 @@ def run_to_the_end(folder: Path, settings: RunSettings, workers: Sequence[Simula
         _enrol(store, workers)
         campaign = _drive(ledger, store, settings, workers)
         bundle = write_bundle(make_bundle(campaign, ledger), folder / BUNDLE)
+        n_bytes = (folder / BUNDLE).stat().st_size
+        campaign = record(campaign, ledger, described(campaign, ledger, sha256=bundle, n_bytes=n_bytes))
         events = ledger.events()
         assert fold(events) == campaign, "the state is not the fold of the log"
         assert not ledger.verify(), str(ledger.verify()[0])
         return {
             "bundle": bundle,
+            "named": " ".join(event.sha256 for event in events if isinstance(event, BundlePublished)),
             "finished": campaign.finished,
             "steps": " ".join(f"{top or 'root'}:{node.steps}" for top, node in sorted(campaign.nodes.items())),
             "accepted": _once_each(events),
@@ -151,7 +159,7 @@ def _drive(
         base=FACTS,
         numerics=TorchNumerics(),
         desk=store,
-        on_event=Operator(store, workers[-1].name).hear,
+        on_event=Operator(store, workers[-1].name, workers[0].name).hear,
         poll_s=math.inf,
     )
 

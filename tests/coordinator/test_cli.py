@@ -22,7 +22,7 @@ from tests.federation.facts import FACTS, SETTINGS
 from tests.helpers import WINDOW_TOKENS, tiny_base_dir
 from tinylora.command_line import exit_code_of
 from tinylora.errors import SettingError
-from tinylora.federation.events import RunPaused, RunResumed, RunStarted, WorkerJoined
+from tinylora.federation.events import BundlePublished, RunPaused, RunResumed, RunStarted, WorkerJoined
 from tinylora.flower.join_token import parse_token
 from tinylora.ledger.sqlite import SqliteLedger
 
@@ -115,8 +115,8 @@ def test_init_refuses_before_it_writes(
     "words",
     [
         "serve", "status", "token create", "token list", "token revoke|abcd", "workers", "workers list",
-        "workers approve|w-1", "workers revoke|w-1", "workers erase|w-1", "workers release|w-1", "workers reassign|w-1|0",
-        "pause", "resume", "finish", "verify-log",
+        "workers approve|w-1", "workers revoke|w-1", "workers erase|w-1", "workers release|w-1",
+        "workers reassign|w-1|0", "pause", "resume", "finish", "verify-log",
         "selfcheck", "bundle|--out|b.safetensors",
     ],
 )  # fmt: skip
@@ -370,14 +370,18 @@ def test_a_bundle_may_leave_a_worker_out(
 ) -> None:
     asked: list[tuple[Path, Path, str]] = []
 
-    def write(root: Path, out: Path, *, without: str) -> str:
+    def write(root: Path, out: Path, *, without: str) -> BundlePublished:
         asked.append((root, out, without))
-        return "abcd"
+        return BundlePublished(sha256="ab" * 32, bytes=9, n_events=7, log_sha256="cd" * 32, router_version=2, at_s=1.5)
 
     monkeypatch.setattr("tinylora_coordinator.service.bundle", write)
     out = tmp_path / "b.safetensors"
     assert call("bundle", run, "--out", out) == 0 == call("bundle", run, "--out", out, "--without", "w-1")
-    assert asked == [(run, out, ""), (run, out, "w-1")] and f"{out}: sha256 abcd" in capsys.readouterr().err
+    assert asked == [(run, out, ""), (run, out, "w-1")] and f"{out}: sha256 abab" in capsys.readouterr().err
+    assert printed(capsys, "bundle", run, "--out", out) == {
+        "file": str(out), "without": "", "sha256": "ab" * 32, "bytes": 9, "n_events": 7, "log_sha256": "cd" * 32,
+        "router_version": 2, "at_s": 1.5,
+    }  # fmt: skip
 
 
 def test_looking_whether_it_can_be_written_leaves_nothing(tmp_path: Path) -> None:

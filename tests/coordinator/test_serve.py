@@ -20,7 +20,8 @@ from tinylora_worker.agent.options import Options
 from tests.flower.helpers import QUICK, until
 from tests.helpers import WINDOW_TOKENS, tiny_base_dir, tiny_base_model
 from tinylora.bundle import read_bundle, verify
-from tinylora.federation.events import RunFinished, UpdateAccepted, WorkerJoined
+from tinylora.federation.events import BundlePublished, RunFinished, UpdateAccepted, WorkerJoined
+from tinylora.ledger.sqlite import SqliteLedger
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic and pathspec, about flwr's use
 
@@ -87,7 +88,8 @@ def test_a_run_survives_its_coordinator_and_ends_with_a_bundle(
     assert f"taking the run up after {n_before} events" in capfd.readouterr().err
 
     events, found = past_events(root), overview(root)
-    assert isinstance(events[-1], RunFinished)
+    finished, published = events[-2:]
+    assert isinstance(finished, RunFinished) and isinstance(published, BundlePublished)
     assert len([event for event in events if isinstance(event, WorkerJoined)]) == 1
     assert len({event.base_loads for event in trained(root)}) == 1  # loaded once, although it outlived a coordinator
     assert sum(event.n_steps for event in trained(root)) == SETTINGS["leaf_steps"]
@@ -96,5 +98,11 @@ def test_a_run_survives_its_coordinator_and_ends_with_a_bundle(
     assert found["steps"] == {"": 20} and found["workers"][0]["name"] == "mine"
     made = read_bundle(RunFolder(root).bundle_file)
     assert verify(RunFolder(root).bundle_file) and (made.run, len(made.nodes)) == ("two-lives", 2)
-    bundle(root, tmp_path / "again.safetensors")
+    again = bundle(root, tmp_path / "again.safetensors")
+    assert (again.sha256, again.bytes) == (published.sha256, RunFolder(root).bundle_file.stat().st_size)
+    assert (published.n_events, again.n_events) == (len(events) - 1, len(events))
+    with SqliteLedger.open_readonly(root) as ledger:
+        assert ledger.chain_at(published.n_events) == published.log_sha256
+    serve(root, host="127.0.0.1", port=port, log=said.append)
+    assert past_events(root) == events  # published and named once, however often it is served
     assert (tmp_path / "again.safetensors").read_bytes() == RunFolder(root).bundle_file.read_bytes()

@@ -20,6 +20,21 @@ MAY_CHANGE = frozenset({"disk_cap_mib"})
 """Settings that say nothing about the run itself, only about this machine."""
 
 
+def past(ledger: Ledger) -> Campaign | None:
+    """The state of the run in a ledger: from the last snapshot on, where there is one that this program can read.
+
+    Raises:
+        StorageError: The ledger cannot be read.
+    """
+    kept = ledger.load_snapshot()
+    state = read_snapshot(kept[1]) if kept else None
+    if kept is None or state is None or state.n_events != kept[0]:
+        return fold(ledger.events())
+    for event in ledger.events(after=kept[0]):
+        state = apply(state, event)
+    return state
+
+
 class Record:
     """The past of a run, durable, and its present; everything that happens is written here first."""
 
@@ -40,7 +55,7 @@ class Record:
             SettingError: The ledger holds another run than `start` says.
         """
         self._cap_bytes = int(start.settings.disk_cap_mib * MIB)
-        state = self._past()
+        state = past(self.ledger)
         if state is None:
             self.state = apply(None, start)
             self.ledger.append([start], self.clock.now())
@@ -52,16 +67,6 @@ class Record:
             for event in self.ledger.events():
                 self._tell(event)
         return state is not None
-
-    def _past(self) -> Campaign | None:
-        """From the last snapshot on, where there is one that this program can read; else from the beginning."""
-        kept = self.ledger.load_snapshot()
-        state = read_snapshot(kept[1]) if kept else None
-        if kept is None or state is None or state.n_events != kept[0]:
-            return fold(self.ledger.events())
-        for event in self.ledger.events(after=kept[0]):
-            state = apply(state, event)
-        return state
 
     def emit(self, *events: Event) -> None:
         """Write events down, then believe them.
