@@ -18,12 +18,12 @@ export class Resource<T> {
  *
  * @param load Asks. What it reads before its first await is its question: when that changes, it is asked anew.
  * @param concerns Whether a patch calls for a refresh; null is a state loaded anew. None by default.
- * @param gap_ms Least time between two refreshes.
+ * @param gap_ms Least time between two refreshes that patches call for.
  */
 export function resource<T>(
   load: (signal: AbortSignal) => Promise<T>,
   concerns: (patch: Patch) => boolean = () => false,
-  gap_ms = GAP_MS,
+  gap_ms: () => number = () => GAP_MS,
 ): Resource<T> {
   const answer = new Resource<T>();
   let nAsked = $state(0);
@@ -32,7 +32,7 @@ export function resource<T>(
 
   answer.refresh = () => {
     if (timer !== undefined) return;
-    const wait_ms = Math.max(0, last_ms + gap_ms - performance.now());
+    const wait_ms = Math.max(0, last_ms + gap_ms() - performance.now());
     timer = window.setTimeout(() => {
       timer = undefined;
       nAsked += 1;
