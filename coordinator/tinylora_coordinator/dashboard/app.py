@@ -8,7 +8,6 @@ from typing import Annotated, TypeVar
 
 from fastapi import FastAPI, Header, Path, Query
 from fastapi.responses import FileResponse, HTMLResponse
-from fastapi.sse import EventSourceResponse
 from starlette.responses import RedirectResponse, Response
 
 from tinylora.errors import DataError
@@ -33,7 +32,7 @@ from tinylora_coordinator.dashboard.pages import PAGE_PATHS, Pages
 from tinylora_coordinator.dashboard.services import AdminDesk, Services, Who
 from tinylora_coordinator.dashboard.shell import Shell
 from tinylora_coordinator.dashboard.snapshots import Snapshots
-from tinylora_coordinator.dashboard.stream import EventsResponse, Streams
+from tinylora_coordinator.dashboard.stream import PACE_S, EventsResponse, Streams
 
 T = TypeVar("T")
 
@@ -52,11 +51,12 @@ _N_THREADS = 4
 _N_SLOW_THREADS = 2
 
 
-def create_app(services: Services) -> FastAPI:
+def create_app(services: Services, *, pace_s: float = PACE_S) -> FastAPI:
     """The app: API, page, plain page and metrics. Nothing is asked of the services before the first request.
 
     Args:
         services: What it asks.
+        pace_s: Between two events of one stream.
     """
     app = FastAPI(
         title="TinyLoRA dashboard",
@@ -72,7 +72,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.threads = threads
     app.state.access = services.access
     app.state.snapshots = Snapshots(services.views)
-    app.state.streams = Streams(services.views, threads)
+    app.state.streams = Streams(services.views, threads, pace_s=pace_s)
     add_failures(app)
     _add_overview(app, services)
     _add_details(app, services)
@@ -112,7 +112,9 @@ def _add_overview(app: FastAPI, services: Services) -> None:
         listed = doc.WorkerList(position=snapshot.state.position, workers=snapshot.state.workers)
         return json_answer(await threads(to_json, listed), headers=_tagged(snapshot.tag))
 
-    @app.get("/api/v1/events", response_class=EventSourceResponse, responses={200: {"model": doc.Patch}})
+    @app.get(
+        "/api/v1/events", status_code=200, response_class=EventsResponse, responses={200: {"model": doc.Patch}}
+    )  # fmt: skip
     async def events(
         asker: Viewer,
         since: Annotated[str, Query(max_length=200)] = "",

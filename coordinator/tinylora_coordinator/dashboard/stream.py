@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
-from fastapi.sse import EventSourceResponse
+from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from tinylora_coordinator.dashboard.answers import Refusal, Threads, to_json
@@ -167,6 +167,7 @@ class _Hub:
 
     async def follow(self, since: str) -> AsyncGenerator[bytes]:
         """What a reader is sent, until he leaves or is sent away."""
+        self._news.set()  # he hears at once that the line stands
         while not self._is_closed:
             if since != self._views.position:
                 self._news.set()
@@ -232,8 +233,7 @@ def _frame(views: Views, since: str) -> _Frame | None:
 
 
 def _event(name: str, position: str, data: bytes) -> bytes:
-    # Not FastAPI's `format_sse_event`: it breaks lines at each character that Unicode calls a line's end, also inside
-    # of JSON's strings. JSON escapes the two that are one to a stream, and we make the bytes once for all readers.
+    # JSON escapes the two characters that end a line of a stream.
     return f"event: {name}\nid: {position}\ndata: ".encode() + data + b"\n\n"
 
 
@@ -241,8 +241,14 @@ _ALIVE = b"event: alive\ndata: {}\n\n"
 """Without an id: it moves nobody."""
 
 
-class EventsResponse(EventSourceResponse):
-    """A reader's stream as an answer."""
+class EventsResponse(StreamingResponse):
+    """A reader's stream as an answer.
+
+    Not FastAPI's `EventSourceResponse`, which makes the bytes anew for each reader, and breaks lines at each character
+    that Unicode calls a line's end, also inside of JSON's strings.
+    """
+
+    media_type = "text/event-stream"
 
     def __init__(self, events: AsyncGenerator[bytes]) -> None:
         super().__init__(events, headers={"cache-control": "no-store", "x-accel-buffering": "no"})

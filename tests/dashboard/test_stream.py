@@ -1,0 +1,345 @@
+"""The stream of events: nothing is lost, nothing told twice, readers share the work, nobody waits for them at the end.
+
+Most of it runs against the generators themselves; what a network does to them is tried over real sockets.
+"""
+
+import asyncio
+import json
+import random
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import httpx
+import pytest
+import uvicorn
+from tinylora_coordinator.dashboard import documents as doc
+from tinylora_coordinator.dashboard.answers import Refusal, Threads
+from tinylora_coordinator.dashboard.app import close_streams, create_app
+from tinylora_coordinator.dashboard.stream import Streams
+
+from tests.dashboard.fakes import FakeAccess, FakeViews, fake_services
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event as a browser reads it."""
+
+    name: str
+    id: str
+    data: str
+
+
+def read(block: bytes) -> Event:
+    fields = dict(line.split(": ", 1) for line in block.decode().strip("\n").split("\n"))
+    return Event(fields.get("event", "message"), fields.get("id", ""), fields.get("data", ""))
+
+
+async def yes() -> bool:
+    return True
+
+
+def streams(views: FakeViews, **more: float) -> Streams:
+    return Streams(views, Threads(1, "test"), **({"pace_s": 0.001, "alive_s": 0.01} | more))  # pyright: ignore[reportArgumentType]
+
+
+async def events(opened: AsyncIterator[bytes]) -> AsyncIterator[Event]:
+    async for block in opened:
+        assert block.endswith(b"\n\n") and block.count(b"\n\n") == 1
+        yield read(block)
+
+
+async def first(opened: AsyncIterator[bytes], name: str) -> Event:
+    async for event in events(opened):
+        if event.name == name:
+            return event
+    raise AssertionError(f"the stream ended without {name}")
+
+
+def test_a_reader_gets_all_since_his_position_as_one_patch() -> None:
+    views = FakeViews()
+    views.grow(5)
+
+    async def scenario() -> doc.Patch:
+        async with aclosing(streams(views).open("e-2", yes)) as opened:
+            event = await first(opened, "patch")
+            assert event.id == "e-5"
+            return doc.Patch.model_validate_json(event.data)
+
+    patch = asyncio.run(scenario())
+    assert (patch.before, patch.position) == ("e-2", "e-5")
+    assert [item.number for item in patch.feed] == [3, 4, 5]
+    assert patch == views.patch("e-2")  # also the line separator in its texts, which ends no line of the stream
+
+
+def test_a_reader_without_a_position_begins_now() -> None:
+    views = FakeViews()
+    views.grow(5)
+
+    async def scenario() -> Event:
+        async with aclosing(streams(views).open("", yes)) as opened:
+            assert (await anext(events(opened))).name == "alive"
+            views.grow()
+            return await first(opened, "patch")
+
+    assert asyncio.run(scenario()).id == "e-6"
+
+
+@pytest.mark.parametrize("since", ["e-1", "other-5", "e-99", "nonsense", "x" * 200, "e-5\n"])
+def test_an_unknown_position_is_told_and_ends_the_stream(since: str) -> None:
+    views = FakeViews()
+    views.grow(5)
+    views.forgotten_before = 3
+
+    async def scenario() -> list[Event]:
+        return [event async for event in events(streams(views).open(since, yes))]
+
+    assert asyncio.run(scenario()) == [Event("reset", "e-5", "{}")]
+
+
+def test_readers_in_step_share_the_work() -> None:
+    views = FakeViews()
+
+    async def scenario() -> None:
+        opened = [streams_.open("e-0", yes) for _ in range(10)]
+        begun = [asyncio.ensure_future(first(stream, "patch")) for stream in opened]
+        while streams_.n_readers < 10:
+            await asyncio.sleep(0)
+        views.grow()
+        found = await asyncio.gather(*begun)
+        assert {event.id for event in found} == {"e-1"}
+        for stream in opened:
+            await stream.aclose()
+
+    streams_ = streams(views)
+    asyncio.run(scenario())
+    assert views.n_patches == 1
+    assert (streams_.n_readers, views.n_wakes) == (0, 0)
+
+
+def test_a_reader_is_told_no_more_often_than_the_pace() -> None:
+    views = FakeViews()
+
+    async def scenario() -> list[float]:
+        loop, at = asyncio.get_running_loop(), []
+        async with aclosing(streams(views, pace_s=0.05).open("e-0", yes)) as opened:
+            views.grow()
+            async for event in events(opened):
+                if event.name == "patch":
+                    at.append(loop.time())
+                    views.grow()
+                if len(at) == 4:
+                    return at
+        raise AssertionError
+
+    at = asyncio.run(scenario())
+    assert all(after - before >= 0.045 for before, after in pairwise(at))
+
+
+def test_many_growths_wake_the_loop_once() -> None:
+    views = FakeViews()
+
+    async def scenario() -> int:
+        async with aclosing(streams(views, pace_s=0.05, alive_s=10).open("e-0", yes)) as opened:
+            views.grow()
+            await first(opened, "patch")
+            calls, loop = [], asyncio.get_running_loop()
+            original = loop.call_soon_threadsafe
+
+            def counted(callback, *args, **more):
+                calls.append(callback)
+                return original(callback, *args, **more)
+
+            loop.call_soon_threadsafe = counted  # pyright: ignore[reportAttributeAccessIssue]
+            for _ in range(1000):
+                views.grow()
+            return len(calls)
+
+    assert asyncio.run(scenario()) <= 1
+
+
+def test_a_quiet_stream_says_that_it_lives_without_moving_anybody() -> None:
+    async def scenario() -> list[Event]:
+        async with aclosing(streams(FakeViews()).open("e-0", yes)) as opened:
+            told = events(opened)
+            return [await anext(told) for _ in range(3)]
+
+    assert asyncio.run(scenario()) == [Event("alive", "", "{}")] * 3
+
+
+def test_who_may_look_no_more_is_sent_away() -> None:
+    answers = [True, False]
+
+    async def still_may() -> bool:
+        return answers.pop(0)
+
+    async def scenario() -> int:
+        opened = streams(FakeViews(), look_s=0.0).open("e-0", still_may)
+        return len([event async for event in events(opened)])
+
+    assert asyncio.run(scenario()) == 2
+
+
+def test_there_are_only_so_many_readers() -> None:
+    async def scenario() -> None:
+        few = streams(FakeViews(), most_readers=1)
+        opened = few.open("", yes)
+        await anext(opened)
+        with pytest.raises(Refusal) as raised:
+            few.open("", yes)
+        assert (raised.value.status_code, raised.value.headers) == (503, {"retry-after": "10"})
+        await opened.aclose()
+        again = few.open("", yes)
+        await anext(again)
+        await again.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_closing_from_another_thread_ends_all_streams() -> None:
+    views = FakeViews()
+
+    async def scenario() -> None:
+        all_of_them = streams(views, alive_s=60)
+        begun = [asyncio.ensure_future(_drain(all_of_them.open("e-0", yes))) for _ in range(3)]
+        while all_of_them.n_readers < 3:
+            await asyncio.sleep(0)
+        closing = threading.Thread(target=all_of_them.close)
+        closing.start()
+        await asyncio.wait_for(asyncio.gather(*begun), 5)
+        closing.join()
+        with pytest.raises(Refusal):
+            all_of_them.open("", yes)
+
+    asyncio.run(scenario())
+    assert views.n_wakes == 0
+
+
+async def _drain(opened: AsyncIterator[bytes]) -> None:
+    async for _ in opened:
+        pass
+
+
+# --- over real sockets --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(views: FakeViews, access: FakeAccess | None = None) -> Iterator[tuple[str, uvicorn.Server]]:
+    """The app on a port of its own."""
+    app = create_app(fake_services(views=views, access=access or FakeAccess()), pace_s=0.01)
+    config = uvicorn.Config(app, port=0, log_level="error", ws="none", lifespan="off", timeout_graceful_shutdown=3)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}", server
+    finally:
+        close_streams(app)
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def blocks(answer: httpx.Response) -> Iterator[Event]:
+    """Not by `iter_lines`, which takes other characters too for a line's end."""
+    rest = b""
+    for part in answer.iter_raw():
+        *whole, rest = (rest + part).split(b"\n\n")
+        yield from map(read, whole)
+
+
+@dataclass
+class Reader:
+    """Follows the events as the page does, over connections that break."""
+
+    url: str
+    position: str = "e-0"
+    numbers: list[int] = field(default_factory=list)
+    n_steps: dict[str, int] = field(default_factory=dict)
+
+    def follow(self, until: int, cut_after: list[int]) -> None:
+        """Read until an event, leaving the connection after so many events each time."""
+        while not self.numbers or self.numbers[-1] < until:
+            self._read_some(cut_after.pop() if cut_after else 10**9, until)
+
+    def _read_some(self, most: int, until: int) -> None:
+        with httpx.stream("GET", f"{self.url}/api/v1/events?since=e-0", headers={"last-event-id": self.position},
+                          timeout=10) as answer:  # fmt: skip
+            assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+            for event in blocks(answer):
+                if event.name == "patch":
+                    self._take(doc.Patch.model_validate_json(event.data), event.id)
+                    most -= 1
+                if most <= 0 or (self.numbers and self.numbers[-1] >= until):
+                    return
+
+    def _take(self, patch: doc.Patch, position: str) -> None:
+        assert patch.before == self.position
+        assert patch.position == position
+        self.position = position
+        self.numbers += [item.number for item in patch.feed]
+        self.n_steps |= {node.path: node.n_steps for node in patch.nodes}
+
+
+def test_breaks_lose_and_double_nothing() -> None:
+    views, dice = FakeViews(), random.Random(7)
+    n_events, stop = 600, threading.Event()
+
+    def feed() -> None:
+        for _ in range(n_events // 3):
+            views.grow(3)
+            stop.wait(0.002)  # a log that grows while readers come and go
+
+    with served(views) as (url, _):
+        readers = [Reader(url) for _ in range(3)]
+        cuts = [[dice.randrange(1, 4) for _ in range(12)] for _ in readers]
+        threads = [
+            threading.Thread(target=reader.follow, args=(n_events, cut))
+            for reader, cut in zip(readers, cuts, strict=True)
+        ]
+        feeder = threading.Thread(target=feed)
+        for thread in (*threads, feeder):
+            thread.start()
+        for thread in (*threads, feeder):
+            thread.join(60)
+        state = views.state()
+    for reader in readers:
+        assert reader.numbers == list(range(1, n_events + 1))
+        assert reader.position == state.position
+        assert reader.n_steps == {node.path: node.n_steps for node in state.nodes if node.kind == "leaf"}
+
+
+def test_the_server_stops_at_once_with_readers_on_the_line() -> None:
+    views = FakeViews()
+    ended: list[bool] = []
+
+    def read_on(url: str, begun: threading.Event) -> None:
+        with httpx.stream("GET", f"{url}/api/v1/events", timeout=10) as answer:
+            for _ in answer.iter_lines():
+                begun.set()
+        ended.append(True)
+
+    with served(views) as (url, _):
+        begun = threading.Event()
+        reader = threading.Thread(target=read_on, args=(url, begun))
+        reader.start()
+        assert begun.wait(10)
+    reader.join(10)
+    assert ended == [True]  # as a stream ends, not as a connection breaks
+
+
+def test_a_reader_whose_token_is_revoked_is_refused() -> None:
+    access = FakeAccess(needs_token=True)
+    with served(FakeViews(), access) as (url, _):
+        headers = {"authorization": "Bearer viewer"}
+        with httpx.stream("GET", f"{url}/api/v1/events", headers=headers) as answer:
+            assert answer.status_code == 200
+            assert next(answer.iter_lines()).startswith("event: ")
+        access.revoked.add("viewer")
+        refused = httpx.get(f"{url}/api/v1/events", headers=headers)
+        assert (refused.status_code, json.loads(refused.content)["error"]) == (401, "token")
