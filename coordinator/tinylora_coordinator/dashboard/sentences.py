@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from tinylora.federation.events import (
+    BundlePublished,
     Event,
     GatesSolved,
     LeafSplit,
@@ -123,6 +124,8 @@ def _of_run(event: Event) -> Sentence | None:
             return Sentence(f"the split of {_name(event.node)} pays and stays", "good", event.node)
         case LeavesMerged():
             return Sentence(f"the leaves below {_name(event.node)} are one again: {event.reason}", node=event.node)
+        case BundlePublished():
+            return Sentence(f"a bundle was written: {event.sha256[:12]}, {event.bytes / 1e6:,.1f} MB", "good")
         case SubtreeDivided():
             return Sentence(f"the leaves below {_name(event.node)} go to workers of their own", node=event.node)
         case _:

@@ -45,6 +45,7 @@ class _Shown(NamedTuple):
     seq: int
     run: doc.Run
     moves: Moving
+    is_paused: bool
     mass_source: doc.MassSource
     nodes: dict[str, doc.Node]
     workers: dict[str, doc.Worker]
@@ -104,6 +105,7 @@ class RunViews:
             kept.seq,
             run_document(kept.fold),
             moving(kept.fold),
+            kept.fold.head.is_paused,
             kept.fold.head.mass_source,
             {path: node_document(kept.fold, path) for path in sorted(paths)},
             {worker.worker: worker_document(kept.fold, worker) for worker in shown},
@@ -246,6 +248,7 @@ class RunViews:
             seq,
             run_document(fold),
             moving(fold),
+            fold.head.is_paused,
             fold.head.mass_source,
             dict(sorted(shown.items())) if shown.keys() != before.nodes.keys() else shown,
             dict(sorted({**before.workers, **workers}.items())),
@@ -335,19 +338,20 @@ class RunViews:
             shown.moves,
             self.clock_s,
             run=self._run,
-            phase=self._phase_now(shown.run),
+            phase=self._phase_now(shown),
             is_replay=self._told_clock_s is not None,
             replay_speed=self._replay_speed or 0.0,
         )
 
-    def _phase_now(self, run: doc.Run) -> doc.Phase:
-        if run.finished:
+    def _phase_now(self, shown: _Shown) -> doc.Phase:
+        """The ledger's word on a pause and on the end, because it is heard first; else what was told."""
+        if shown.run.finished or self._phase == "finished":
             return "finished"
-        if self._phase is not None:
-            return self._phase
-        if self._fold.head.is_paused:
+        if self._phase == "stopping":
+            return "stopping"
+        if shown.is_paused:
             return "paused"
-        return "running" if run.n_leaves else "waiting"
+        return "running" if shown.run.n_leaves else "waiting"
 
     def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake`, from any thread, whenever the position has grown; what is returned ends that."""
