@@ -1,6 +1,6 @@
 /** The operator's desk as a page sees it: asked again while an order waits, so that its outcome shows by itself. */
 
-import { type AdminState, api, type OrderRequest, type OrderRow } from "../../lib/api";
+import { type AdminState, api, ApiError, type OrderRequest, type OrderRow } from "../../lib/api";
 import { isWaiting, withOrder } from "./orders";
 
 const WHILE_WAITING_MS = 700;
@@ -15,7 +15,7 @@ export class Operator {
   /** Whether the desk has answered once. */
   isKnown = $state(false);
   /** Why it did not answer. */
-  problem = $state("");
+  failure: ApiError | null = $state.raw(null);
   #timer: ReturnType<typeof setTimeout> | undefined;
   #isOn = false;
 
@@ -34,7 +34,7 @@ export class Operator {
     try {
       this.#take(await api.admin());
     } catch (error) {
-      this.problem = error instanceof Error ? error.message : String(error);
+      this.failure = error instanceof ApiError ? error : new ApiError(0, "unreadable", String(error));
     }
     clearTimeout(this.#timer);
     if (this.#isOn) this.#timer = setTimeout(() => void this.refresh(), nextMs(this.orders));
@@ -54,6 +54,6 @@ export class Operator {
   }
 
   #take(state: AdminState): void {
-    [this.pending, this.orders, this.isKnown, this.problem] = [state.pending, state.orders, true, ""];
+    [this.pending, this.orders, this.isKnown, this.failure] = [state.pending, state.orders, true, null];
   }
 }

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 
 import type { OrderRow } from "../../lib/documents";
-import { consequence, isWaiting, type OrderKind, readNode, withOrder } from "./orders";
+import { consequence, isWaiting, type OrderKind, readLeaf, withOrder } from "./orders";
 
 const KINDS: OrderKind[] = ["pause", "resume", "finish", "revoke", "release", "reassign"];
 const order = (order_id: string, outcome: string | null = null): OrderRow => ({
@@ -20,11 +20,11 @@ it("warns of what nothing brings back", () => {
   expect(KINDS.filter((kind) => consequence(kind).isFinal)).toEqual(["finish", "revoke"]);
 });
 
-describe("a typed node", () => {
+describe("a typed leaf", () => {
   const known = new Set(["", "0", "1", "01"]);
-  it.each([["root", ""], [" 01 ", "01"]])("%j is %j", (typed, path) => expect(readNode(typed, known)).toEqual({ path, wrong: "" }));
+  it.each([["root", ""], [" 01 ", "01"]])("%j is %j", (typed, path) => expect(readLeaf(typed, known)).toEqual({ path, wrong: "" }));
   it.each(["", "  ", "012", "11", "<b>"])("%j is none, and says why", (typed) => {
-    const { path, wrong } = readNode(typed, known);
+    const { path, wrong } = readLeaf(typed, known);
     expect(path).toBeNull();
     expect(wrong).toMatch(/\.$/);
   });

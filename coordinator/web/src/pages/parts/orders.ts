@@ -47,7 +47,10 @@ export function consequence(kind: OrderKind, who = "this worker"): Consequence {
     case "reassign":
       return {
         verb: "Reassign", ask: `Reassign ${who}?`, isFinal: false,
-        then: ["It trains the node that you name from its next unit on.", "A unit under way is finished first, or expires."],
+        then: [
+          "It holds the leaf that you name from now on.",
+          "A unit under way is given back and goes to others; the steps done on it are lost.",
+        ],
       };
   }
 }
@@ -55,12 +58,12 @@ export function consequence(kind: OrderKind, who = "this worker"): Consequence {
 const PATH = /^[01]{1,32}$/;
 
 /** The path that an operator typed, or why it is none. */
-export function readNode(typed: string, known: ReadonlySet<string>): { path: string; wrong: "" } | { path: null; wrong: string } {
+export function readLeaf(typed: string, known: ReadonlySet<string>): { path: string; wrong: "" } | { path: null; wrong: string } {
   const text = typed.trim();
   const path = text === "root" ? "" : text;
-  if (!text) return { path: null, wrong: "Type a node: root, or a path of 0 and 1." };
-  if (path && !PATH.test(path)) return { path: null, wrong: `“${text.slice(0, 40)}” is no node; a path has only 0 and 1, such as 0110.` };
-  if (known.size && !known.has(path)) return { path: null, wrong: `The tree has no node ${text}; look at the overview for those there are.` };
+  if (!text) return { path: null, wrong: "Type a leaf: a path of 0 and 1." };
+  if (path && !PATH.test(path)) return { path: null, wrong: `“${text.slice(0, 40)}” is no leaf; a path has only 0 and 1, such as 0110.` };
+  if (known.size && !known.has(path)) return { path: null, wrong: `The tree has no leaf ${text}; only leaves are given by hand.` };
   return { path, wrong: "" };
 }
 

@@ -1,7 +1,7 @@
 import { expect, it } from "vitest";
 
 import type { Lookup } from "../../lib/documents";
-import { balance, evenLeaves, isDead, ordered, sureness, way } from "./shares";
+import { balance, evenLeaves, gatesBy, isDead, ordered, sureness, way } from "./shares";
 
 const leaf = (path: string, mass: number) => ({ path, mass, data_notes: [] });
 
@@ -33,4 +33,11 @@ it("draws a way within its width, a step to the side at each gate", () => {
     points.slice(1).forEach((p, i) => expect(Math.sign(p.x - points[i]!.x)).toBe(wents[i] === "1" ? 1 : -1));
   }
   expect(way({ ...lookup, path: "", gates: [] }, 300, 40, 24).points).toEqual([{ path: "", x: 150, y: 24, right: null, went: null }]);
+});
+
+it("orders gates from the root down, by accuracy or by unevenness, the unknown last", () => {
+  const gate = (path: string, right: number | null, accuracy: number | null) => ({ path, right, accuracy, tau: null });
+  const gates = [gate("1", 0.5, 0.9), gate("0", null, null), gate("", 0.9, 0.6), gate("00", 0.2, 0.55)];
+  const paths = (order: "path" | "accuracy" | "split") => gatesBy(gates, order).map((g) => g.path || "root").join(" ");
+  expect([paths("path"), paths("accuracy"), paths("split")]).toEqual(["root 0 1 00", "00 root 1 0", "root 00 1 0"]);
 });

@@ -1,6 +1,6 @@
 /** Routing in numbers: shares of leaves, what entropy they have, and how a text's way is drawn. */
 
-import type { LeafShare, Lookup } from "../../lib/documents";
+import type { GateRow, LeafShare, Lookup } from "../../lib/documents";
 
 export type Order = "mass" | "path";
 
@@ -61,3 +61,15 @@ export function way(lookup: Lookup, widthPx: number, rowPx: number, padPx: numbe
 
 /** How sure a gate is of the side that it chose. */
 export const sureness = (right: number, went: "0" | "1"): number => (went === "1" ? right : 1 - right);
+
+export type GateOrder = "path" | "accuracy" | "split";
+
+/** The gates in the order in which they are shown; those of which nothing is known are last. */
+export function gatesBy(gates: readonly GateRow[], order: GateOrder): GateRow[] {
+  const key = (gate: GateRow): number => {
+    if (order === "accuracy") return gate.accuracy ?? 2;
+    if (order === "split") return gate.right === null ? 2 : -Math.abs(gate.right - 0.5);
+    return gate.path.length; // from the root down
+  };
+  return gates.toSorted((a, b) => key(a) - key(b) || (a.path < b.path ? -1 : a.path > b.path ? 1 : 0));
+}

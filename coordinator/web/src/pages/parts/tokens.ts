@@ -9,11 +9,12 @@ export interface Typed {
   needsApproval: boolean;
 }
 
-export const TOKEN_STATES: Record<TokenRow["state"], readonly [symbol: string, words: string]> = {
-  open: ["●", "open"],
-  used_up: ["■", "used up"],
-  expired: ["⌛", "expired"],
-  revoked: ["✖", "revoked"],
+/** Each state as a mark of `StateMark` and a word. */
+export const TOKEN_STATES: Record<TokenRow["state"], readonly [mark: string, words: string]> = {
+  open: ["working", "open"],
+  used_up: ["done", "used up"],
+  expired: ["expired", "expired"],
+  revoked: ["out", "revoked"],
 };
 
 const MOST_USES = 10_000;

@@ -30,17 +30,3 @@ export function reasonWords(reason: string, detail = ""): string {
   if (!detail || detail === words) return words;
   return words ? `${words}: ${detail}` : detail;
 }
-
-const UNIT_STATES: Record<string, readonly [symbol: string, words: string]> = {
-  leased: ["●", "under way"],
-  pending: ["◷", "waits for probes"],
-  accepted: ["✓", "accepted"],
-  rejected: ["✖", "rejected"],
-  expired: ["⌛", "expired"],
-  dropped: ["↩", "given back"],
-};
-
-/** Symbol and words of what became of a unit. */
-export function unitMark(state: string): readonly [symbol: string, words: string] {
-  return UNIT_STATES[state] ?? ["·", state];
-}
