@@ -1,7 +1,43 @@
 """The description of the API is the one the page's types were made of, and no request makes the server stumble."""
 
-from tinylora_coordinator.dashboard.openapi import is_stale
+from pathlib import Path
+
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from tinylora_coordinator.dashboard.app import create_app
+from tinylora_coordinator.dashboard.openapi import FILE, is_stale, main
+
+from tests.dashboard.fakes import fake_services
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+app = create_app(fake_services())
+schema = schemathesis.openapi.from_dict(app.openapi())
+schema.app = app
+
+
+@schema.exclude(path="/api/v1/events").parametrize()  # a stream has no end; `test_stream` has its own hostile readers
+@settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+def test_every_answer_is_as_described_and_none_is_a_fault(case: schemathesis.Case) -> None:
+    response = case.call(headers={"authorization": "Bearer admin"})
+    case.validate_response(response, checks=CHECKS)
 
 
 def test_the_description_in_the_repository_is_of_this_app() -> None:
     assert not is_stale(), "run: python -m tinylora_coordinator.dashboard.openapi, then npm run types"
+
+
+def test_a_stale_description_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "openapi.json"
+    assert is_stale(file)
+    file.write_bytes(FILE.read_bytes())
+    assert not is_stale(file)
+    file.write_text(file.read_text().replace("TinyLoRA", "Other"))
+    assert is_stale(file)
+    assert main(["--check"]) == 0

@@ -37,14 +37,16 @@ async def _http(request: Request, raised: Exception) -> Response:
     if isinstance(raised, Refusal):
         return refuse(raised)
     assert isinstance(raised, HTTPException)
-    status = raised.status_code
-    reason = {
-        404: "there is nothing at this address",
-        405: "this address is not asked this way",
-        400: "the body cannot be read",
-    }.get(status, HTTPStatus(status).phrase)
-    error = {404: "not_found", 405: "method"}.get(status, "request")
-    return refuse(Refusal(status, error, reason, raised.headers))
+    if raised.status_code == 400:  # FastAPI's for bytes that are no text
+        return refuse(Refusal(422, "invalid", "the body is no JSON"))
+    error, reason = _WORDS.get(raised.status_code, ("request", HTTPStatus(raised.status_code).phrase))
+    return refuse(Refusal(raised.status_code, error, reason, raised.headers))
+
+
+_WORDS = {
+    404: ("not_found", "there is nothing at this address"),
+    405: ("method", "this address is not asked this way"),
+}
 
 
 async def _invalid(request: Request, raised: Exception) -> Response:
