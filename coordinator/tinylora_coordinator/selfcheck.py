@@ -30,7 +30,7 @@ Status = Literal["ok", "warn", "fail"]
 Route = tuple[str, str]
 
 ALWAYS_TRIED: tuple[Route, ...] = (
-    ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/redoc"), ("GET", "/metrics"),
+    ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/redoc"),
     ("POST", "/v1/control/start-run"), ("POST", "/v1/control/list-runs"), ("POST", "/v1/control/register-node"),
     ("POST", "/v1/runtime/acquire-task"), ("POST", "/v1/fleet/register-node"), ("POST", "/v1/fleet/get-fab"),
     ("POST", "//v1/control/list-runs"), ("POST", "/V1/control/list-runs"), ("POST", "/v1/control/list-runs/"),
@@ -116,7 +116,7 @@ def installed_routes() -> list[Route]:
 
 
 def check_surface(url: str, routes: Iterable[Route], *, tls: ssl.SSLContext | None) -> Check:
-    """Whether Flower's own API, but for the fleet's part and the health page, is closed at `url`.
+    """Whether Flower's own API, but for the fleet's part and what is our own, is closed at `url`.
 
     Args:
         url: The public address.
@@ -124,9 +124,10 @@ def check_surface(url: str, routes: Iterable[Route], *, tls: ssl.SSLContext | No
         tls: What is needed to believe the address; None for plain HTTP.
     """
     from tinylora.flower.link import FLEET_PATHS
+    from tinylora_coordinator.dashboard.addresses import is_ours
 
     public = {("GET", HEALTH_PATH), *(("POST", path) for path in FLEET_PATHS)}
-    tried = sorted({*ALWAYS_TRIED, *routes} - public)
+    tried = sorted(route for route in {*ALWAYS_TRIED, *routes} - public if not is_ours(route[0], route[1].encode()))
     needed = "403, 404 or 405 for each"
     try:
         answers = [(*route, _ask(_read_url(url), tls, *route)[0]) for route in tried]

@@ -71,10 +71,6 @@ class RunAccess:
         shown = shown or self._by_cookie(shown_cookies(headers.get("cookie", ""), self.cookie_name))
         return shown or Who("nobody" if self.needs_token else "viewer")
 
-    def may_watch(self, headers: Mapping[str, str], is_local: bool) -> bool:
-        """Whether an open stream may go on."""
-        return not self.needs_token or self.who(headers, is_local).role != "nobody"
-
     def why_not(self, token: str) -> str:
         """Why a token is good for nothing here, as a sentence; empty where it is good."""
         try:

@@ -8,13 +8,12 @@ whatever the rest of Flower would obey is not passed on.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -63,12 +62,10 @@ class Dashboard:
     Attributes:
         app: Answers what is its own; it is told in `scope["state"]["is_local"]` who came by the loopback listener.
         is_ours: Whether a request with this method and this path, as the bytes that came, is its own.
-        may_watch: Whether the reader who sent these headers may go on reading a stream; called in a thread.
     """
 
     app: ASGIApp
     is_ours: Callable[[str, bytes], bool]
-    may_watch: Callable[[Mapping[str, str], bool], bool] = lambda headers, is_local: True
 
 
 class FrontDoor:
@@ -144,10 +141,12 @@ class FrontDoor:
         await self._routes[scope["method"], scope["path"]](scope, whole, send)
 
     def _is_page(self, scope: Scope) -> bool:
-        """Whether the dashboard answers this. A path with another spelling than its bytes is nobody's."""
+        """Whether the dashboard answers this. A path that is spelled in another way than plainly is nobody's."""
         method, path = scope["method"], scope["raw_path"]
         if self._dashboard is None or (method, scope["path"]) in self._routes or scope["path"].encode() != path:
             return False
+        if method == "HEAD":
+            return scope["path"] != STREAM_PATH and self._dashboard.is_ours("GET", path)
         return self._dashboard.is_ours(method, path)
 
     def _judge(self, scope: Scope, is_page: bool) -> Refusal | None:
@@ -183,11 +182,10 @@ class FrontDoor:
 
     async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert self._dashboard is not None  # else nothing is its own
-        is_local = self._own_hosts is not None
         asked = (scope["method"], scope["path"])
-        scope = _for_dashboard(scope, is_local)
+        scope = _for_dashboard(scope, is_local=self._own_hosts is not None)
         if asked == ("GET", STREAM_PATH):
-            await self._stream(self._dashboard, scope, receive, send, is_local)
+            await self._stream(self._dashboard.app, scope, receive, send)
             return
         whole = await self._bodies.small(receive) if scope["method"] == "POST" else receive
         if asked == ("POST", SIGN_IN_PATH):
@@ -195,16 +193,12 @@ class FrontDoor:
         else:
             await self._dashboard.app(scope, whole, send)
 
-    async def _stream(self, dashboard: Dashboard, scope: Scope, receive: Receive, send: Send, is_local: bool) -> None:
-        place, headers = _place(scope), Headers(scope=scope)
-        if not self._streams.has_room(place):
+    async def _stream(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        place = _place(scope)
+        if self._streams.has_room(place):
+            await self._streams.follow(app, scope, receive, send, place=place)
+        else:
             await _refuse(_TOO_MANY_STREAMS, scope, receive, send)
-            return
-
-        async def may_go_on() -> bool:
-            return await run_in_threadpool(dashboard.may_watch, headers, is_local)
-
-        await self._streams.follow(dashboard.app, scope, receive, send, place=place, may_go_on=may_go_on)
 
     async def _let_try(
         self, tries: Tries, in_vain: tuple[int, ...], app: ASGIApp, scope: Scope, receive: Receive, send: Send
@@ -227,10 +221,14 @@ def _place(scope: Scope) -> str:
     return place_of((scope["client"] or ("",))[0])
 
 
-def _for_dashboard(scope: Scope, is_local: bool) -> Scope:
-    """The request as the dashboard needs it: no header of a proxy's, and nothing of the door's."""
+def _for_dashboard(scope: Scope, *, is_local: bool) -> Scope:
+    """The request as the dashboard needs it: no header of a proxy's, and nothing of the door's.
+
+    Of a HEAD it sees a GET: the HTTP protocol leaves the body out.
+    """
     headers = [(key, value) for key, value in scope["headers"] if key in _PAGE_HEADERS]
-    return {**scope, "headers": headers, "state": {"is_local": is_local}}
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    return {**scope, "method": method, "headers": headers, "state": {"is_local": is_local}}
 
 
 def _for_flower(scope: Scope) -> Scope:

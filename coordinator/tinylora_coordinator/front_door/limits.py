@@ -30,7 +30,6 @@ class Limits:
         streams_per_address: Streams of the dashboard to one address; fewer than its connections, so that workers
             behind it stay welcome.
         streams: Streams of the dashboard in all; a fraction of all connections.
-        stream_look_s: How often it is asked whether the reader of a stream may still read.
     """
 
     fleet_body_bytes: int = 6 * MIB
@@ -51,4 +50,3 @@ class Limits:
     tries_per_minute: int = 5
     streams_per_address: int = 24
     streams: int = 192
-    stream_look_s: float = 1.0

@@ -1,8 +1,7 @@
-"""Answers that last: how many one address and all together may have open, and when one has to end."""
+"""Answers that last: how many one address and all together may have open, and that none outlasts the door."""
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,17 +33,8 @@ class Streams:
         is_full = len(self._open) >= self._limits.streams or self._per_place[place] >= self._limits.streams_per_address
         return not (is_full or self._is_closed)
 
-    async def follow(
-        self,
-        app: ASGIApp,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        *,
-        place: str,
-        may_go_on: Callable[[], Awaitable[bool]],
-    ) -> None:
-        """Let `app` answer, until it has done so, the reader leaves, he may read no longer, or the door is closed.
+    async def follow(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, place: str) -> None:
+        """Let `app` answer, until it has done so or the door is closed.
 
         Args:
             app: Answers with a stream.
@@ -52,7 +42,6 @@ class Streams:
             receive: Of the request.
             send: Of the request.
             place: Whom it counts for.
-            may_go_on: Asked again and again.
         """
         leave: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._open.add(leave)
@@ -60,8 +49,7 @@ class Streams:
         tail = _Tail(send)
         answering = asyncio.ensure_future(app(scope, receive, tail.send))
         try:
-            while not await self._is_over(answering, leave) and await may_go_on():
-                pass
+            await asyncio.wait((answering, leave), return_when=asyncio.FIRST_COMPLETED)
             if answering.done():
                 answering.result()
         finally:
@@ -79,12 +67,6 @@ class Streams:
         for leave in self._open:
             if not leave.done():
                 leave.set_result(None)
-
-    async def _is_over(self, answering: "asyncio.Future[None]", leave: "asyncio.Future[None]") -> bool:
-        done, _ = await asyncio.wait(
-            (answering, leave), timeout=self._limits.stream_look_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        return bool(done)
 
 
 class _Tail:
