@@ -6,6 +6,7 @@ operator.sqlite, and both ends repeat what was under way.
 
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,13 +30,16 @@ def main() -> None:
 
 def _load(root: Path) -> None:
     use_home(RunFolder(root).flower_home)
+    import tinylora_coordinator.dashboard.opening
     import tinylora_coordinator.public_door  # noqa: F401  Flower reads its home when it is imported
 
 
 def _work(root: Path, first: dict[str, Any], stop: threading.Event, listen: Callable[[Told], None]) -> None:
     from tinylora.flower.link import LinkSecrets, create_link
-    from tinylora_coordinator.front_door import serve_internal, serve_public, server_tls
-    from tinylora_coordinator.public_door import make_door, make_local_door
+    from tinylora_coordinator.dashboard.opening import opened, reach_of
+    from tinylora_coordinator.front_door import own_hosts, serve_internal, serve_public, server_tls
+    from tinylora_coordinator.public_door import make_door, make_local_door, phase_reader
+    from tinylora_coordinator.public_status import PublicStatus
 
     folder = RunFolder(root)
     files = read_run(folder)
@@ -49,13 +53,21 @@ def _work(root: Path, first: dict[str, Any], stop: threading.Event, listen: Call
 
     inner, public = (socket.socket(fileno=first[name]) for name in ("inner_fd", "public_fd"))
     local = None if first["local_fd"] is None else socket.socket(fileno=first["local_fd"])
+    local_port = 0 if local is None else local.getsockname()[1]
     with ExitStack() as held:
         store = held.enter_context(OperatorStore(root))
         held.enter_context(serve_internal(link.app, inner))
-        held.enter_context(serve_public(make_door(link, folder, files, store), public, tls=tls))
+        host, port = public.getsockname()[:2]
+        reach = reach_of(folder.keys, host, port, is_tls=tls is not None, local=own_hosts(local_port))
+        phase = phase_reader(link, store, PublicStatus(root))
+        shown = held.enter_context(
+            opened(folder, files, store, phase=phase, reach=reach, viewers=first["viewers"], log=_say)
+        )
+        door = make_door(link, folder, files, store, dashboard=shown.dashboard, reports=shown.reports)
+        held.enter_context(serve_public(door, public, tls=tls))
         if local is not None:
-            door = make_local_door(link, folder, files, port=local.getsockname()[1], dashboard=None)
-            held.enter_context(serve_public(door, local, tls=None, name="dashboard"))
+            own = make_local_door(link, folder, files, port=local_port, dashboard=shown.dashboard)
+            held.enter_context(serve_public(own, local, tls=None, name="dashboard"))
         if first["url"]:
             _check_surface(first["url"], link.routes())
         told(first)
@@ -63,6 +75,11 @@ def _work(root: Path, first: dict[str, Any], stop: threading.Event, listen: Call
         tell(UP)
         while not stop.wait(_LOOK_S) and not end.is_due(lambda: not link.online_workers()):
             pass
+
+
+def _say(line: str) -> None:
+    """One line for the operator; stdout is the supervisor's."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _check_surface(url: str, routes: list[tuple[str, str]]) -> None:

@@ -1,0 +1,197 @@
+"""A run's dashboard, put together for the link: opened and closed with it, and never in its way.
+
+Whatever goes wrong here costs the dashboard alone. Workers are served all the same, and the log has a sentence of it.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tinylora.errors import TinyLoraError
+from tinylora.flower.enrolment import Phase
+from tinylora.protocol.consent import CODE, NEVER_SENT, SENT
+from tinylora_coordinator.access_tokens import mark_of
+from tinylora_coordinator.dashboard import documents as doc
+from tinylora_coordinator.dashboard.access import Viewers
+from tinylora_coordinator.dashboard.addresses import is_ours
+from tinylora_coordinator.dashboard.admin import RunAdmin
+from tinylora_coordinator.dashboard.app import close_streams, create_app
+from tinylora_coordinator.dashboard.follower import Follower
+from tinylora_coordinator.dashboard.run_access import RunAccess
+from tinylora_coordinator.dashboard.services import Services
+from tinylora_coordinator.dashboard.views import RunViews
+from tinylora_coordinator.folder import RunFiles, RunFolder, run_id
+from tinylora_coordinator.front_door import Dashboard
+from tinylora_coordinator.keys import KeyFolder, admin_secret, host_to_name, run_public
+from tinylora_coordinator.operator_store import OperatorStore
+from tinylora_coordinator.reports import ReportDesk
+
+VIEWS_FILE = "views.sqlite"
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Where the run is reached.
+
+    Attributes:
+        for_workers: scheme://host:port for whoever is not told better.
+        local: host:port of the loopback listener, by all its names.
+    """
+
+    for_workers: str
+    local: frozenset[bytes] = frozenset()
+
+    def as_workers_do(self, address: str) -> str:
+        """Where workers reach the run, for a reader who came by an address: by the same, if that is public."""
+        return self.for_workers if urlsplit(address).netloc.lower().encode() in (*self.local, b"") else address
+
+
+def reach_of(keys: KeyFolder, host: str, port: int, *, is_tls: bool, local: frozenset[bytes]) -> Reach:
+    """Where a run is reached that listens on an address.
+
+    Args:
+        keys: The run's; its certificate names the host that workers use.
+        host: That it listens on.
+        port: That it listens on.
+        is_tls: Whether it is served in TLS; without, it is this machine's alone.
+        local: See `Reach`.
+
+    Raises:
+        StorageError: The certificate cannot be read.
+    """
+    name = host_to_name(keys) if is_tls else f"[{host}]" if ":" in host else host
+    return Reach(f"{'https' if is_tls else 'http'}://{name}:{port}", local)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the doors need of it.
+
+    Attributes:
+        dashboard: For both; None where it cannot be shown.
+        reports: Takes in what workers say of themselves; they are asked to whether or not anybody sees it.
+    """
+
+    dashboard: Dashboard | None
+    reports: ReportDesk
+
+
+@contextmanager
+def opened(
+    folder: RunFolder,
+    files: RunFiles,
+    store: OperatorStore,
+    *,
+    phase: Callable[[], Phase],
+    reach: Reach,
+    viewers: Viewers,
+    log: Callable[[str], None],
+) -> Iterator[Opened]:
+    """The dashboard of a run, until the block ends.
+
+    Args:
+        folder: The run's.
+        files: Its settings and its base.
+        store: The operator's file.
+        phase: Tells what the run is doing, from any thread.
+        reach: Where the run is reached.
+        viewers: Who may look at the public address.
+        log: Takes one line for the operator.
+    """
+    with ExitStack() as held:
+        try:
+            found = _open(held, folder, files, store, phase, reach, viewers, log)
+        except Exception as error:  # whatever it is, workers are served
+            held.close()
+            said = error if isinstance(error, TinyLoraError) else f"{type(error).__name__}: {error}"
+            log(f"the dashboard cannot be shown ({said}); the run goes on without it")
+            found = Opened(None, ReportDesk(lambda worker, report, at_s: None, clock=lambda: 0.0))
+        yield found
+
+
+def _open(
+    held: ExitStack,
+    folder: RunFolder,
+    files: RunFiles,
+    store: OperatorStore,
+    phase: Callable[[], Phase],
+    reach: Reach,
+    viewers: Viewers,
+    log: Callable[[str], None],
+) -> Opened:
+    views = _views(folder.root / VIEWS_FILE, run_id(files.settings), log)
+    held.callback(views.close)
+    services = Services(
+        views=views,
+        look_up=_NoLookUp(),
+        artifacts=_NoArtifacts(),
+        admin=RunAdmin(folder.root, store),
+        join=lambda address: join_info(files, reach.as_workers_do(address), phase()),
+        access=RunAccess(store, mark=mark_of(run_public(folder.keys)), key=_session_key(folder.keys), viewers=viewers),
+    )
+    app = create_app(services)
+    held.callback(app.state.threads.close)
+    held.callback(close_streams, app)
+    follower = Follower(folder.root, views, store, phase)
+    follower.start()
+    held.callback(follower.stop)
+    return Opened(Dashboard(app, is_ours), ReportDesk(views.hear, clock=lambda: views.clock_s))
+
+
+def _views(file: Path, run: str, log: Callable[[str], None]) -> RunViews:
+    """All of it can be made again from the events, so a disk that takes nothing is no reason to show nothing."""
+    try:
+        return RunViews(file, run=run)
+    except Exception as error:
+        log(f"{file}: {error}; the dashboard keeps its views in memory until the next start")
+        return RunViews(None, run=run)
+
+
+def _session_key(keys: KeyFolder) -> bytes:
+    """What browsers' cookies are sealed with: the same after each start, and nobody's who has not the folder."""
+    return hmac.new(admin_secret(keys).encode(), b"tinylora dashboard session", hashlib.sha256).digest()
+
+
+def join_info(files: RunFiles, address: str, phase: Phase) -> doc.JoinInfo:
+    """What somebody needs who wants to lend a machine."""
+    return doc.JoinInfo(
+        run=files.settings.name,
+        address=address,
+        command=f"tinylora-worker join {address} --data TEXTS",
+        base_id=files.base.base_id,
+        min_sequences=files.settings.min_sequences,
+        sent=SENT,
+        never_sent=NEVER_SENT,
+        code=CODE,
+        is_open=phase not in ("finished", "stopping"),
+    )
+
+
+class _NoLookUp:
+    """Stands for a lookup that cannot be made."""
+
+    def why_not(self) -> str:
+        return "this coordinator cannot look texts up"
+
+    def __call__(self, text: str) -> doc.Lookup:
+        raise NotImplementedError
+
+
+class _NoArtifacts:
+    """Stands for artefacts that nobody can take away."""
+
+    def list(self, can_make: bool) -> doc.Artifacts:
+        return doc.Artifacts(bundles=(), leaves=())
+
+    def make(self) -> None:
+        raise NotImplementedError
+
+    def bundle(self, sha256: str) -> Path | None:
+        return None
+
+    def leaf(self, path: str) -> Path | None:
+        return None
