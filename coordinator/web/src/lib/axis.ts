@@ -1,12 +1,19 @@
 /** What lies along the x-axis of charts: the run's clock, the tokens trained until then, or rounds of the routers. */
 import type { Line } from "./chart";
 import type { Series } from "./documents";
-import { clock, compact } from "./format";
+import { clock, clockTick, compact } from "./format";
 
 export const AXES = ["time", "tokens", "round"] as const;
 export type Axis = (typeof AXES)[number];
 
 export const AXIS_NAMES: Readonly<Record<Axis, string>> = { time: "time", tokens: "tokens", round: "round" };
+
+/** At the axis itself, where the steps are round. */
+export const tickOn: Readonly<Record<Axis, (x: number) => string>> = {
+  time: clockTick,
+  tokens: (x) => compact(x).replace(/\.0+(?=\D|$)/, ""),
+  round: (x) => String(Math.round(x * 10) / 10),
+};
 
 export const writeOn: Readonly<Record<Axis, (x: number) => string>> = {
   time: clock,

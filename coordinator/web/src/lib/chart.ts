@@ -55,6 +55,13 @@ export function summary(
   return `${title}, ${time(Math.min(...t))} to ${time(Math.max(...t))}. ${told.join(". ")}.`;
 }
 
+const round = (unit: number): number[] => [1, 2, 5, 10, 20, 50, 100, 200, 500].map((step) => step * unit);
+
+/** Steps of an axis of bytes. */
+export const BYTE_STEPS: readonly number[] = [0, 1, 2, 3, 4].flatMap((power) => round(1024 ** power));
+/** Steps of an axis of things that are counted. */
+export const COUNT_STEPS: readonly number[] = [0, 1, 2, 3].flatMap((power) => round(1000 ** power));
+
 /** Steps of an axis of times in seconds, that read well. */
 export const TIME_STEPS: readonly number[] = [
   1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400, 172_800, 604_800,

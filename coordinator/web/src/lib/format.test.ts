@@ -50,6 +50,12 @@ describe("times", () => {
     expect([45, 725, 7925, 267_120].map(format.clock)).toEqual(["0:45", "12:05", "2:12:05", "3d 02:12"]);
   });
 
+  it("writes places on an axis of times", () => {
+    expect([0, 30, 90, 720, 7200, 9000, 259_200, 190_800].map((s) => plain(format.clockTick(s)))).toEqual([
+      "0 s", "30 s", "1:30", "12 min", "2 h", "2:30 h", "3 d", "2d 05h",
+    ]);
+  });
+
   it("writes how long ago", () => {
     expect([0.5, 12, 130, 7300, 200_000].map((s) => plain(format.ago(s)))).toEqual([
       "now", "12 s ago", "2 min ago", "2 h ago", "2 d ago",

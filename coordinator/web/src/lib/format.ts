@@ -47,6 +47,9 @@ export const tokenRate = (value: Maybe): string => (isNumber(value) ? `${compact
 /** A loss in nats per token: 1.843 */
 export const loss = (value: Maybe): string => (isNumber(value) ? fixed(value, 3) : NONE);
 
+/** A loss at an axis: 1.84 */
+export const fixedLoss = (value: number): string => fixed(value, 2);
+
 /** A difference with its sign: −0.062, +0.010, 0.000 */
 export function change(value: Maybe, digits = 3): string {
   if (!isNumber(value)) return NONE;
@@ -99,6 +102,18 @@ export function clock(seconds: Maybe): string {
   const [days, hours, minutes] = [Math.floor(whole / 86_400), Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
   if (days) return `${days}d ${two(hours % 24)}:${two(minutes)}`;
   return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
+}
+
+/** The run's clock at an axis: 30 s, 12 min, 2 h, 2:30 h, 3 d. */
+export function clockTick(seconds: number): string {
+  if (seconds < 60) return `${Math.round(seconds)}${NBSP}s`;
+  const minutes = Math.floor(seconds / 60);
+  const two = (n: number): string => String(n).padStart(2, "0");
+  if (seconds < 3600) return seconds % 60 ? `${minutes}:${two(Math.round(seconds % 60))}` : `${minutes}${NBSP}min`;
+  if (seconds >= 86_400 && seconds % 86_400 === 0) return `${seconds / 86_400}${NBSP}d`;
+  const hours = Math.floor(minutes / 60);
+  if (hours >= 48) return `${Math.floor(hours / 24)}d ${two(hours % 24)}h`;
+  return minutes % 60 ? `${hours}:${two(minutes % 60)}${NBSP}h` : `${hours}${NBSP}h`;
 }
 
 /** Time of day, or day and time where that is not today: 21:40, Sun 21:40, 3 Dec 21:40. */

@@ -102,14 +102,16 @@ export interface IcicleOptions {
 }
 
 /** Least width of a leaf in pixels, as long as all such floors take no more than `FLOOR_SHARE` of the picture. */
-export const FLOOR = 14;
+export const FLOOR = 18;
 const FLOOR_SHARE = 0.35;
 const ABOVE_HEIGHT = 22;
 const LEAF_HEIGHT = 112;
-/** Narrower cells are not drawn; zooming in brings them. */
-const NOTHING = 0.4;
 
-/** Cells of an icicle: as wide as their mass, the leaves reaching down to the bottom. */
+/**
+ * Cells of an icicle: as wide as their mass, the leaves reaching down to the bottom.
+ *
+ * What is narrower than half a pixel is left out; zooming in brings it.
+ */
 export function icicle(places: Places, options: IcicleOptions): Cell[] {
   const { width, height, top, open, isEqual = false } = options;
   if (!places.has(top) || width <= 0) return [];
@@ -131,8 +133,8 @@ export function icicle(places: Places, options: IcicleOptions): Cell[] {
   }));
   laid.each((item) => {
     const { path, children } = item.data;
-    const [x, end] = [item.x0, item.x1];
-    if (end - x < NOTHING) return;
+    const [x, end] = [Math.round(item.x0), Math.round(item.x1)]; // whole pixels: edges stay sharp, nothing overlaps
+    if (end === x) return;
     const y = from + item.depth * row;
     cells.push({
       path, x, y, width: end - x,

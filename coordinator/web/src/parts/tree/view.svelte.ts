@@ -88,6 +88,17 @@ export class TreeView {
   /** The one node that the Tab key reaches. */
   readonly focus: string = $derived(this.seen.includes(this.#focus) ? this.#focus : (this.seen[0] ?? ""));
 
+  /** Pixels of the picture from above to below, and whether it is a list instead. */
+  height = $state.raw(0);
+  isList = $state.raw(false);
+  readonly cells: readonly tree.Cell[] = $derived(
+    tree.icicle(this.places, {
+      width: this.width, height: this.height, top: this.top, open: this.open, isEqual: this.isEqual,
+    }),
+  );
+  /** What of `seen` is wide enough to be drawn. */
+  readonly #drawn: ReadonlySet<string> = $derived(new Set(this.cells.map((cell) => cell.path)));
+
   readonly scale: Scale = $derived.by(() => {
     const by = this.colourBy;
     const numbers = live.nodes.map((node) => numberOf(node, by)).filter((value) => value !== null);
@@ -146,7 +157,7 @@ export class TreeView {
     if (event.ctrlKey || event.metaKey || event.altKey) return false;
     const at = this.focus;
     const step = tree.stepOf(event.key, this.seen, at, this.isOpen);
-    if (step?.kind === "go") this.select(step.path);
+    if (step?.kind === "go") this.#goTo(step.path);
     else if (step) this.said.set(step.path, step.kind === "open");
     else if (event.key === "Enter") router.go(nodeHref(at));
     else if (event.key === " ") this.enter(at);
@@ -155,6 +166,12 @@ export class TreeView {
     else return event.key.startsWith("Arrow");
     return true;
   };
+
+  #goTo(path: string): void {
+    const isDrawn = this.isList || this.kind === "tree" || this.#drawn.has(path);
+    if (isDrawn) this.select(path);
+    else this.reveal(path);
+  }
 
   #type(bit: string): void {
     const now = performance.now();
