@@ -47,11 +47,22 @@ def demo(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     router_sync: Annotated[str, typer.Option(help="statistics, weights, or both.")] = "both",
     leaf_steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of each leaf.")] = None,
+    open_browser: Annotated[
+        bool | None, typer.Option("--open/--no-open", help="Open a browser on the live page; default: on a desktop.")
+    ] = None,
 ) -> None:
-    """Run a real federation on this machine: coordinator, workers, one bundle, a report with pictures."""
+    """Run a real federation on this machine: coordinator, workers, live page, one bundle, a report with pictures."""
     from tinylora.demo.run import run_demo
 
-    run_demo(n_workers=workers, depth=depth, out=out, seed=seed, router_sync=router_sync, leaf_steps=leaf_steps)
+    run_demo(
+        n_workers=workers,
+        depth=depth,
+        out=out,
+        seed=seed,
+        router_sync=router_sync,
+        leaf_steps=leaf_steps,
+        open_browser=open_browser,
+    )
 
 
 @app.command()

@@ -421,6 +421,33 @@ def record(
     _say(f"{out}: {write(folder, out)} lines; look at it with `tinylora-coordinator replay {out}`")
 
 
+@app.command(
+    epilog="Exit codes: 0 ended by Ctrl-C; 2 an option is wrong; 3 FILE is no recording; 6 the port is taken; 8 FILE "
+    "cannot be read."
+)
+def replay(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="A recording: events.jsonl, or events.jsonl.gz.")
+    ] = None,
+    speed: Annotated[float, typer.Option("--speed", min=0, max=1e6, help="So many times as fast; 0 holds still.")] = 10,
+    begin: Annotated[str, typer.Option("--from", help="Moment of the run to begin at: 90s, 1h30m.")] = "0s",
+    hold_at: Annotated[str, typer.Option("--at", help="Jump to this moment and hold still there: 1h30m, or end.")] = "",
+    loop: Annotated[bool, typer.Option("--loop/--no-loop", help="Begin anew when it is through.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 8444,
+    example: Annotated[bool, typer.Option("--example", help="Play the recording that comes with TinyLoRA.")] = False,
+) -> None:
+    """Show a recorded run as it was, at any speed, on a page of this machine. Nothing can be changed there."""
+    from tinylora.errors import SettingError
+
+    if (file is None) != example:
+        raise SettingError("replay: give a FILE, or --example")
+    from tinylora_coordinator.dashboard.replay import EXAMPLE
+    from tinylora_coordinator.dashboard.showing import show
+
+    where = EXAMPLE if file is None else file
+    show(where, speed=speed, begin=begin, hold_at=hold_at, is_loop=loop, port=port, say=_say)
+
+
 @app.command("verify-log", epilog="Exit codes: 0 all is as it was written; 2 no run in DIR; 8 something is not.")
 def verify_log(folder: Folder, as_json: Json = False) -> None:
     """Walk over the whole ledger: the chain of events, the tables made from them, every blob. May take minutes."""

@@ -226,7 +226,7 @@ class _World:
             leaf_steps=self.leaf_steps,
             unit_steps=UNIT_STEPS,
             probes=plan.probes,
-            router_period=max(4, plan.n_workers // 2),
+            router_period=max(4, 2 * plan.n_workers),
             min_workers=n_first,
             window_tokens=256,
         )

@@ -3,6 +3,7 @@
 Everything is written below one folder; nothing outside it is touched:
 
     bundle.safetensors  report.json  report.md  loss.png  routing.png
+    events.jsonl        the run, recorded: `tinylora-coordinator replay` shows it again
     data/   what each worker owns          logs/   one file per process
     run/    the coordinator's directory    home/   the workers' identities
 """
@@ -22,6 +23,7 @@ from rich.live import Live
 
 from tinylora.demo.experiment import BASE_DIR, Experiment, gather, write_shard
 from tinylora.demo.live import Progress, describe, render
+from tinylora.demo.page import open_page
 from tinylora.demo.places import prepare_folder
 from tinylora.demo.processes import Child, Family
 from tinylora.demo.settings import demo_settings, settings_options
@@ -31,15 +33,35 @@ from tinylora.federation.events import Event, UnitLeased
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.reading.scan import ALLOWANCES
 
-OURS = ("bundle.safetensors", "report.json", "report.md", "loss.png", "routing.png", "data", "logs", "run", "home")
+RECORDING = "events.jsonl"
+OURS = (
+    *("bundle.safetensors", "report.json", "report.md", "loss.png", "routing.png", RECORDING),
+    *("data", "logs", "run", "home"),
+)
 _LOOK_EVERY_S = 0.5
 _PATIENCE_S = 300.0  # for a process to start or end; a busy machine may need minutes to import torch
 
 
 def run_demo(
-    *, n_workers: int, depth: int, out: Path, seed: int, router_sync: str, leaf_steps: int | None = None
+    *,
+    n_workers: int,
+    depth: int,
+    out: Path,
+    seed: int,
+    router_sync: str,
+    leaf_steps: int | None = None,
+    open_browser: bool | None = None,
 ) -> None:
     """Run the demo and print where everything is.
+
+    Args:
+        n_workers: Worker processes.
+        depth: Of the tree.
+        out: Folder for everything it writes.
+        seed: Of the run.
+        router_sync: As of the run's settings.
+        leaf_steps: The same; None: as many as fit into three minutes.
+        open_browser: Whether a browser is opened on the live page; None: where there is a desktop.
 
     Raises:
         TinyLoraError: `out` is not writable, this machine has too little text, or a process failed; the sentence names
@@ -54,10 +76,18 @@ def run_demo(
     files = [write_shard(worker, out / "data") for worker in experiment.workers]
     _print_owners(console, experiment)
     with Family(out / "logs") as family:
-        address, token = _start_coordinator(family, out / "run", settings_options(settings), n_workers)
+        page_port = free_port()
+        address, token = _start_coordinator(family, out / "run", settings_options(settings), n_workers, page_port)
+        page = f"http://127.0.0.1:{page_port}/"
+        console.print(f"dashboard: {page}", highlight=False)
+        open_page(page, is_wanted=open_browser, is_terminal=console.is_terminal)
         _start_workers(family, address, token, out, files)
         _watch(console, family, out / "run", started)
+        recorder = _record(family, out)
         _finish(console, family, experiment, out, started)
+        _wait_for_end(recorder)
+    console.print(f"  {out / RECORDING}: the run, to be looked at again with", highlight=False)
+    console.print(f"  tinylora-coordinator replay {out / RECORDING}", highlight=False)
 
 
 def _finish(console: Console, family: Family, experiment: Experiment, out: Path, started: float) -> None:
@@ -100,14 +130,17 @@ def _print_owners(console: Console, experiment: Experiment) -> None:
         console.print(f"  {worker.name} owns {len(worker.texts)} documents, {n_chars / 1e6:.1f} M characters: {kinds}")
 
 
-def _start_coordinator(family: Family, directory: Path, options: list[str], n_workers: int) -> tuple[str, str]:
+def _start_coordinator(
+    family: Family, directory: Path, options: list[str], n_workers: int, page_port: int
+) -> tuple[str, str]:
     """Initialise and serve a run; returns its address once it is up, and a token for all workers."""
     own = [sys.executable, "-m", "tinylora_coordinator"]
     init = family.start("coordinator-init", [*own, "init", str(directory), "--base", str(BASE_DIR), *options])
     _wait_for_end(init)
     token = _make_token([*own, "token", "create", str(directory), "--uses", str(n_workers), "--json"])
     port = free_port()
-    serve = family.start("coordinator", [*own, "serve", str(directory), "--host", "127.0.0.1", "--port", str(port)])
+    ports = ["--host", "127.0.0.1", "--port", str(port), "--dashboard-port", str(page_port)]
+    serve = family.start("coordinator", [*own, "serve", str(directory), *ports])
     wait_for_ledger(serve, directory)
     return f"https://127.0.0.1:{port}", token
 
@@ -135,6 +168,12 @@ def _start_workers(family: Family, address: str, token: str, out: Path, files: S
         options = ["--data", str(file), "--home", str(out / "home" / name), "--name", name]
         options += [word for kind in ALLOWANCES for word in ("--allow", kind)]  # its texts are public
         family.start(name, [*command, *options], environment=secret)
+
+
+def _record(family: Family, out: Path) -> Child:
+    """Begin to write the recording; a process beside what follows."""
+    command = [sys.executable, "-m", "tinylora_coordinator", "record", str(out / "run"), "--out", str(out / RECORDING)]
+    return family.start("recorder", command)
 
 
 def _wait_for_end(child: Child) -> None:
