@@ -97,12 +97,14 @@ def init(
     if own is not None:
         check_own(own)
     from tinylora.base_model import load_base  # after the cheap checks: it takes seconds
+    from tinylora_coordinator.lookup_tables import lookup_tables
     from tinylora_coordinator.service import projection_bytes
 
     loaded = load_base(base).for_run(settings)
     check_settings(settings, loaded.facts)
     projection = projection_bytes(loaded.routing_feature.projection)
-    write_run(place, settings, loaded.facts, projection, hosts=names, own=own)
+    tables = lookup_tables(loaded)
+    write_run(place, settings, loaded.facts, projection, hosts=names, own=own, tables=tables)
     _say(f"{folder}: a run of depth {settings.depth} on {loaded.facts.base_id}; look at {place.settings_file}, then")
     _say(f"  tinylora-coordinator serve {folder}")
     _say(f"  tinylora-coordinator token create {folder}")
@@ -446,6 +448,21 @@ def replay(
 
     where = EXAMPLE if file is None else file
     show(where, speed=speed, begin=begin, hold_at=hold_at, is_loop=loop, port=port, say=_say)
+
+
+@app.command(epilog=f"{CODES} 4 it is not the run's base.")
+def lookup(
+    folder: Folder, base: Annotated[str, typer.Option("--base", help="The run's base: a local folder or a hub id.")]
+) -> None:
+    """Make the tables by which the dashboard routes a pasted text; `init` makes them for new runs."""
+    from tinylora_coordinator.folder import RunFolder, read_run
+
+    read_run(RunFolder(folder))
+    from tinylora.base_model import load_base  # after the cheap check
+    from tinylora_coordinator.lookup_tables import make_lookup
+
+    make_lookup(folder, load_base(base))
+    _say(f"{folder}: the dashboard can route texts now")
 
 
 @app.command("verify-log", epilog="Exit codes: 0 all is as it was written; 2 no run in DIR; 8 something is not.")

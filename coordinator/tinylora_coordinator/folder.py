@@ -1,9 +1,10 @@
-"""A run's folder, which nobody but its owner may enter. `init` writes the first four; the others come with use.
+"""A run's folder, which nobody but its owner may enter. `init` writes the first five; the others come with use.
 
 run.toml              what the operator decided; edit it before the first `serve`
 base.json             what identifies the base model, and the shapes of its linears
 keys/                 CA, certificate, the run's key, the admin secret (`keys.py`)
 projection.safetensors  of the routing feature, where the base's embeddings are wider than it
+lookup.safetensors, tokenizer.json  for the page that routes a text (`dashboard/lookup.py`)
 operator.sqlite       tokens, workers, orders (`operator_store.py`)
 ledger.sqlite, blobs/ the run's memory
 link.db, flower/      Flower's own state: nodes and messages under way
@@ -124,6 +125,16 @@ class RunFolder:
         return self.root / "projection.safetensors"
 
     @property
+    def lookup_file(self) -> Path:
+        """What each token adds to the routing feature."""
+        return self.root / "lookup.safetensors"
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The base's tokenizer, if it can be used without transformers."""
+        return self.root / "tokenizer.json"
+
+    @property
     def link_database(self) -> Path:
         """Flower's state."""
         return self.root / "link.db"
@@ -137,6 +148,14 @@ class RunFolder:
     def bundle_file(self) -> Path:
         """The result."""
         return self.root / "bundle.safetensors"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a run needs to route a text without its base, as `dashboard.lookup` reads it."""
+
+    table: bytes
+    tokenizer: bytes
 
 
 @dataclass(frozen=True)
@@ -200,6 +219,7 @@ def write_run(
     hosts: Sequence[str] = (),
     own: OwnCertificate | None = None,
     now: datetime | None = None,
+    tables: Tables | None = None,
 ) -> None:
     """Write what a run starts from; run.toml comes last, so that a folder with one is complete.
 
@@ -211,6 +231,7 @@ def write_run(
         hosts: Names and addresses by which workers will reach the coordinator, beside this machine's own.
         own: The operator's certificate, used instead of one of ours.
         now: Time, with zone, that certificates count from; the present by default.
+        tables: For the page that routes a text, where the base's tokenizer allows it.
 
     Raises:
         SettingError: A host is neither a name nor an address, or `own` is no certificate with its key.
@@ -223,9 +244,25 @@ def write_run(
         _write(folder.base_file, (json.dumps(base.model_dump(mode="json"), indent=1) + "\n").encode())
         if projection is not None:
             _write(folder.projection_file, projection)
+        if tables is not None:
+            _write(folder.tokenizer_file, tables.tokenizer)
+            _write(folder.lookup_file, tables.table)
         _write(folder.settings_file, settings_text(settings).encode())
     except OSError as error:
         raise StorageError(f"{folder.root}: {error.strerror or error}; choose another folder") from None
+
+
+def write_tables(folder: RunFolder, tables: Tables) -> None:
+    """Write the tables of a run that is there already.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    try:
+        _write(folder.tokenizer_file, tables.tokenizer)
+        _write(folder.lookup_file, tables.table)
+    except OSError as error:
+        raise StorageError(f"{folder.root}: {error.strerror or error}; free some space") from None
 
 
 def _write(file: Path, data: bytes) -> None:

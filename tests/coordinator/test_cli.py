@@ -83,7 +83,13 @@ def test_init_writes_a_run_and_refuses_to_do_it_twice(tmp_path: Path, capsys: Ca
     assert f"tinylora-coordinator serve {folder}" in said and f"tinylora-coordinator token create {folder}" in said
     files = read_run(RunFolder(folder))
     assert files.settings.depth == 1 and files.base.feature_dim == 256
-    assert sorted(file.name for file in folder.iterdir()) == ["base.json", "keys", "run.toml"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "base.json",
+        "keys",
+        "lookup.safetensors",
+        "run.toml",
+        "tokenizer.json",
+    ]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert call(*words) == 2
     assert "holds a run already" in capsys.readouterr().err
