@@ -1,17 +1,24 @@
+import { fileURLToPath } from "node:url";
+
 import { svelte } from "@sveltejs/vite-plugin-svelte";
 import { defineConfig } from "vite";
+
+import { sourcesHash } from "./sources";
 
 /** A coordinator or a replay to develop against: `DASHBOARD=http://127.0.0.1:8444 npm run dev`. */
 const server = process.env["DASHBOARD"] ?? "http://127.0.0.1:8444";
 
-export default defineConfig({
-  plugins: [svelte()],
+export default defineConfig(({ mode }) => ({
+  plugins: [svelte({ configFile: false }), sourcesHash(fileURLToPath(new URL(".", import.meta.url)))],
+  // tests run in Node, but of Svelte they want what runs in browsers
+  ...(mode === "test" ? { resolve: { conditions: ["browser"] } } : {}),
   build: {
     outDir: "../tinylora_coordinator/dashboard/static",
     emptyOutDir: true,
-    target: ["chrome123", "firefox128", "safari17.5"], // those that know light-dark()
+    manifest: "manifest.json", // which file loads which: the budget's test adds them up
     assetsInlineLimit: 0, // the page's policy allows no data: scripts, styles or fonts
     modulePreload: { polyfill: false },
+    target: ["chrome123", "firefox128", "safari17.5"], // those that know light-dark()
   },
-  server: { proxy: { "/api": server } },
-});
+  server: { proxy: { "/api": server, "/lite": server, "/metrics": server } },
+}));
