@@ -1,4 +1,4 @@
-"""The built page that is shipped: of the present sources, within its budget, and nothing in it that its policy forbids."""
+"""The built page that is shipped: of the present sources, within its budget, with nothing that its policy forbids."""
 
 import gzip
 import hashlib
@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from tinylora_coordinator.dashboard.pages import STATIC
 
 ROOT = Path(__file__).parents[2]
