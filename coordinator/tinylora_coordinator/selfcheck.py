@@ -6,6 +6,7 @@ anybody may run programs here. Whoever serves asks for it at each start, and doe
 
 import fcntl
 import http.client
+import json
 import os
 import shutil
 import ssl
@@ -23,6 +24,7 @@ from urllib.parse import SplitResult, urlsplit
 from tinylora.errors import SettingError, TinyLoraError
 from tinylora.flower.enrolment import STATE_PATH
 from tinylora_coordinator.folder import RunFolder
+from tinylora_coordinator.front_door.app import SIGN_IN_PATH
 from tinylora_coordinator.front_door.pages import CA_PATH, HEALTH_PATH
 from tinylora_coordinator.keys import served_ca
 
@@ -95,6 +97,7 @@ def selfcheck(
     return [
         check_surface(url, installed_routes() if routes is None else routes, tls=tls),
         _check_answers(address, tls),
+        _check_dashboard(address, tls),
         _check_certificate(address, tls, clock()),
         _check_ca(address, tls, folder),
         _check_clock(address, tls, clock),
@@ -156,6 +159,25 @@ def _check_answers(address: SplitResult, tls: ssl.SSLContext | None) -> Check:
     return Check(
         "answers", "fail", told, needed, "something else answers here; check address and proxy", "answers-other"
     )
+
+
+def _check_dashboard(address: SplitResult, tls: ssl.SSLContext | None) -> Check:
+    """Who a stranger is taken for: a proxy in front of the wrong port would make him the operator."""
+    needed = "a stranger may look at most"
+    try:
+        status, body, _ = _ask(address, tls, "GET", SIGN_IN_PATH)
+        role = str(json.loads(body)["role"]) if status == 200 else None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return Check("dashboard", "warn", f"no answer: {error}", needed, _UNREACHABLE, "dashboard-unknown")
+    found = {
+        None: f"none is shown here (HTTP {status})",
+        "viewer": "anybody may look; `serve --viewers token` lets in only who has a token",
+        "nobody": "only who has a token may look",
+    }
+    if role in found:
+        return Check("dashboard", "ok", found[role], needed, "", "dashboard")
+    cure = "point the proxy at the public port: the other one is the operator's own, for this machine alone"
+    return Check("dashboard", "fail", f"strangers are taken for {role}", needed, cure, "dashboard-open")
 
 
 def _check_certificate(address: SplitResult, tls: ssl.SSLContext | None, now: datetime) -> Check:

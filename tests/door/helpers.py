@@ -13,10 +13,12 @@ from typing import Any
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from tinylora_coordinator.front_door import (
+    Dashboard,
     FrontDoor,
     Limits,
     NodeAuth,
     listen,
+    own_hosts,
     public_pages,
     serve_public,
     server_tls,
@@ -145,13 +147,20 @@ def open_door(
     is_tls: bool = True,
     may_enter: Callable[[bytes], bool] | None = None,
     status: Callable[[], Mapping[str, Any]] = lambda: {"phase": "waiting"},
+    dashboard: Dashboard | None = None,
+    is_local: bool = False,
 ) -> Iterator[Door]:
-    """Serve a door on loopback; `worker` of it is let in."""
+    """Serve a door on loopback; `worker` of it is let in. `is_local`: as the operator's own, without fleet and TLS."""
     keys, worker = KeyFolder(folder / "keys"), new_identity()
     make_keys(keys, run="test", hosts=[HOST], now=datetime.now(UTC))
     pages = public_pages(ca_file=keys.ca, bundle_file=folder / "bundle.safetensors", status=status)
     nodes = NodeAuth(may_enter or (lambda public_pem: public_pem == worker.public_pem))
-    door = FrontDoor({**pages, **(routes or {})}, fleet or Fleet(), nodes, limits=limits, spool=folder)
+    listener, routes = listen(HOST, 0), {**pages, **(routes or {})}
+    if is_local:
+        own = own_hosts(listener.getsockname()[1])
+        door, is_tls = FrontDoor(routes, limits=limits, spool=folder, dashboard=dashboard, own_hosts=own), False
+    else:
+        door = FrontDoor(routes, fleet or Fleet(), nodes, limits=limits, spool=folder, dashboard=dashboard)
     tls = server_tls(keys.server, keys.server_key) if is_tls else None
-    with serve_public(door, listen(HOST, 0), tls=tls) as served:
+    with serve_public(door, listener, tls=tls) as served:
         yield Door(served.port, folder, keys, is_tls, worker)

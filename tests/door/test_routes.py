@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tinylora_coordinator.dashboard.addresses import is_ours
 
 from tests.door.helpers import HOST, Door, head, open_door, read_answer, signed
 from tests.flower.helpers import FACTS, routes_in, store_with_token
@@ -180,6 +181,11 @@ def test_answers_carry_what_browsers_need_and_nothing_of_the_server(door: Door) 
         )
         assert headers["strict-transport-security"].startswith("max-age=") and "server" not in headers
         assert headers["cache-control"] == "no-store"
+
+
+def test_the_dashboard_has_no_address_of_flowers(link: Link) -> None:
+    flowers = {(verb, path) for _, path in link.routes() for verb in ("GET", "POST", "DELETE")}
+    assert not [route for route in flowers if is_ours(route[0], route[1].encode())]
 
 
 def test_the_ca_is_told_to_everybody(door: Door) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from tinylora_coordinator.folder import RunFolder, read_run, write_run
 from tinylora_coordinator.front_door import listen, serve_internal, serve_public, server_tls
@@ -27,7 +27,7 @@ from tinylora.flower.link import FLEET_PATHS, PublicRoutes, create_link
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic, about flwr's use
 
 ROUTES = [("POST", "/v1/control/stop-run"), ("POST", "/v1/fleet/pull-object"), ("GET", "/health")]
-NAMES = ["surface", "answers", "certificate", "ca", "clock", "permissions", "disk", "lock"]
+NAMES = ["surface", "answers", "dashboard", "certificate", "ca", "clock", "permissions", "disk", "lock"]
 
 
 async def tell_state(scope: Scope, receive: Receive, send: Send) -> None:
@@ -174,6 +174,30 @@ def test_plain_http_is_for_this_machine_alone(tmp_path: Path) -> None:
         checks = checked(door)
     assert (checks["certificate"].status, checks["certificate"].code) == ("warn", "certificate-none")
     assert checks["surface"].status == checks["answers"].status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("role", "status", "sentence"),
+    [
+        ("nobody", "ok", "only who has a token"),
+        ("viewer", "ok", "anybody may look"),
+        ("admin", "fail", "taken for admin"),
+        ("king", "fail", "taken for king"),
+    ],
+)
+def test_a_proxy_to_the_operators_own_port_is_noticed(tmp_path: Path, role: str, status: str, sentence: str) -> None:
+    async def session(scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse({"role": role})(scope, receive, send)
+
+    with open_door(tmp_path, routes={**PAGES, ("GET", "/api/v1/session"): session}) as door:
+        check = checked(door)["dashboard"]
+    assert (check.status, check.code) == (status, "dashboard-open" if status == "fail" else "dashboard")
+    assert sentence in check.found
+
+
+def test_a_run_without_a_dashboard_is_well(door: Door) -> None:
+    check = checked(door)["dashboard"]
+    assert check.status == "ok" and "HTTP 404" in check.found
 
 
 @pytest.mark.parametrize("url", ["", "example.org", "ftp://example.org", "https://", "https://x:0", "https://x/path"])

@@ -38,6 +38,12 @@ def test_another_name_that_leads_here_is_not(host: str) -> None:
     assert refusal is not None and refusal.status == 421
 
 
+@pytest.mark.parametrize("name", [b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip"])
+def test_a_proxy_is_not_this_machine(name: bytes) -> None:
+    refusal = judge_host([(b"host", b"127.0.0.1:8444"), (name, b"192.0.2.1")], own_hosts(8444))
+    assert refusal is not None and refusal.status == 421
+
+
 def test_two_hosts_are_none() -> None:
     twice = [(b"host", b"127.0.0.1:8444")] * 2
     assert judge_host(twice, own_hosts(8444)) is not None and judge_host([], own_hosts(8444)) is not None

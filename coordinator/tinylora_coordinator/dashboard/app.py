@@ -10,7 +10,7 @@ from fastapi import FastAPI, Header, Path, Query
 from fastapi.responses import FileResponse, HTMLResponse
 from starlette.responses import RedirectResponse, Response
 
-from tinylora.errors import DataError
+from tinylora.errors import DataError, RefusedError
 from tinylora_coordinator.dashboard import documents as doc
 from tinylora_coordinator.dashboard.addresses import NODE, SHA256, TOKEN, WORKER
 from tinylora_coordinator.dashboard.answers import (
@@ -270,7 +270,10 @@ def _add_session(app: FastAPI, services: Services) -> None:
     @app.post("/api/v1/session", response_model=doc.Session)
     async def sign_in(asked: doc.SessionRequest, asker: Anybody) -> Response:
         pace.take(asker.place)
-        found = await threads(access.sign_in, asked.token)
+        try:
+            found = await threads(access.sign_in, asked.token)
+        except RefusedError as error:
+            raise Refusal(401, "token", str(error)) from None
         if found is None:
             raise Refusal(401, "token", "this token is not of this run, or it has expired or was revoked")
         name, value, age_s, who = found
@@ -309,7 +312,10 @@ def _add_admin(app: FastAPI, services: Services) -> None:
 
     @app.post("/api/v1/admin/tokens", status_code=201, response_model=doc.NewToken)
     async def make_token(asked: doc.TokenRequest, asker: Admin) -> Response:
-        return answer(await threads(_desk(services).make_token, asked, asker.address), 201)
+        def make() -> doc.NewToken:
+            return _desk(services).make_token(asked, services.join(asker.address).address)
+
+        return answer(await threads(make), 201)
 
     @app.delete("/api/v1/admin/tokens/{token_id}", response_model=doc.TokenList)
     async def revoke_token(token_id: TokenId, asker: Admin) -> Response:

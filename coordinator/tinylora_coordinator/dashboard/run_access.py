@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from tinylora.errors import SettingError, StorageError
+from tinylora.errors import RefusedError, SettingError, StorageError
 from tinylora_coordinator.access_tokens import AccessToken, KnownToken, judge_token, parse_access
 from tinylora_coordinator.dashboard.access import (
     Viewers,
@@ -71,22 +71,22 @@ class RunAccess:
         shown = shown or self._by_cookie(shown_cookies(headers.get("cookie", ""), self.cookie_name))
         return shown or Who("nobody" if self.needs_token else "viewer")
 
-    def why_not(self, token: str) -> str:
-        """Why a token is good for nothing here, as a sentence; empty where it is good."""
+    def sign_in(self, token: str) -> tuple[str, str, int, Who]:
+        """The cookie for a token: name, value, age in seconds, and whose it is.
+
+        Raises:
+            RefusedError: The token is good for nothing here, and why.
+            StorageError: The operator's file cannot be read.
+        """
+        now_s = self._now()
         try:
             shown = parse_access(token, self._mark)
-            return judge_token(shown, self._known.look_up(shown.token_id), self._now())
-        except (SettingError, StorageError) as error:
-            return str(error)
-
-    def sign_in(self, token: str) -> tuple[str, str, int, Who] | None:
-        """The cookie for a token: name, value, age in seconds, and whose it is; None where it is good for nothing."""
-        if self.why_not(token):
-            return None
-        known = self._known.look_up(parse_access(token, self._mark).token_id)
-        if known is None:
-            return None
-        now_s = self._now()
+        except SettingError as error:
+            raise RefusedError(str(error)) from None
+        known = self._known.look_up(shown.token_id)
+        why_not = judge_token(shown, known, now_s)
+        if known is None or why_not:
+            raise RefusedError(why_not)
         value, ends_s = make_session(known, self._key, now_s)
         return self.cookie_name, value, max(0, int(ends_s - now_s)), Who(known.role, ends_s)
 

@@ -46,7 +46,11 @@ class Access(Protocol):
         ...
 
     def sign_in(self, token: str) -> tuple[str, str, int, Who] | None:
-        """Name, value and age in seconds of the cookie that a token is good for, and whose it is; else None."""
+        """Name, value and age in seconds of the cookie that a token is good for, and whose it is; else None.
+
+        Raises:
+            RefusedError: It is good for nothing here, and why.
+        """
         ...
 
 
@@ -108,7 +112,7 @@ class AdminDesk(Protocol):
 
         Args:
             request: What it is good for.
-            address: scheme://host[:port] by which the operator came; empty where that is not known.
+            address: scheme://host[:port] by which workers reach the run.
         """
         ...
 

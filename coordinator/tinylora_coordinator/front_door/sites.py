@@ -12,6 +12,7 @@ from tinylora_coordinator.front_door.guard import Headers, Refusal, values
 
 _OURS = ((), (b"same-origin",), (b"none",))
 _READING = ("GET", "HEAD")
+_OF_PROXIES = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip")
 _FOREIGN = Refusal(403, "origin", "this comes from a page of somebody else")
 
 
@@ -21,8 +22,8 @@ def own_hosts(port: int) -> frozenset[bytes]:
 
 
 def judge_host(headers: Headers, own: frozenset[bytes]) -> Refusal | None:
-    """Whether it was this machine's own name that was asked."""
-    if _host(headers) in own:
+    """Whether it was this machine's own name that was asked, and not by a proxy, who may ask for anybody."""
+    if _host(headers) in own and not any(values(headers, name) for name in _OF_PROXIES):
         return None
     return Refusal(421, "host", "this address is for this machine alone: ask for it as 127.0.0.1 or localhost")
 
