@@ -1,6 +1,7 @@
 /** Draws lanes of nodes over time on a canvas: which worker held each, what came of it, and what concerns the whole run. */
 
 import type { Lane, Mark, Span } from "../../lib/documents";
+import { LINES, type Shape, SHAPES } from "../../lib/marks";
 import { box, MARKS, OUTCOMES, type Outcome, xOf } from "./lanes";
 import { ticks, type Window } from "./window";
 
@@ -31,8 +32,6 @@ export interface Scene {
 const COLOURS: Record<Outcome, string> = {
   working: "--accent", accepted: "--good", expired: "--warn", rejected: "--bad", mixed: "--line-4",
 };
-
-const MARK_COLOURS: Partial<Record<Mark["kind"], string>> = { lost: "--bad", out: "--bad", paused: "--warn", returned: "--good" };
 
 /** The whole picture. */
 export function draw(c: CanvasRenderingContext2D, scene: Scene): void {
@@ -142,12 +141,11 @@ function handover(c: CanvasRenderingContext2D, scene: Scene, x: number, y: numbe
 
 function marks(c: CanvasRenderingContext2D, scene: Scene, height: number): void {
   let [reached, isNarrow] = [-Infinity, false];
-  c.textAlign = "center";
   for (const mark of scene.marks) {
     const x = Math.round(xOf(mark.at_s, scene.window, scene.widthPx)) + 0.5;
     if (x < -1 || x > scene.widthPx + 1) continue;
     const isPointed = mark === scene.mark;
-    c.strokeStyle = scene.colour(MARK_COLOURS[mark.kind] ?? "--ink-3");
+    c.strokeStyle = scene.colour(MARKS[mark.kind].colour);
     c.globalAlpha = isPointed ? 1 : 0.55;
     c.lineWidth = isPointed ? 2 : 1;
     c.setLineDash(mark.kind === "router" ? [2, 3] : []);
@@ -157,9 +155,21 @@ function marks(c: CanvasRenderingContext2D, scene: Scene, height: number): void 
     isNarrow = x - reached < 14;
     if (isNarrow && !isPointed) continue;
     reached = x;
-    c.fillStyle = scene.colour(MARK_COLOURS[mark.kind] ?? "--ink-2");
-    c.fillText(MARKS[mark.kind].symbol, Math.min(Math.max(x, 6), scene.widthPx - 6), HEAD_PX - 17);
+    glyph(c, MARKS[mark.kind].shape, scene.colour(MARKS[mark.kind].colour), Math.min(Math.max(x, 6), scene.widthPx - 6), HEAD_PX - 17);
   }
+}
+
+/** A mark of 12 by 12 pixels around a point. */
+function glyph(c: CanvasRenderingContext2D, shape: Shape, colour: string, x: number, y: number): void {
+  const path = new Path2D(SHAPES[shape]);
+  c.save();
+  c.translate(x - 6, y - 6);
+  c.lineWidth = 1.8;
+  c.lineCap = c.lineJoin = "round";
+  c.strokeStyle = c.fillStyle = colour;
+  if (LINES.has(shape)) c.stroke(path);
+  else c.fill(path);
+  c.restore();
 }
 
 function line(c: CanvasRenderingContext2D, x0: number, y0: number, x1: number, y1: number): void {

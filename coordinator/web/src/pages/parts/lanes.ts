@@ -1,6 +1,7 @@
 /** Lanes of nodes over time: where things are drawn, what lies under the pointer, and what changed hands. */
 
 import type { Lane, Mark, Span } from "../../lib/documents";
+import type { Shape } from "../../lib/marks";
 import type { Window } from "./window";
 
 export type Outcome = Span["outcome"];
@@ -14,15 +15,16 @@ export const OUTCOMES: readonly { id: Outcome; words: string; pattern: "plain" |
   { id: "mixed", words: "several, too short to tell apart", pattern: "dots" },
 ];
 
-export const MARKS: Record<Mark["kind"], { symbol: string; words: string }> = {
-  router: { symbol: "◆", words: "routers averaged" },
-  topology: { symbol: "▲", words: "tree changed" },
-  lost: { symbol: "✖", words: "worker lost" },
-  returned: { symbol: "↺", words: "worker returned" },
-  paused: { symbol: "⏸", words: "paused" },
-  resumed: { symbol: "▶", words: "resumed" },
-  finished: { symbol: "■", words: "finished" },
-  out: { symbol: "⊘", words: "worker out" },
+/** How each mark looks, by the outlines of `marks.ts`, and is called. */
+export const MARKS: Record<Mark["kind"], { shape: Shape; words: string; colour: string }> = {
+  router: { shape: "diamond", words: "routers averaged", colour: "--ink-2" },
+  topology: { shape: "square", words: "tree changed", colour: "--ink-2" },
+  lost: { shape: "cross", words: "worker lost", colour: "--bad" },
+  returned: { shape: "tick", words: "worker returned", colour: "--good" },
+  paused: { shape: "bars", words: "paused", colour: "--warn" },
+  resumed: { shape: "arrow", words: "resumed", colour: "--ink-2" },
+  finished: { shape: "disc", words: "finished", colour: "--good" },
+  out: { shape: "barred", words: "worker out", colour: "--bad" },
 };
 
 /** Where a moment lies, in pixels from the left edge of the window. */
