@@ -7,10 +7,11 @@ import asyncio
 import json
 import random
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import httpx
 import pytest
@@ -18,9 +19,14 @@ import uvicorn
 from tinylora_coordinator.dashboard import documents as doc
 from tinylora_coordinator.dashboard.answers import Refusal, Threads
 from tinylora_coordinator.dashboard.app import close_streams, create_app
+from tinylora_coordinator.dashboard.source import Views
 from tinylora_coordinator.dashboard.stream import Streams
+from tinylora_coordinator.dashboard.views import RunViews
 
 from tests.dashboard.fakes import FakeAccess, FakeViews, fake_services
+from tests.dashboard.synthetic import Plan, make_events
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -226,7 +232,7 @@ async def _drain(opened: AsyncIterator[bytes]) -> None:
 
 
 @contextmanager
-def served(views: FakeViews, access: FakeAccess | None = None) -> Iterator[tuple[str, uvicorn.Server]]:
+def served(views: Views, access: FakeAccess | None = None) -> Iterator[tuple[str, uvicorn.Server]]:
     """The app on a port of its own."""
     app = create_app(fake_services(views=views, access=access or FakeAccess()), pace_s=0.01)
     config = uvicorn.Config(app, port=0, log_level="error", ws="none", lifespan="off", timeout_graceful_shutdown=3)
@@ -253,29 +259,36 @@ def blocks(answer: httpx.Response) -> Iterator[Event]:
         yield from map(read, whole)
 
 
-@dataclass
 class Reader:
-    """Follows the events as the page does, over connections that break."""
+    """Follows a run as the page does, over connections that break.
 
-    url: str
-    position: str = "e-0"
-    numbers: list[int] = field(default_factory=list)
-    n_steps: dict[str, int] = field(default_factory=dict)
+    Args:
+        url: Of the server.
+        is_end: Whether a position is the last there will be.
+    """
 
-    def follow(self, until: int, cut_after: list[int]) -> None:
-        """Read until an event, leaving the connection after so many events each time."""
-        while not self.numbers or self.numbers[-1] < until:
-            self._read_some(cut_after.pop() if cut_after else 10**9, until)
+    def __init__(self, url: str, is_end: Callable[[str], bool]) -> None:
+        self._url, self._is_end = url, is_end
+        state = doc.State.model_validate_json(httpx.get(f"{url}/api/v1/state").content)
+        self.position, self._begun_at = state.position, state.position
+        self.numbers = [item.number for item in state.feed]
+        self.nodes = {node.path: node for node in state.nodes}
 
-    def _read_some(self, most: int, until: int) -> None:
-        with httpx.stream("GET", f"{self.url}/api/v1/events?since=e-0", headers={"last-event-id": self.position},
-                          timeout=10) as answer:  # fmt: skip
+    def follow(self, cut_after: list[int]) -> None:
+        """Read until the end, leaving the connection after so many patches each time."""
+        while not self._is_end(self.position):
+            self._read_some(cut_after.pop() if cut_after else 10**9)
+
+    def _read_some(self, most: int) -> None:
+        url, headers = f"{self._url}/api/v1/events?since={self._begun_at}", {"last-event-id": self.position}
+        with httpx.stream("GET", url, headers=headers, timeout=10) as answer:
             assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
             for event in blocks(answer):
+                assert event.name in ("patch", "alive")
                 if event.name == "patch":
                     self._take(doc.Patch.model_validate_json(event.data), event.id)
                     most -= 1
-                if most <= 0 or (self.numbers and self.numbers[-1] >= until):
+                if most <= 0 or self._is_end(self.position):
                     return
 
     def _take(self, patch: doc.Patch, position: str) -> None:
@@ -283,35 +296,64 @@ class Reader:
         assert patch.position == position
         self.position = position
         self.numbers += [item.number for item in patch.feed]
-        self.n_steps |= {node.path: node.n_steps for node in patch.nodes}
+        self.nodes |= {node.path: node for node in patch.nodes}
+        self.nodes = {path: node for path, node in self.nodes.items() if path not in patch.gone}
+
+
+def follow_with_breaks(views: Views, feed: Iterable[Callable[[], object]], end: Callable[[], object]) -> list[Reader]:
+    """Three readers of views that are fed meanwhile, each leaving now and then."""
+    dice, is_fed, rest = random.Random(7), threading.Event(), threading.Event()
+
+    def feed_all() -> None:
+        for step in feed:
+            step()
+            rest.wait(0.002)  # a log that grows while readers come and go
+        is_fed.set()
+        end()
+
+    with served(views) as (url, _):
+        readers = [Reader(url, lambda at: is_fed.is_set() and at == views.position) for _ in range(3)]
+        cuts = [[dice.randrange(1, 4) for _ in range(12)] for _ in readers]
+        threads = [
+            threading.Thread(target=reader.follow, args=(cut,)) for reader, cut in zip(readers, cuts, strict=True)
+        ]
+        threads.append(threading.Thread(target=feed_all))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+    return readers
 
 
 def test_breaks_lose_and_double_nothing() -> None:
-    views, dice = FakeViews(), random.Random(7)
-    n_events, stop = 600, threading.Event()
-
-    def feed() -> None:
-        for _ in range(n_events // 3):
-            views.grow(3)
-            stop.wait(0.002)  # a log that grows while readers come and go
-
-    with served(views) as (url, _):
-        readers = [Reader(url) for _ in range(3)]
-        cuts = [[dice.randrange(1, 4) for _ in range(12)] for _ in readers]
-        threads = [
-            threading.Thread(target=reader.follow, args=(n_events, cut))
-            for reader, cut in zip(readers, cuts, strict=True)
-        ]
-        feeder = threading.Thread(target=feed)
-        for thread in (*threads, feeder):
-            thread.start()
-        for thread in (*threads, feeder):
-            thread.join(60)
-        state = views.state()
+    views = FakeViews()
+    readers = follow_with_breaks(views, [lambda: views.grow(3)] * 200, views.grow)
+    state = views.state()
     for reader in readers:
-        assert reader.numbers == list(range(1, n_events + 1))
-        assert reader.position == state.position
-        assert reader.n_steps == {node.path: node.n_steps for node in state.nodes if node.kind == "leaf"}
+        assert reader.numbers == list(range(1, 602))
+        assert reader.nodes == {node.path: node for node in state.nodes}
+
+
+def test_breaks_lose_and_double_nothing_of_a_real_runs_events() -> None:
+    views = RunViews(None, run="artificial")
+    happened = make_events(Plan(n_leaves=8, n_workers=6, hours=0.2, events_per_s=1.0))
+    rows = [(row.number, row.at_s, row.event) for row in happened]
+    steps = [lambda part=part: views.take(part) for part in batched(rows, 8)]
+    readers = follow_with_breaks(views, steps, lambda: views.set_phase("finished"))
+    state = views.state()
+    views.close()
+    assert len(state.nodes) == 15
+    for reader in readers:
+        assert reader.numbers == sorted(set(reader.numbers))
+        assert reader.numbers[-len(state.feed) :] == [item.number for item in state.feed]
+        assert reader.numbers == readers[0].numbers
+        assert reader.nodes == {node.path: node for node in state.nodes}
+
+
+def batched(rows: Sequence[T], n: int) -> Iterator[Sequence[T]]:
+    """Not `itertools.batched`, which Python 3.11 lacks."""
+    return (rows[start : start + n] for start in range(0, len(rows), n))
 
 
 def test_the_server_stops_at_once_with_readers_on_the_line() -> None:
