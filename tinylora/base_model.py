@@ -419,6 +419,30 @@ def _feature_facts(model: Any, dim: int) -> dict[str, Any]:
     return {"feature_dim": dim, "feature_hash": feature_hash(projection, embed_dim, dim)}
 
 
+def find_places(where: str | Path) -> tuple[dict[str, tuple[str, ...]], bool]:
+    """As `find_linears` and `has_transposed_linears` of the base in a folder or the hub's local cache.
+
+    Only its config is read: the model is built without weights, and the network is not asked.
+
+    Raises:
+        BaseModelError: There is no config that transformers knows, or no block has a linear.
+    """
+    where = os.path.expanduser(where)
+    with _quiet():
+        try:
+            config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False, local_files_only=True)
+            with torch.device("meta"):
+                skeleton = transformers.AutoModelForCausalLM.from_config(config)
+        except _LOADER_ERRORS as error:
+            raise BaseModelError(f"{where}: no base whose modules can be looked up: {_first_line(error)}") from None
+    return find_linears(skeleton), has_transposed_linears(skeleton)
+
+
+def has_transposed_linears(model: Any) -> bool:
+    """Whether the linears in its blocks keep their weights as (in, out), as GPT-2's Conv1D do."""
+    return any(hasattr(module, "nf") for _, block in _blocks(model) for module in block.modules())
+
+
 def find_linears(model: Any) -> dict[str, tuple[str, ...]]:
     """All linears inside the decoder's blocks, by projection: the modules' names, in the order of layers.
 

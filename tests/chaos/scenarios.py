@@ -15,6 +15,7 @@ from pathlib import Path
 from tinylora_coordinator.folder import RunFolder, read_run, write_run
 from tinylora_coordinator.keys import KeyFolder, OwnCertificate, make_keys, pin_of
 from tinylora_coordinator.operator_store import OperatorStore
+from tinylora_coordinator.shelf import Shelf
 from tinylora_worker.agent.store import Store
 from tinylora_worker.limits import load, set_from_text
 from tinylora_worker.traffic import TrafficMeter
@@ -230,6 +231,24 @@ def tokens_and_orders(folder: Path) -> Facts:
         }
 
 
+def shelf_of_bundles(folder: Path) -> Facts:
+    """Two bundles are put on the shelf, each unless it is there; what is there is whole."""
+    shelf = Shelf(folder)
+    for number in range(2):
+        shelf.tidy()
+        data = f"bundle {number}".encode()
+        made = BundlePublished(
+            sha256=sha256(data), bytes=len(data), n_events=number, log_sha256=sha256(b""), router_version=0
+        )
+        if made not in shelf.all():
+            file = shelf.new_file()
+            file.write_bytes(data)
+            shelf.take(file, made)
+    found = {made.sha256: shelf.file(made.sha256) for made in shelf.all()}
+    assert all(file is not None and sha256(file.read_bytes()) == name for name, file in found.items())
+    return {"files": " ".join(sorted(file.name for file in shelf.folder.iterdir())), "bundles": " ".join(found)}
+
+
 def old_ledger(folder: Path) -> Facts:
     """A ledger of the first format, brought up to date, and its tables made anew."""
     with SqliteLedger(folder) as ledger:
@@ -366,6 +385,7 @@ SCENARIOS = (
     Scenario("init", new_folder),
     Scenario("init_own", new_folder_with_own_certificate, _make_their_keys),
     Scenario("tokens", tokens_and_orders),
+    Scenario("shelf", shelf_of_bundles),
     Scenario("old_ledger", old_ledger, _copy_old_ledger),
     Scenario("worker_home", worker_home),
     Scenario("worker_limits", worker_limits),

@@ -1,6 +1,6 @@
 """The events in SQLite, as they lie there and as they are meant."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import tee
 
 from pydantic import ValidationError
@@ -41,6 +41,24 @@ def read_timed(connection: Connection, after: int, at_most: int | None = None) -
         if fault or not isinstance(row.at_s, float):
             raise StorageError(f"event {number}: {fault}; see all of it with verify-log, then restore a backup")
         yield number, row.at_s, parse(number, body)
+
+
+def read_types(
+    connection: Connection, types: Collection[str], after: int, at_most: int
+) -> tuple[int, tuple[Event, ...]]:
+    """Events of these types among the `at_most` rows behind the first `after`, and the last number looked at.
+
+    They are not compared with their hashes.
+
+    Raises:
+        StorageError: One cannot be read.
+    """
+    until = min(after + at_most, last_number(connection))
+    query = select(_columns.number, cast(_columns.body, LargeBinary)).where(
+        _columns.number > after, _columns.number <= until, _columns.type.in_(sorted(types))
+    )
+    rows = connection.execute(query.order_by(_columns.number))
+    return max(after, until), tuple(parse(number, body) for number, body in rows)
 
 
 def read_unchained(connection: Connection, after: int) -> Iterator[Event]:

@@ -4,7 +4,7 @@ A blob is on disk before the event that names it, so a ledger never knows of byt
 rows derived from them are one transaction. One process writes; any number read meanwhile (`open_readonly`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from tinylora.ledger.database import Database, register_transaction
 from tinylora.ledger.derived import apply_changes, read_rows, write_rows
 from tinylora.ledger.faults import BrokenDisk, as_storage_error
 from tinylora.ledger.lock import FolderLock
-from tinylora.ledger.log import chain_at, last_number, read_events, read_timed, read_unchained
+from tinylora.ledger.log import chain_at, last_number, read_events, read_timed, read_types, read_unchained
 from tinylora.ledger.rows import Row, Value, changes, fold_rows, named_blobs
 from tinylora.ledger.schema import FIRST, HEAD, revision_of
 from tinylora.ledger.snapshots import read_snapshot, write_snapshot
@@ -123,6 +123,17 @@ class SqliteLedger:
         """
         with self._reading_tables() as connection:
             return tuple(read_timed(connection, after, at_most))
+
+    def events_of(self, types: Collection[str], after: int, at_most: int) -> tuple[int, tuple[Event, ...]]:
+        """Events of these types among the `at_most` behind the first `after`, and how many were looked at in all.
+
+        For those who look again and again for something rare; the hashes are not compared.
+
+        Raises:
+            StorageError: The file cannot be read.
+        """
+        with self._reading_tables() as connection:
+            return read_types(connection, types, after, at_most)
 
     def head(self) -> tuple[int, str]:
         """Number of events, and the hash over all of them, hex."""
