@@ -21,6 +21,7 @@ from tinylora_coordinator.dashboard.addresses import is_ours
 from tinylora_coordinator.dashboard.admin import RunAdmin
 from tinylora_coordinator.dashboard.app import close_streams, create_app
 from tinylora_coordinator.dashboard.follower import Follower
+from tinylora_coordinator.dashboard.lookup import TextRouter
 from tinylora_coordinator.dashboard.run_access import RunAccess
 from tinylora_coordinator.dashboard.services import Services
 from tinylora_coordinator.dashboard.views import RunViews
@@ -127,7 +128,7 @@ def _open(
     held.callback(views.close)
     services = Services(
         views=views,
-        look_up=_NoLookUp(),
+        look_up=_look_up(folder, files, views),
         artifacts=_NoArtifacts(),
         admin=RunAdmin(folder.root, store),
         join=lambda address: join_info(files, reach.as_workers_do(address), phase()),
@@ -151,6 +152,16 @@ def _views(file: Path, run: str, log: Callable[[str], None]) -> RunViews:
         return RunViews(None, run=run)
 
 
+def _look_up(folder: RunFolder, files: RunFiles, views: RunViews) -> TextRouter:
+    """Routes texts by the gates of now."""
+    return TextRouter(
+        folder,
+        feature_hash=files.base.feature_hash,
+        router_version=lambda: views.state().run.router_version,
+        notes=lambda: {leaf.path: leaf.data_notes for leaf in views.routing().leaves},
+    )
+
+
 def _session_key(keys: KeyFolder) -> bytes:
     """What browsers' cookies are sealed with: the same after each start, and nobody's who has not the folder."""
     return hmac.new(admin_secret(keys).encode(), b"tinylora dashboard session", hashlib.sha256).digest()
@@ -169,16 +180,6 @@ def join_info(files: RunFiles, address: str, phase: Phase) -> doc.JoinInfo:
         code=CODE,
         is_open=phase not in ("finished", "stopping"),
     )
-
-
-class _NoLookUp:
-    """Stands for a lookup that cannot be made."""
-
-    def why_not(self) -> str:
-        return "this coordinator cannot look texts up"
-
-    def __call__(self, text: str) -> doc.Lookup:
-        raise NotImplementedError
 
 
 class _NoArtifacts:
