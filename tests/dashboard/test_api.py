@@ -1,12 +1,14 @@
 """The API's routes one by one, against services that are made up."""
 
+import asyncio
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tinylora_coordinator.dashboard import documents as doc
-from tinylora_coordinator.dashboard.answers import Pace, Refusal, has_it, takes_gzip
+from tinylora_coordinator.dashboard.answers import Pace, Refusal, Threads, has_it, takes_gzip
 from tinylora_coordinator.dashboard.app import LOOKUPS_PER_MINUTE, create_app
 from tinylora_coordinator.dashboard.shell import BODY_BYTES
 from tinylora_coordinator.dashboard.snapshots import Snapshots
@@ -334,6 +336,36 @@ def test_files_come_whole_or_in_ranges_and_once(tmp_path: Path) -> None:
     assert leaf.headers["content-disposition"] == 'attachment; filename="leaf-01.zip"'
 
 
+@pytest.mark.parametrize(
+    ("range_", "status", "content"),
+    [
+        ("bytes=0-0", 206, b"h"),
+        ("bytes=3-", 206, b"lo"),
+        ("bytes=1-99", 206, b"ello"),
+        ("bytes=-2", 206, b"lo"),
+        ("bytes=-99", 206, b"hello"),
+        ("bytes=-0", 200, b"hello"),
+        ("bytes=3-1", 200, b"hello"),
+        ("bytes=0-0,2-2", 200, b"hello"),
+        ("lines=1-2", 200, b"hello"),
+        ("bytes=x", 200, b"hello"),
+    ],
+)
+def test_one_range_or_the_whole(tmp_path: Path, range_: str, status: int, content: bytes) -> None:
+    (tmp_path / "bundle").write_bytes(b"hello")
+    answer = asking(artifacts=FakeArtifacts(tmp_path)).get(f"/api/v1/bundles/{SHA256}", range=range_)
+    assert (answer.status_code, answer.content) == (status, content)
+
+
+def test_a_range_behind_the_end_and_a_file_that_is_gone_are_told(tmp_path: Path) -> None:
+    (tmp_path / "bundle").write_bytes(b"hello")
+    ask = asking(artifacts=FakeArtifacts(tmp_path))
+    behind = ask.get(f"/api/v1/bundles/{SHA256}", range="bytes=5-")
+    assert (failure(behind), behind.headers["content-range"]) == ((416, "range"), "bytes */5")
+    (tmp_path / "bundle").unlink()
+    assert failure(ask.get(f"/api/v1/bundles/{SHA256}")) == (404, "not_found")
+
+
 def test_a_text_is_looked_up_unless_that_cannot_be() -> None:
     look_up = FakeLookUp()
     ask = asking(look_up=look_up)
@@ -408,6 +440,23 @@ def test_who_has_it() -> None:
     assert has_it({"if-none-match": 'W/"a", "b"'}, '"b"')
     assert has_it({"if-none-match": 'W/"a"'}, '"a"')
     assert not has_it({}, '"a"')
+
+
+def test_of_what_takes_long_few_wait() -> None:
+    threads, may_end = Threads(1, "test", most_waiting=1), threading.Event()
+
+    async def scenario() -> None:
+        under_way = [asyncio.ensure_future(threads(may_end.wait)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Refusal) as raised:
+            await threads(may_end.wait)
+        assert (raised.value.status_code, raised.value.error) == (503, "busy")
+        may_end.set()
+        await asyncio.gather(*under_way)
+        assert await threads(lambda: 7) == 7
+
+    asyncio.run(scenario())
+    threads.close()
 
 
 def test_a_pace_counts_by_place_and_minute() -> None:

@@ -16,7 +16,9 @@ from typing import TypeVar
 import httpx
 import pytest
 import uvicorn
+from starlette.types import Message
 from tinylora_coordinator.dashboard import documents as doc
+from tinylora_coordinator.dashboard import stream
 from tinylora_coordinator.dashboard.answers import Refusal, Threads
 from tinylora_coordinator.dashboard.app import close_streams, create_app
 from tinylora_coordinator.dashboard.source import Views
@@ -110,14 +112,14 @@ def test_readers_in_step_share_the_work() -> None:
 
     async def scenario() -> None:
         opened = [streams_.open("e-0", yes) for _ in range(10)]
-        begun = [asyncio.ensure_future(first(stream, "patch")) for stream in opened]
+        begun = [asyncio.ensure_future(first(each, "patch")) for each in opened]
         while streams_.n_readers < 10:
             await asyncio.sleep(0)
         views.grow()
         found = await asyncio.gather(*begun)
         assert {event.id for event in found} == {"e-1"}
-        for stream in opened:
-            await stream.aclose()
+        for each in opened:
+            await each.aclose()
 
     streams_ = streams(views)
     asyncio.run(scenario())
@@ -202,6 +204,24 @@ def test_there_are_only_so_many_readers() -> None:
         await again.aclose()
 
     asyncio.run(scenario())
+
+
+def test_a_reader_who_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "SLOW_S", 0.05)
+    readers = streams(FakeViews())
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()  # a full pipe
+
+    async def receive() -> Message:
+        return await asyncio.Event().wait()  # pyright: ignore[reportReturnType]  (never)
+
+    async def scenario() -> None:
+        await asyncio.wait_for(stream.EventsResponse(readers.open("", yes))({"type": "http"}, receive, send), 5)
+
+    asyncio.run(scenario())
+    assert readers.n_readers == 0
 
 
 def test_closing_from_another_thread_ends_all_streams() -> None:

@@ -19,6 +19,7 @@ PURE = (
     "tinylora.federation.loop",
     "tinylora.federation.ledger_memory",
     "tinylora.ledger.sqlite",
+    "tinylora_coordinator.dashboard.app",
     "tinylora_worker.policy",
     "tinylora_worker.trainer.process",
     "tinylora_worker.traffic",

@@ -82,14 +82,28 @@ class Threads:
     Args:
         n: As many at once; whoever comes later waits.
         name: Of the threads.
+        most_waiting: As many wait; whoever comes later is refused.
     """
 
-    def __init__(self, n: int, name: str) -> None:
+    def __init__(self, n: int, name: str, *, most_waiting: int = 1000) -> None:
         self._pool = ThreadPoolExecutor(n, thread_name_prefix=name)
+        self._free = threading.BoundedSemaphore(n + most_waiting)
 
     async def __call__(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do work in one of them."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(*args, **kwargs))
+        """Do work in one of them.
+
+        Raises:
+            Refusal: Too many wait.
+        """
+        if not self._free.acquire(blocking=False):
+            raise Refusal(503, "busy", "too many ask for this at once", {"retry-after": "2"})
+        try:
+            doing = self._pool.submit(work, *args, **kwargs)
+        except RuntimeError:  # it was closed
+            self._free.release()
+            raise Refusal(503, "stopping", "the server is about to stop", {"retry-after": "5"}) from None
+        doing.add_done_callback(lambda _: self._free.release())  # also where whoever asked has left meanwhile
+        return await asyncio.wrap_future(doing)
 
     def close(self) -> None:
         """Begin nothing more."""

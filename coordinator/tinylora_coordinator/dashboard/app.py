@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 from fastapi import FastAPI, Header, Path, Query
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import HTMLResponse
 from starlette.responses import RedirectResponse, Response
 
 from tinylora.errors import DataError, RefusedError
@@ -26,6 +26,7 @@ from tinylora_coordinator.dashboard.answers import (
 )
 from tinylora_coordinator.dashboard.checks import Admin, Anybody, Asker, Viewer, identify
 from tinylora_coordinator.dashboard.failures import add_failures
+from tinylora_coordinator.dashboard.file_answer import FileAnswer
 from tinylora_coordinator.dashboard.lite import style, write_page
 from tinylora_coordinator.dashboard.metrics import expose
 from tinylora_coordinator.dashboard.pages import PAGE_PATHS, Pages
@@ -48,7 +49,8 @@ OPENAPI_PATH = "/api/v1/openapi.json"
 LOOKUPS_PER_MINUTE = 60
 SIGN_INS_PER_MINUTE = 20
 _N_THREADS = 4
-_N_SLOW_THREADS = 2
+_MOST_WAITING = 8
+"""For what takes long: lookups, and leaves to be packed."""
 
 
 def create_app(services: Services, *, pace_s: float = PACE_S) -> FastAPI:
@@ -176,7 +178,7 @@ def _add_details(app: FastAPI, services: Services) -> None:
 def _add_routing(app: FastAPI, services: Services) -> None:
     views, look_up = services.views, services.look_up
     threads: Threads = app.state.threads
-    slowly = Threads(_N_SLOW_THREADS, "dashboard-lookup")
+    slowly = Threads(2, "dashboard-lookup", most_waiting=_MOST_WAITING)
     pace = Pace(LOOKUPS_PER_MINUTE)
 
     @app.get("/api/v1/routing", response_model=doc.Routing)
@@ -204,7 +206,7 @@ def _add_routing(app: FastAPI, services: Services) -> None:
 def _add_artifacts(app: FastAPI, services: Services) -> None:
     artifacts = services.artifacts
     threads: Threads = app.state.threads
-    slowly = Threads(1, "dashboard-leaf")
+    slowly = Threads(1, "dashboard-leaf", most_waiting=_MOST_WAITING)
 
     @app.get("/api/v1/artifacts", response_model=doc.Artifacts)
     async def list_artifacts(asker: Viewer) -> Response:
@@ -217,15 +219,14 @@ def _add_artifacts(app: FastAPI, services: Services) -> None:
         await threads(artifacts.make)
         return answer(await threads(artifacts.list, True), 202)
 
-    @app.get("/api/v1/bundles/{sha256}", response_class=FileResponse, responses=_FILE)
+    @app.get("/api/v1/bundles/{sha256}", response_class=FileAnswer, status_code=200, responses=_FILE)
     async def bundle(sha256: Sha256, asker: Viewer) -> Response:
+        tag = f'"{sha256}"'
+        if has_it(asker.request.headers, tag):
+            return not_modified(tag)
         file = _there(await threads(artifacts.bundle, sha256), "there is no bundle of this hash")
-        headers = {"etag": f'"{sha256}"', "cache-control": ALWAYS_ASK}
-        if has_it(asker.request.headers, f'"{sha256}"'):
-            return not_modified(f'"{sha256}"')
-        return FileResponse(
-            file, headers=headers, media_type="application/octet-stream", filename=f"bundle-{sha256[:12]}.safetensors"
-        )
+        name = f"bundle-{sha256[:12]}.safetensors"
+        return FileAnswer(file, name, "application/octet-stream", _tagged(tag))
 
     @app.get("/api/v1/bundle", include_in_schema=False)
     async def published(asker: Viewer) -> Response:
@@ -234,11 +235,10 @@ def _add_artifacts(app: FastAPI, services: Services) -> None:
         row = _there(next((row for row in rows if row.is_published), None), "no bundle has been published yet")
         return RedirectResponse(f"/api/v1/bundles/{row.sha256}", 307)
 
-    @app.get("/api/v1/leaves/{path}", response_class=FileResponse, responses=_FILE)
+    @app.get("/api/v1/leaves/{path}", response_class=FileAnswer, status_code=200, responses=_FILE)
     async def leaf(path: NodePath, asker: Viewer) -> Response:
         file = _there(await slowly(artifacts.leaf, _bits(path)), f"the tree has no leaf {path}, or nobody trained it")
-        return FileResponse(file, headers={"cache-control": "no-store"}, media_type="application/zip",
-                            filename=f"leaf-{path}.zip")  # fmt: skip
+        return FileAnswer(file, f"leaf-{path}.zip", "application/zip")
 
     @app.get("/api/v1/join", response_model=doc.JoinInfo)
     async def join(asker: Viewer) -> Response:
@@ -248,8 +248,7 @@ def _add_artifacts(app: FastAPI, services: Services) -> None:
 _FILE: dict[int | str, dict[str, object]] = {
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
     206: {"description": "A part of it, by Range"},
-    400: {"description": "The Range is none"},
-    416: {"description": "The Range begins behind the end"},
+    416: {"model": doc.Failure},
 }
 
 
