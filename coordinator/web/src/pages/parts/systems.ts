@@ -33,6 +33,9 @@ export const SYSTEMS: readonly System[] = [
 /** Once, before joining. */
 export const INSTALL = "uv tool install --torch-backend auto tinylora";
 
+/** What the line to join looks like, where nobody is there to be joined. */
+export const EXAMPLE = "tinylora-worker join https://tree.example.org:8443 --data TEXTS";
+
 /** How to keep one's machine one's own. */
 export const STOPPING: readonly { command: string; does: string }[] = [
   { command: "tinylora-worker pause --for 2h", does: "frees the device within two seconds; at most the step in progress is lost" },
