@@ -27,6 +27,7 @@ from typing import Any, Literal, TypeAlias
 from tinylora.errors import NetworkError, SettingError, StorageError, TinyLoraError
 from tinylora.ledger.lock import FolderLock
 from tinylora_coordinator.dashboard.access import Viewers
+from tinylora_coordinator.desk import is_served
 from tinylora_coordinator.folder import RunFolder, read_run
 from tinylora_coordinator.keys import ServerIdentity, server_identity
 from tinylora_coordinator.lifeline import PROGRESS, UP
@@ -39,7 +40,8 @@ DASHBOARD_PORT = 8444
 """Of the operator's own listener; where another run has it, a free one is taken."""
 ROUNDS_STOP_S, LINK_STOP_S = 5.0, 4.0
 """How long a child may take to stop before it is killed; both together are below ten seconds."""
-_LOCK_PATIENCE_S = 3.0
+_LOCK_PATIENCE_S, _ORPHANS_PATIENCE_S = 3.0, 30.0
+"""How long a taken lock is waited for: a living supervisor's, and a dead one's, whose children may still load."""
 _FINAL = (SettingError.exit_code, StorageError.exit_code)
 """Exit codes that another start would only repeat."""
 
@@ -110,12 +112,13 @@ def _listen_locally(port: int, log: Callable[[str], None]) -> socket:
 
 def _lock(root: Path) -> FolderLock:
     """The folder's lock. An earlier supervisor that was killed leaves children, who hold it for a moment longer."""
-    end = time.monotonic() + _LOCK_PATIENCE_S
+    begun = time.monotonic()
     while True:
         try:
             return FolderLock(root / "lock", holder="coordinator")
         except StorageError:
-            if time.monotonic() >= end:
+            patience_s = _LOCK_PATIENCE_S if is_served(root) else _ORPHANS_PATIENCE_S
+            if time.monotonic() - begun >= patience_s:
                 raise
         time.sleep(0.1)
 
