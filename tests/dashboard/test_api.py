@@ -143,6 +143,23 @@ def test_an_answer_of_the_present_position_is_not_sent_twice(path: str) -> None:
     assert ask.get(path, if_none_match=tag).status_code == 200
 
 
+class LongViews(FakeViews):
+    def series(self, metric: doc.Metric, node: str | None, start_s: float, end_s: float, points: int) -> doc.Series:
+        t = tuple(float(number) for number in range(points))
+        return doc.Series(metric=metric, node=node, bucket_s=1.0, t=t, mean=t, low=t, high=t)
+
+
+def test_long_answers_are_compressed_and_have_a_tag_of_their_own() -> None:
+    ask, path = asking(views=LongViews()), "/api/v1/series?metric=loss&points=1000"
+    plain, zipped = ask.get(path, accept_encoding="identity"), ask.get(path, accept_encoding="gzip")
+    assert zipped.headers["content-encoding"] == "gzip"
+    assert int(zipped.headers["content-length"]) < int(plain.headers["content-length"]) / 2
+    assert zipped.content == plain.content
+    tags = {plain.headers["etag"], zipped.headers["etag"]}
+    assert len(tags) == 2
+    assert {ask.get(path, if_none_match=tag).status_code for tag in tags} == {304}
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [

@@ -22,7 +22,9 @@ from tinylora_coordinator.dashboard.answers import (
     has_it,
     json_answer,
     not_modified,
+    tagged_answer,
     to_json,
+    zipped_tag,
 )
 from tinylora_coordinator.dashboard.checks import Admin, Anybody, Asker, Viewer, identify
 from tinylora_coordinator.dashboard.failures import add_failures
@@ -109,10 +111,11 @@ def _add_overview(app: FastAPI, services: Services) -> None:
     @app.get("/api/v1/workers", response_model=doc.WorkerList)
     async def workers(asker: Viewer) -> Response:
         snapshot = snapshots.fresh() or await threads(snapshots.take)
-        if has_it(asker.request.headers, snapshot.tag):
+        headers = asker.request.headers
+        if has_it(headers, snapshot.tag, zipped_tag(snapshot.tag)):
             return not_modified(snapshot.tag)
         listed = doc.WorkerList(position=snapshot.state.position, workers=snapshot.state.workers)
-        return json_answer(await threads(to_json, listed), headers=_tagged(snapshot.tag))
+        return await threads(lambda: tagged_answer(to_json(listed), snapshot.tag, headers))
 
     @app.get(
         "/api/v1/events", status_code=200, response_class=EventsResponse, responses={200: {"model": doc.Patch}}
@@ -139,10 +142,10 @@ def _add_details(app: FastAPI, services: Services) -> None:
     async def tell(asker: Asker, make: Callable[[], T | None], missing: str = "") -> Response:
         """A document of the present position, unless the reader has it."""
         tag = f'"{views.position}"'  # read first: what is younger than its tag is asked for again, and no harm done
-        if has_it(asker.request.headers, tag):
+        headers = asker.request.headers
+        if has_it(headers, tag, zipped_tag(tag)):
             return not_modified(tag)
-        body = await threads(lambda: _bytes_of(make(), missing))
-        return json_answer(body, headers=_tagged(tag))
+        return await threads(lambda: tagged_answer(_bytes_of(make(), missing), tag, headers))
 
     @app.get("/api/v1/nodes/{path}", response_model=doc.NodeDetail)
     async def node(path: NodePath, asker: Viewer) -> Response:
@@ -226,7 +229,7 @@ def _add_artifacts(app: FastAPI, services: Services) -> None:
             return not_modified(tag)
         file = _there(await threads(artifacts.bundle, sha256), "there is no bundle of this hash")
         name = f"bundle-{sha256[:12]}.safetensors"
-        return FileAnswer(file, name, "application/octet-stream", _tagged(tag))
+        return FileAnswer(file, name, "application/octet-stream", {"etag": tag, "cache-control": ALWAYS_ASK})
 
     @app.get("/api/v1/bundle", include_in_schema=False)
     async def published(asker: Viewer) -> Response:
@@ -374,10 +377,6 @@ def _desk(services: Services) -> AdminDesk:
     if services.admin is None:
         raise Refusal(404, "not_found", "a recorded run takes no orders")
     return services.admin
-
-
-def _tagged(tag: str) -> dict[str, str]:
-    return {"etag": tag, "cache-control": ALWAYS_ASK}
 
 
 def _set_cookie(response: Response, asker: Asker, name: str, value: str, age_s: int) -> None:

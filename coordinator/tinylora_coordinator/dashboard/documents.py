@@ -2,7 +2,7 @@
 
 Times are seconds of the run's clock, which stands still while the run is not served; `Run.clock_s` is now. Losses are
 nats per token. Paths are bit strings, the root's is empty. Whatever a worker said (names, texts) was validated when it
-came in, and is text, never markup. Fields that are at their default are left out of the JSON of large lists.
+came in, and is text, never markup. Fields that are at their default are left out of the JSON.
 """
 
 from typing import Annotated, Literal, TypeAlias

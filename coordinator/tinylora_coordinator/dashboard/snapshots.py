@@ -9,14 +9,22 @@ from dataclasses import dataclass
 from starlette.responses import Response
 
 from tinylora_coordinator.dashboard import documents as doc
-from tinylora_coordinator.dashboard.answers import ALWAYS_ASK, has_it, json_answer, not_modified, takes_gzip, to_json
+from tinylora_coordinator.dashboard.answers import (
+    ALWAYS_ASK,
+    GZIP_LEVEL,
+    has_it,
+    json_answer,
+    not_modified,
+    takes_gzip,
+    to_json,
+    zipped_tag,
+)
 from tinylora_coordinator.dashboard.source import Views
 
 _KEEP_S = 5.0
 """The run's clock in it goes on, even where nothing happens."""
 _REST = 9.0
 """Times as long as it took to make one, the next is not made: a tenth of a core is the most that this takes."""
-_GZIP_LEVEL = 5
 
 
 @dataclass(frozen=True)
@@ -27,20 +35,18 @@ class Snapshot:
     body: bytes
     zipped: bytes
     tag: str
-    zipped_tag: str
 
     def answer(self, headers: Mapping[str, str]) -> Response:
         """To a request with these headers."""
         is_zipped = takes_gzip(headers)
-        tag = self.zipped_tag if is_zipped else self.tag
-        vary = {"vary": "accept-encoding"}
-        if has_it(headers, self.tag, self.zipped_tag):
-            response = not_modified(tag)
-            response.headers.update(vary)
-            return response
+        tag = zipped_tag(self.tag) if is_zipped else self.tag
+        if has_it(headers, self.tag, zipped_tag(self.tag)):
+            return not_modified(tag)
         more = {"content-encoding": "gzip"} if is_zipped else {}
         body = self.zipped if is_zipped else self.body
-        return json_answer(body, headers={"etag": tag, "cache-control": ALWAYS_ASK, **vary, **more})
+        return json_answer(
+            body, headers={"etag": tag, "cache-control": ALWAYS_ASK, "vary": "accept-encoding", **more}
+        )  # fmt: skip
 
 
 class Snapshots:
@@ -82,4 +88,4 @@ def _make(state: doc.State) -> Snapshot:
     body = to_json(state)
     # A position has many states, which differ in the clock alone.
     name = f"{state.position}.{round(1000 * state.run.clock_s)}"
-    return Snapshot(state, body, gzip.compress(body, _GZIP_LEVEL, mtime=0), f'"{name}"', f'"{name}.gz"')
+    return Snapshot(state, body, gzip.compress(body, GZIP_LEVEL, mtime=0), f'"{name}"')
