@@ -37,7 +37,7 @@ from tinylora_coordinator.front_door import (
 from tinylora_coordinator.keys import KeyFolder, make_keys, pin_of
 from tinylora_coordinator.operator_store import OperatorStore
 
-from tests.dashboard.fakes import SHA256, WORKER, FakeArtifacts, fake_services
+from tests.dashboard.fakes import SHA256, WORKER, FakeArtifacts, FakeViews, fake_services
 
 For = Literal["anybody", "viewer", "admin"]
 HOST = "127.0.0.1"
@@ -103,6 +103,7 @@ class Run:
     ca: Path
     store: OperatorStore
     artifacts: FakeArtifacts
+    views: FakeViews
     shown: dict[str, str]
     """Token by who shows it; `nobody` shows none."""
     now: list[float]
@@ -116,9 +117,9 @@ def served(folder: Path, viewers: Viewers) -> Iterator[Run]:
     for name in ("bundle", "leaf"):
         (folder / name).write_bytes(b"bytes")
     with OperatorStore(folder) as store:
-        artifacts = FakeArtifacts(folder)
+        artifacts, views = FakeArtifacts(folder), FakeViews()
         access = RunAccess(store, mark=MARK, key=b"key", viewers=viewers, now=lambda: now[0])
-        app = create_app(fake_services(access=access, artifacts=artifacts))
+        app = create_app(fake_services(access=access, artifacts=artifacts, views=views))
         dashboard = Dashboard(app, is_ours)
         pages = public_pages(ca_file=keys.ca, bundle_file=folder / "bundle", status=lambda: {})
         nodes, limits = NodeAuth(lambda public_pem: False), Limits(tries_per_minute=1000)
@@ -129,7 +130,9 @@ def served(folder: Path, viewers: Viewers) -> Iterator[Run]:
         tls = server_tls(keys.server, keys.server_key)
         with serve_public(door, listeners[0], tls=tls), serve_public(own, listeners[1], tls=None):
             shown = tokens(store, pin_of(keys), now[0])
-            yield Run(f"https://{HOST}:{port}", f"http://{HOST}:{own_port}", keys.ca, store, artifacts, shown, now)
+            yield Run(
+                f"https://{HOST}:{port}", f"http://{HOST}:{own_port}", keys.ca, store, artifacts, views, shown, now
+            )
 
 
 def tokens(store: OperatorStore, pin: str, now_s: float) -> dict[str, str]:
@@ -317,14 +320,19 @@ def test_who_is_revoked_is_out_within_two_seconds_with_his_stream(closed: Run, h
     with opened(closed, "leaving" if how == "bearer" else "nobody") as client:
         if how == "cookie":
             sign_in(client, token.text)
-        with client.stream("GET", "/api/v1/events") as stream:
+        since = closed.views.position
+        closed.views.grow()
+        with client.stream("GET", f"/api/v1/events?since={since}") as stream:
+            lines = stream.iter_lines()
+            assert "event: patch" in lines
             assert client.get("/api/v1/state").status_code == 200
             closed.store.revoke_token(token.token_id, closed.now[0])
             begun = time.monotonic()
             assert within(2.0, lambda: client.get("/api/v1/state").status_code == 401)
-            for _ in stream.iter_bytes():
-                pass  # it ends
-            assert time.monotonic() - begun < 8.0
+            closed.views.grow()
+            while "event: patch" in lines:  # until it ends
+                assert time.monotonic() < begun + 3.0
+                closed.views.grow()
 
 
 def test_a_token_that_ends_lets_nobody_in_from_then_on(closed: Run) -> None:

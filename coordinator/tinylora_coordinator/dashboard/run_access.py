@@ -18,7 +18,7 @@ from tinylora_coordinator.dashboard.access import (
 from tinylora_coordinator.dashboard.services import Who
 from tinylora_coordinator.operator_store import OperatorStore
 
-TRUST_S = 1.0
+TRUST_S = 0.75
 """So long what was looked up is believed: who is revoked is out after that."""
 _MOST_KNOWN = 1000
 

@@ -48,7 +48,7 @@ class Streams:
         most_readers: Streams at once.
         pace_s: See `PACE_S`.
         alive_s: See `ALIVE_S`.
-        look_s: After so long it is looked again whether a reader still may.
+        look_s: After so long, before he is told more, it is looked again whether a reader still may.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Streams:
         most_readers: int = MOST_READERS,
         pace_s: float = PACE_S,
         alive_s: float = ALIVE_S,
-        look_s: float = 30.0,
+        look_s: float = 1.0,
     ) -> None:
         self._look_s = look_s
         self._views, self._threads = views, threads
@@ -107,11 +107,11 @@ class Streams:
         try:
             async with aclosing(hub.follow(since or self._views.position)) as events:
                 async for data in events:
-                    yield data
                     if loop.time() >= look_at:
                         look_at = loop.time() + self._look_s
                         if not await still_may():
                             return
+                    yield data
         finally:
             self._leave(hub)
 
