@@ -20,7 +20,7 @@ from tinylora.numerics import TorchNumerics
 from tinylora.routing.gates import Gates
 from tinylora.routing.statistics import sum_statistics
 from tinylora.tensors import Tensors
-from tinylora.tree import NodePath
+from tinylora.tree import NodePath, is_under
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 
@@ -47,6 +47,7 @@ def make_bundle(
     report: dict[str, Any] | None = None,
     is_router_averaged: bool = False,
     without: str = "",
+    leaf: NodePath | None = None,
 ) -> Bundle:
     """The run's tree as it stands: a node that nobody trained has no adapter, so every prefix of a run is usable.
 
@@ -59,6 +60,7 @@ def make_bundle(
         report: To travel in the bundle; it should hold no time, duration or host.
         is_router_averaged: Whether to take the averaged weights that `router_sync = "both"` keeps for comparison.
         without: A worker whose share is left out, as if it were revoked now; the ledger stays as it is.
+        leaf: Read the adapters on the way to this leaf alone; the others are missing, as if nobody had trained them.
 
     Raises:
         DataError: The run has no tree yet, keeps no averaged weights, or does not know the worker to leave out.
@@ -80,7 +82,7 @@ def make_bundle(
         spec=campaign.settings.spec,
         shared=shared_factors(campaign.base, campaign.settings.spec, seed=campaign.settings.seed),
         scale=campaign.settings.scale,
-        nodes=_adapters(campaign, ledger),
+        nodes=_adapters(campaign, ledger, leaf),
         gates=_gates(campaign, blobs, solved, is_averaged=is_router_averaged),
         policy=policy,
         projection=projection,
@@ -115,12 +117,15 @@ def record(campaign: Campaign, ledger: Ledger, made: BundlePublished) -> Campaig
     return apply(campaign, made)
 
 
-def _adapters(campaign: Campaign, ledger: Ledger) -> dict[NodePath, Tensors]:
+def _adapters(campaign: Campaign, ledger: Ledger, leaf: NodePath | None) -> dict[NodePath, Tensors]:
     adapters: dict[NodePath, Tensors] = {}
     for top, node in sorted(campaign.nodes.items()):
-        found = tensors.from_bytes(ledger.get_blob(node.blob)) if node.blob else {}
-        for path in campaign.adapters_of(top) if node.blob else ():
-            adapters[path] = tensors.strip_prefix(found, f"node.{path}.")
+        if not node.blob or (leaf is not None and not is_under(leaf, top)):
+            continue
+        found = tensors.from_bytes(ledger.get_blob(node.blob))
+        for path in campaign.adapters_of(top):
+            if leaf is None or is_under(leaf, path):
+                adapters[path] = tensors.strip_prefix(found, f"node.{path}.")
     return adapters
 
 

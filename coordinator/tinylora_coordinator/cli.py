@@ -96,7 +96,8 @@ def init(
     own = _own_certificate(certificate, private_key, ca)
     if own is not None:
         check_own(own)
-    from tinylora.base_model import load_base  # after the cheap checks: it takes seconds
+    from tinylora.base_model import has_transposed_linears, load_base  # after the cheap checks: it takes seconds
+    from tinylora.export import Places
     from tinylora_coordinator.lookup_tables import lookup_tables
     from tinylora_coordinator.service import projection_bytes
 
@@ -104,7 +105,8 @@ def init(
     check_settings(settings, loaded.facts)
     projection = projection_bytes(loaded.routing_feature.projection)
     tables = lookup_tables(loaded)
-    write_run(place, settings, loaded.facts, projection, hosts=names, own=own, tables=tables)
+    places = Places(modules=loaded.linears, is_transposed=has_transposed_linears(loaded.model)).to_json()
+    write_run(place, settings, loaded.facts, projection, hosts=names, own=own, tables=tables, places=places)
     _say(f"{folder}: a run of depth {settings.depth} on {loaded.facts.base_id}; look at {place.settings_file}, then")
     _say(f"  tinylora-coordinator serve {folder}")
     _say(f"  tinylora-coordinator token create {folder}")
@@ -132,6 +134,9 @@ def serve(
         Literal["anybody", "token"],
         typer.Option(help="Who may look at the dashboard at the public address; token: `token create --role viewer`."),
     ] = "anybody",
+    bundle_every: Annotated[
+        int, typer.Option("--bundle-every", min=0, help="Write a bundle after so many rounds; 0: only when asked to.")
+    ] = 0,
     certificate: Certificate = None,
     private_key: PrivateKey = None,
     ca: Ca = None,
@@ -407,6 +412,29 @@ def bundle(
     if as_json:
         _print_json({"file": str(out), "without": without, **made.model_dump(mode="json", exclude={"type"})})
     _say(f"{out}: sha256 {made.sha256}, of the first {made.n_events} events")
+
+
+@app.command(epilog=f"{CODES} 3 the run has no tree yet; 4 the base is not here.")
+def leaf(
+    folder: Folder,
+    path: Annotated[str, typer.Argument(metavar="LEAF", help="Its path, such as 0110; `root` for the root.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write, *.zip: an ordinary PEFT adapter's folder.")],
+    base: Annotated[
+        str,
+        typer.Option("--base", help="The run's base, folder or hub id; only for runs whose folder has no places.json."),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Write one leaf with all above it as a PEFT adapter: at any time, served or not. Exact for hard routing."""
+    from tinylora_coordinator.desk import check_output
+
+    check_output(out)
+    from tinylora_coordinator.leaf_file import leaf_file
+
+    made = leaf_file(folder, "" if path == "root" else path, out, base=base)
+    if as_json:
+        _print_json(made)
+    _say(f"{out}: leaf {path}, {made['n_steps']} steps, rank {made['rank']}")
 
 
 @app.command(epilog=CODES)

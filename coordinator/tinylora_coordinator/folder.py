@@ -1,14 +1,16 @@
-"""A run's folder, which nobody but its owner may enter. `init` writes the first five; the others come with use.
+"""A run's folder, which nobody but its owner may enter. `init` writes the first six; the others come with use.
 
 run.toml              what the operator decided; edit it before the first `serve`
 base.json             what identifies the base model, and the shapes of its linears
 keys/                 CA, certificate, the run's key, the admin secret (`keys.py`)
 projection.safetensors  of the routing feature, where the base's embeddings are wider than it
 lookup.safetensors, tokenizer.json  for the page that routes a text (`dashboard/lookup.py`)
+places.json           where the base has its projections, for leaves as PEFT adapters
 operator.sqlite       tokens, workers, orders (`operator_store.py`)
 ledger.sqlite, blobs/ the run's memory
 link.db, flower/      Flower's own state: nodes and messages under way
 bundle.safetensors    the result
+bundles/              what was made of the run meanwhile (`shelf.py`)
 """
 
 import json
@@ -135,6 +137,11 @@ class RunFolder:
         return self.root / "tokenizer.json"
 
     @property
+    def places_file(self) -> Path:
+        """Where the base has its projections, for leaves as PEFT adapters; runs of older programs have none."""
+        return self.root / "places.json"
+
+    @property
     def link_database(self) -> Path:
         """Flower's state."""
         return self.root / "link.db"
@@ -220,6 +227,7 @@ def write_run(
     own: OwnCertificate | None = None,
     now: datetime | None = None,
     tables: Tables | None = None,
+    places: str = "",
 ) -> None:
     """Write what a run starts from; run.toml comes last, so that a folder with one is complete.
 
@@ -232,6 +240,7 @@ def write_run(
         own: The operator's certificate, used instead of one of ours.
         now: Time, with zone, that certificates count from; the present by default.
         tables: For the page that routes a text, where the base's tokenizer allows it.
+        places: Where the base has its projections, as `export.Places` writes it.
 
     Raises:
         SettingError: A host is neither a name nor an address, or `own` is no certificate with its key.
@@ -247,6 +256,8 @@ def write_run(
         if tables is not None:
             _write(folder.tokenizer_file, tables.tokenizer)
             _write(folder.lookup_file, tables.table)
+        if places:
+            _write(folder.places_file, places.encode())
         _write(folder.settings_file, settings_text(settings).encode())
     except OSError as error:
         raise StorageError(f"{folder.root}: {error.strerror or error}; choose another folder") from None

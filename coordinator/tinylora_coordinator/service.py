@@ -1,6 +1,7 @@
 """The bundle of a run: written at any time, published at its end."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from tinylora.federation.record import past
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.release import described, make_bundle, record
 from tinylora_coordinator.folder import RunFiles, RunFolder, read_run
+from tinylora_coordinator.shelf import Shelf
 
 Made = TypeVar("Made")
 
@@ -79,7 +81,16 @@ def bundle(root: Path, out: Path, *, without: str = "") -> BundlePublished:
     folder = RunFolder(root)
     if not out.parent.is_dir():
         raise StorageError(f"{out}: no such folder; make it first")
-    return reading(root, lambda ledger, campaign: release(folder, ledger, campaign, out, without=without))
+    made = reading(root, lambda ledger, campaign: release(folder, ledger, campaign, out, without=without))
+    if out == folder.bundle_file and not without:
+        _note(root, made)
+    return made
+
+
+def _note(root: Path, made: BundlePublished) -> None:
+    """So that the run's pages can tell of which log the published bundle is. Not worth failing for."""
+    with suppress(OSError):
+        Shelf(root).note(made)
 
 
 def reading(root: Path, make: Callable[[SqliteLedger, Campaign], Made]) -> Made:

@@ -3,12 +3,13 @@
 <sha256>.safetensors  a bundle; the oldest ones go first
 <sha256>.json         of which log it is; stays while the log names the bundle
 .making-…             one that is being written
-leaves/               single leaves as zipped PEFT adapters, made on demand
+leaves/               single leaves as zipped PEFT adapters, made on demand; none of them survives a start
 """
 
 import hashlib
 import re
 import secrets
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -44,8 +45,9 @@ class Shelf:
             OSError: The folder cannot be written.
         """
         durable.make_folder(self.folder, name="shelf")
+        shutil.rmtree(self.leaves, ignore_errors=True)
         self.leaves.mkdir(mode=0o700, exist_ok=True)
-        half = [*self.folder.glob(f"{MAKING}*"), *self.folder.glob(f".{MAKING}*"), *self.leaves.glob(f"{MAKING}*")]
+        half = [*self.folder.glob(f"{MAKING}*"), *self.folder.glob(f".{MAKING}*")]
         unknown = [file for file in self.folder.glob("*.safetensors") if not self._note(file.stem).exists()]
         for file in (*half, *unknown):
             file.unlink(missing_ok=True)
@@ -94,6 +96,40 @@ class Shelf:
             if sha256 not in named:
                 self._note(sha256).unlink(missing_ok=True)
             self._bundle(sha256).unlink(missing_ok=True)
+
+    def forget(self, before: int, named: Collection[str]) -> None:
+        """The files of bundles of so short logs go, and all leaves: they may hold what was erased since."""
+        for made in self.all():
+            if made.n_events < before:
+                self._bundle(made.sha256).unlink(missing_ok=True)
+                if made.sha256 not in named:
+                    self._note(made.sha256).unlink(missing_ok=True)
+        for file in self.leaves.glob("leaf-*.zip"):
+            file.unlink(missing_ok=True)
+
+    # --- leaves ------------------------------------------------------------------------------------------------------
+
+    def new_leaf(self) -> Path:
+        """Where a leaf is to be written before it is taken in."""
+        return self.leaves / f"{MAKING}{secrets.token_hex(8)}.zip"
+
+    def leaf(self, name: str) -> Path | None:
+        """A leaf that was made before."""
+        file = self.leaves / f"{name}.zip"
+        return file if file.is_file() else None
+
+    def take_leaf(self, file: Path, name: str, keep: int) -> Path:
+        """Keep a leaf, and of all the `keep` that were made last; any of them can be made again.
+
+        Raises:
+            OSError: It cannot be moved.
+        """
+        target = self.leaves / f"{name}.zip"
+        file.replace(target)
+        here = sorted(self.leaves.glob("leaf-*.zip"), key=lambda other: (-other.stat().st_mtime_ns, other.name))
+        for other in here[keep:]:
+            other.unlink(missing_ok=True)
+        return target
 
     def _bundle(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.safetensors"

@@ -22,6 +22,8 @@ NEED_NOT_LAST = {
     "_open_log: self.log_file.replace(self.log_file.with_suffix('.log.1'))",
     "_make: fresh.rename(place / fresh.name[1:])",
     "write_recording: beside.replace(file)",
+    "take_leaf: file.replace(target)",
+    "write_leaf: beside.replace(out)",
 }
 """Moves of what may be lost: an old log, a folder that dies with its process, what can be made again."""
 

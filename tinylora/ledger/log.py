@@ -45,8 +45,8 @@ def read_timed(connection: Connection, after: int, at_most: int | None = None) -
 
 def read_types(
     connection: Connection, types: Collection[str], after: int, at_most: int
-) -> tuple[int, tuple[Event, ...]]:
-    """Events of these types among the `at_most` rows behind the first `after`, and the last number looked at.
+) -> tuple[int, tuple[tuple[int, Event], ...]]:
+    """Numbered events of these types among the `at_most` rows behind the first `after`, and the last number looked at.
 
     They are not compared with their hashes.
 
@@ -58,7 +58,7 @@ def read_types(
         _columns.number > after, _columns.number <= until, _columns.type.in_(sorted(types))
     )
     rows = connection.execute(query.order_by(_columns.number))
-    return max(after, until), tuple(parse(number, body) for number, body in rows)
+    return max(after, until), tuple((number, parse(number, body)) for number, body in rows)
 
 
 def read_unchained(connection: Connection, after: int) -> Iterator[Event]:

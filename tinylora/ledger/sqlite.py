@@ -124,8 +124,8 @@ class SqliteLedger:
         with self._reading_tables() as connection:
             return tuple(read_timed(connection, after, at_most))
 
-    def events_of(self, types: Collection[str], after: int, at_most: int) -> tuple[int, tuple[Event, ...]]:
-        """Events of these types among the `at_most` behind the first `after`, and how many were looked at in all.
+    def events_of(self, types: Collection[str], after: int, at_most: int) -> tuple[int, tuple[tuple[int, Event], ...]]:
+        """Numbered events of these types among the `at_most` behind the first `after`, and how far was looked.
 
         For those who look again and again for something rare; the hashes are not compared.
 

@@ -113,6 +113,7 @@ class Press:
         self._is_making = False
         self._error = ""
         self._tried_version = 0
+        self._erased = 0
 
     @property
     def is_making(self) -> bool:
@@ -125,7 +126,7 @@ class Press:
         return self._error
 
     def start(self) -> None:
-        """Clear up after a process that was killed; from here on, look whether one is due.
+        """Clear up after a process that was killed; from here on, look at the log.
 
         Raises:
             StorageError: The folder cannot be written.
@@ -135,8 +136,7 @@ class Press:
         except OSError as error:
             raise StorageError(f"{self.shelf.folder}: {error.strerror or error}") from None
         self._tried_version = max((made.router_version for made in self.shelf.all()), default=0)
-        if self._every:
-            self._begin(self._watch_rounds, "press-watch")
+        self._begin(self._watch, "press-watch")
 
     def close(self) -> None:
         """Stop, at once; what was being written is cleared away by the next one."""
@@ -212,7 +212,7 @@ class Press:
 
     # --- after some rounds -------------------------------------------------------------------------------------------
 
-    def _watch_rounds(self) -> None:
+    def _watch(self) -> None:
         while not self._stop.wait(LOOK_S):
             with suppress(TinyLoraError, OSError):
                 self.look()
@@ -220,12 +220,17 @@ class Press:
     def look(self) -> None:
         """Begin to write one if so many versions of the routers have been made since the last.
 
+        Where somebody was erased, the files go that were made before.
+
         Raises:
             TinyLoraError: It cannot be written now; it is tried again after as many versions.
         """
         self.watch.look()
+        if self.watch.erased > self._erased:
+            self._erased = self.watch.erased
+            self.shelf.forget(before=self._erased, named=self.watch.named)
         version = self.watch.router_version
-        if version < self._tried_version + self._every or self._is_making:
+        if not self._every or version < self._tried_version + self._every or self._is_making:
             return
         self._tried_version = version
         try:
