@@ -155,7 +155,15 @@ def serve(
     from tinylora_coordinator.supervisor import serve as serve_run
 
     own_port = None if no_dashboard else dashboard_port
-    serve_run(folder, host=host, port=port, insecure=insecure, dashboard_port=own_port, viewers=viewers)
+    serve_run(
+        folder,
+        host=host,
+        port=port,
+        insecure=insecure,
+        dashboard_port=own_port,
+        viewers=viewers,
+        bundle_every=bundle_every,
+    )
 
 
 def _own_certificate(certificate: Path | None, private_key: Path | None, ca: Path | None) -> "OwnCertificate | None":

@@ -74,8 +74,8 @@ def _places(root: Path, base: str) -> Places:
         if base:
             raise
         raise BaseModelError(
-            f"{root}: nothing here says how the modules of base {facts.base_id} are called (no places.json), and the base "
-            "is not on this machine; name it with `tinylora-coordinator leaf --base PATH`"
+            f"{root}: nothing here says how the modules of base {facts.base_id} are called (no places.json), and the "
+            "base is not on this machine; name it with `tinylora-coordinator leaf --base PATH`"
         ) from None
 
 

@@ -61,7 +61,16 @@ def _work(root: Path, first: dict[str, Any], stop: threading.Event, listen: Call
         reach = reach_of(folder.keys, host, port, is_tls=tls is not None, local=own_hosts(local_port))
         phase = phase_reader(link, store, PublicStatus(root))
         shown = held.enter_context(
-            opened(folder, files, store, phase=phase, reach=reach, viewers=first["viewers"], log=_say)
+            opened(
+                folder,
+                files,
+                store,
+                phase=phase,
+                reach=reach,
+                viewers=first["viewers"],
+                bundle_every=first["bundle_every"],
+                log=_say,
+            )
         )
         door = make_door(link, folder, files, store, dashboard=shown.dashboard, reports=shown.reports)
         held.enter_context(serve_public(door, public, tls=tls))

@@ -61,6 +61,7 @@ def serve(
     insecure: bool = False,
     dashboard_port: int | None = DASHBOARD_PORT,
     viewers: Viewers = "anybody",
+    bundle_every: int = 0,
     linger_s: float = LINGER_S,
     log: Callable[[str], None] = say,
 ) -> None:
@@ -73,6 +74,7 @@ def serve(
         insecure: Plain HTTP instead of TLS.
         dashboard_port: Port of the operator's dashboard on 127.0.0.1; 0 takes a free one, None opens none.
         viewers: Who may look at the dashboard at the public address.
+        bundle_every: Write a bundle after so many versions of the routers; 0: only when asked to.
         linger_s: How long a finished run waits for its workers to notice.
         log: Takes one line for people.
 
@@ -93,7 +95,7 @@ def serve(
         public = held.enter_context(listen(host, port))
         inner = held.enter_context(listen("127.0.0.1", 0))
         local = None if dashboard_port is None else held.enter_context(_listen_locally(dashboard_port, log))
-        place = Place(root, name, public, inner, local, lock.fileno(), identity, viewers)
+        place = Place(root, name, public, inner, local, lock.fileno(), identity, viewers, bundle_every)
         supervisor = Supervisor(place, held.enter_context(_signals()), linger_s=linger_s, log=log)
         held.callback(supervisor.kill)
         supervisor.run()
@@ -256,6 +258,8 @@ class Place:
     """The certificate; None in plain HTTP."""
     viewers: Viewers
     """Who may look at the public address."""
+    bundle_every: int
+    """A bundle is written after so many versions of the routers; 0: only when asked to."""
 
     @property
     def sockets(self) -> tuple[socket, ...]:
@@ -277,6 +281,7 @@ class Place:
             "inner_fd": self.inner.fileno(),
             "local_fd": None if self.local is None else self.local.fileno(),
             "viewers": self.viewers,
+            "bundle_every": self.bundle_every,
             "certificate": None if known is None else str(known.certificate),
             "private_key": None if known is None else str(known.private_key),
         }

@@ -23,11 +23,19 @@ class RunAdmin:
     Args:
         root: The run's folder.
         store: Its operator's file, which stays the caller's to close.
+        as_workers_do: Where workers reach the run, for an operator who came by an address.
         clock: Seconds since 1970.
     """
 
-    def __init__(self, root: Path, store: OperatorStore, *, clock: Callable[[], float] = time.time) -> None:
-        self._root, self._store, self._clock = root, store, clock
+    def __init__(
+        self,
+        root: Path,
+        store: OperatorStore,
+        *,
+        as_workers_do: Callable[[str], str] = str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._root, self._store, self._as_workers_do, self._clock = root, store, as_workers_do, clock
 
     def state(self) -> doc.AdminState:
         """Who waits for approval, and the latest orders.
@@ -96,8 +104,7 @@ class RunAdmin:
 
         Args:
             request: What it is good for.
-            address: scheme://host[:port] by which the operator came; empty where that is not known, or where workers
-                cannot come by it.
+            address: scheme://host[:port] by which the operator came; empty where that is not known.
 
         Raises:
             SettingError: A tag is not printable, or the time is none.
@@ -110,7 +117,7 @@ class RunAdmin:
             expires=request.expires,
             tags=request.tags,
             needs_approval=request.needs_approval,
-            url=address,
+            url=self._as_workers_do(address),
         )
         return doc.NewToken(
             token=made["token"],

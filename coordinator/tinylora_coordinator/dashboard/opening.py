@@ -20,8 +20,10 @@ from tinylora_coordinator.dashboard.access import Viewers
 from tinylora_coordinator.dashboard.addresses import is_ours
 from tinylora_coordinator.dashboard.admin import RunAdmin
 from tinylora_coordinator.dashboard.app import close_streams, create_app
+from tinylora_coordinator.dashboard.artifacts import RunArtifacts
 from tinylora_coordinator.dashboard.follower import Follower
 from tinylora_coordinator.dashboard.lookup import TextRouter
+from tinylora_coordinator.dashboard.press import Press
 from tinylora_coordinator.dashboard.run_access import RunAccess
 from tinylora_coordinator.dashboard.services import Services
 from tinylora_coordinator.dashboard.views import RunViews
@@ -90,6 +92,7 @@ def opened(
     phase: Callable[[], Phase],
     reach: Reach,
     viewers: Viewers,
+    bundle_every: int = 0,
     log: Callable[[str], None],
 ) -> Iterator[Opened]:
     """The dashboard of a run, until the block ends.
@@ -101,11 +104,12 @@ def opened(
         phase: Tells what the run is doing, from any thread.
         reach: Where the run is reached.
         viewers: Who may look at the public address.
+        bundle_every: Write a bundle after so many versions of the routers; 0: only when asked to.
         log: Takes one line for the operator.
     """
     with ExitStack() as held:
         try:
-            found = _open(held, folder, files, store, phase, reach, viewers, log)
+            found = _open(held, folder, files, store, phase, reach, viewers, bundle_every, log)
         except Exception as error:  # whatever it is, workers are served
             held.close()
             said = error if isinstance(error, TinyLoraError) else f"{type(error).__name__}: {error}"
@@ -122,21 +126,27 @@ def _open(
     phase: Callable[[], Phase],
     reach: Reach,
     viewers: Viewers,
+    bundle_every: int,
     log: Callable[[str], None],
 ) -> Opened:
     views = _views(folder.root / VIEWS_FILE, run_id(files.settings), log)
     held.callback(views.close)
+    press = Press(folder.root, store, every=bundle_every)
+    held.callback(press.close)
+    press.start()
+    artifacts = RunArtifacts(folder.root, views, press)
     services = Services(
         views=views,
         look_up=_look_up(folder, files, views),
-        artifacts=_NoArtifacts(),
-        admin=RunAdmin(folder.root, store),
+        artifacts=artifacts,
+        admin=RunAdmin(folder.root, store, as_workers_do=reach.as_workers_do),
         join=lambda address: join_info(files, reach.as_workers_do(address), phase()),
         access=RunAccess(store, mark=mark_of(run_public(folder.keys)), key=_session_key(folder.keys), viewers=viewers),
     )
     app = create_app(services)
     held.callback(app.state.threads.close)
     held.callback(close_streams, app)
+    held.callback(artifacts.close)
     follower = Follower(folder.root, views, store, phase)
     follower.start()
     held.callback(follower.stop)
@@ -180,19 +190,3 @@ def join_info(files: RunFiles, address: str, phase: Phase) -> doc.JoinInfo:
         code=CODE,
         is_open=phase not in ("finished", "stopping"),
     )
-
-
-class _NoArtifacts:
-    """Stands for artefacts that nobody can take away."""
-
-    def list(self, can_make: bool) -> doc.Artifacts:
-        return doc.Artifacts(bundles=(), leaves=())
-
-    def make(self) -> None:
-        raise NotImplementedError
-
-    def bundle(self, sha256: str) -> Path | None:
-        return None
-
-    def leaf(self, path: str) -> Path | None:
-        return None
