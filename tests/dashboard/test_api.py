@@ -11,7 +11,7 @@ from tinylora_coordinator.dashboard import documents as doc
 from tinylora_coordinator.dashboard.answers import Pace, Refusal, Threads, has_it, takes_gzip
 from tinylora_coordinator.dashboard.app import LOOKUPS_PER_MINUTE, create_app
 from tinylora_coordinator.dashboard.shell import BODY_BYTES
-from tinylora_coordinator.dashboard.snapshots import Snapshots
+from tinylora_coordinator.dashboard.snapshots import Rested, Snapshots
 
 from tests.dashboard.asking import Asking
 from tests.dashboard.fakes import (
@@ -107,6 +107,24 @@ def test_a_state_is_made_anew_for_its_clock_even_where_nothing_happens() -> None
     views.clock_s = 5.0
     now[0] += 1.0
     assert snapshots.take().tag != first.tag
+
+
+def test_what_costs_time_is_not_made_anew_at_once() -> None:
+    now = [0.0]
+
+    def make(way: str) -> str:
+        now[0] += 1.0
+        return f"{way} at {now[0]:g}"
+
+    rested = Rested(make, clock=lambda: now[0])
+    assert [rested.take("a"), rested.take("b"), rested.take("a")] == ["a at 1", "b at 2", "a at 1"]
+    now[0] = 9.9
+    assert rested.take("a") == "a at 1"
+    now[0] = 10.0
+    assert rested.take("a") == "a at 11"
+    for number in range(8):
+        rested.take(str(number))
+    assert rested.take("a") == "a at 20"  # only so many are kept
 
 
 # --- questions ----------------------------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 What an answer holds is said in `documents`, who may ask in `checks`, what a request can be at all in `addresses`.
 """
 
+import json
 from collections.abc import Callable
+from functools import cache
 from typing import Annotated, TypeVar
 
 from fastapi import FastAPI, Header, Path, Query
-from fastapi.responses import HTMLResponse
 from starlette.responses import RedirectResponse, Response
 
 from tinylora.errors import DataError, RefusedError
@@ -22,6 +23,7 @@ from tinylora_coordinator.dashboard.answers import (
     has_it,
     json_answer,
     not_modified,
+    packed,
     tagged_answer,
     to_json,
     zipped_tag,
@@ -34,7 +36,7 @@ from tinylora_coordinator.dashboard.metrics import expose
 from tinylora_coordinator.dashboard.pages import PAGE_PATHS, Pages
 from tinylora_coordinator.dashboard.services import AdminDesk, Services, Who
 from tinylora_coordinator.dashboard.shell import Shell
-from tinylora_coordinator.dashboard.snapshots import Snapshots
+from tinylora_coordinator.dashboard.snapshots import Rested, Snapshots
 from tinylora_coordinator.dashboard.stream import PACE_S, EventsResponse, Streams
 
 T = TypeVar("T")
@@ -52,7 +54,7 @@ LOOKUPS_PER_MINUTE = 60
 SIGN_INS_PER_MINUTE = 20
 _N_THREADS = 4
 _MOST_WAITING = 8
-"""For what takes long: lookups, and leaves to be packed."""
+"""For what takes long: lookups, leaves to be packed, the plain page."""
 
 
 def create_app(services: Services, *, pace_s: float = PACE_S) -> FastAPI:
@@ -130,9 +132,14 @@ def _add_overview(app: FastAPI, services: Services) -> None:
 
         return EventsResponse(streams.open(last_event_id or since, still_may))
 
+    @cache
+    def described() -> bytes:
+        return json.dumps(app.openapi()).encode()
+
     @app.get(OPENAPI_PATH, include_in_schema=False)
-    async def openapi() -> dict[str, object]:
-        return app.openapi()
+    async def openapi(asker: Anybody) -> Response:
+        headers = asker.request.headers
+        return await threads(lambda: packed(described(), "application/json", headers))
 
 
 def _add_details(app: FastAPI, services: Services) -> None:
@@ -329,15 +336,20 @@ def _add_admin(app: FastAPI, services: Services) -> None:
 def _add_plain(app: FastAPI, services: Services) -> None:
     snapshots: Snapshots = app.state.snapshots
     streams: Streams = app.state.streams
-    threads: Threads = app.state.threads
+    rarely = Threads(1, "dashboard-plain", most_waiting=_MOST_WAITING)
+
+    def write(address: str) -> bytes:
+        return write_page(snapshots.take().state, services.artifacts.list(False), services.join(address))
+
+    pages = Rested(write)
+    scraped = Rested(lambda accept: expose(snapshots.take().state, streams.n_readers, accept))
 
     @app.get("/lite", include_in_schema=False)
     async def lite(asker: Viewer) -> Response:
-        def write() -> bytes:
-            join = services.join(asker.address)
-            return write_page(snapshots.take().state, services.artifacts.list(False), join)
+        def tell() -> Response:
+            return packed(pages.take(asker.address), "text/html; charset=utf-8", asker.request.headers)
 
-        return HTMLResponse(await threads(write))
+        return await rarely(tell)
 
     @app.get("/lite.css", include_in_schema=False)
     async def lite_style() -> Response:
@@ -345,9 +357,11 @@ def _add_plain(app: FastAPI, services: Services) -> None:
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics(asker: Viewer) -> Response:
-        accept = asker.request.headers.get("accept", "")
-        body, media_type = await threads(lambda: expose(snapshots.take().state, streams.n_readers, accept))
-        return Response(body, headers={"content-type": media_type})
+        def tell() -> Response:
+            headers = asker.request.headers
+            return packed(*scraped.take(headers.get("accept", "")), headers)
+
+        return await rarely(tell)
 
 
 def _add_pages(app: FastAPI) -> None:
