@@ -1,17 +1,18 @@
 import { fileURLToPath } from "node:url";
 
 import { svelte } from "@sveltejs/vite-plugin-svelte";
-import { defineConfig } from "vite";
+import { defineConfig } from "vitest/config";
 
-import { sourcesHash } from "./sources";
+import { sourcesHash } from "./sources.ts";
 
 /** A coordinator or a replay to develop against: `DASHBOARD=http://127.0.0.1:8444 npm run dev`. */
 const server = process.env["DASHBOARD"] ?? "http://127.0.0.1:8444";
 
-export default defineConfig(({ mode }) => ({
-  plugins: [svelte({ configFile: false }), sourcesHash(fileURLToPath(new URL(".", import.meta.url)))],
-  // tests run in Node, but of Svelte they want what runs in browsers
-  ...(mode === "test" ? { resolve: { conditions: ["browser"] } } : {}),
+export default defineConfig({
+  plugins: [
+    svelte({ configFile: false }),
+    sourcesHash(fileURLToPath(new URL(".", import.meta.url))),
+  ],
   build: {
     outDir: "../tinylora_coordinator/dashboard/static",
     emptyOutDir: true,
@@ -20,5 +21,7 @@ export default defineConfig(({ mode }) => ({
     modulePreload: { polyfill: false },
     target: ["chrome123", "firefox128", "safari17.5"], // those that know light-dark()
   },
+  ...(process.env["VITEST"] ? { resolve: { conditions: ["browser"] } } : {}),
+  test: { environment: "./test-environment.ts" },
   server: { proxy: { "/api": server, "/lite": server, "/metrics": server } },
-}));
+});

@@ -18,7 +18,8 @@ class RangeOfTime {
   query(clock_s: number): { start_s?: number; end_s?: number } {
     if (this.isOwn) return { start_s: this.from!, end_s: this.to! };
     const length = SECONDS[this.range];
-    return Number.isFinite(length) ? { start_s: Math.max(0, Math.floor(clock_s - length)) } : {};
+    const end = Math.ceil(clock_s);
+    return { start_s: Number.isFinite(length) ? Math.max(0, end - length) : 0, end_s: end };
   }
 
   /** Milliseconds after which new numbers are worth asking for: a bucket's length, within bounds. */
