@@ -1,6 +1,6 @@
 import { expect, it } from "vitest";
 
-import { readRequest } from "./tokens";
+import { readRequest, wholeCommand } from "./tokens";
 
 const typed = { uses: "4", expires: "7d", tags: "lab, night  gpu", needsApproval: true };
 
@@ -12,4 +12,10 @@ it.each([{ uses: "0" }, { uses: "4.5" }, { uses: "10001" }, { uses: "" }, { expi
   const { request, wrong } = readRequest({ ...typed, ...change });
   expect(request).toBeNull();
   expect(wrong).toMatch(/\.$/);
+});
+
+it("puts the token before the command, once", () => {
+  const whole = "TINYLORA_TOKEN=tl1.a.b.c tinylora-worker join https://x:8443 --data TEXTS";
+  expect(wholeCommand({ token: "tl1.a.b.c", command: "tinylora-worker join https://x:8443 --data TEXTS" })).toBe(whole);
+  expect(wholeCommand({ token: "tl1.a.b.c", command: whole })).toBe(whole);
 });

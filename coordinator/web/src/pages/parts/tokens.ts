@@ -1,6 +1,6 @@
 /** What an operator typed for a new join token, and how tokens' states are called. */
 
-import type { TokenRequest, TokenRow } from "../../lib/documents";
+import type { NewToken, TokenRequest, TokenRow } from "../../lib/documents";
 
 export interface Typed {
   uses: string;
@@ -16,6 +16,11 @@ export const TOKEN_STATES: Record<TokenRow["state"], readonly [mark: string, wor
   expired: ["expired", "expired"],
   revoked: ["out", "revoked"],
 };
+
+/** The whole line to hand out, token and all; as an environment variable it stays out of the list of processes. */
+export function wholeCommand({ token, command }: Pick<NewToken, "token" | "command">): string {
+  return command.includes(token) ? command : `TINYLORA_TOKEN=${token} ${command}`;
+}
 
 const MOST_USES = 10_000;
 const MOST_TAGS = 8;
