@@ -40,7 +40,15 @@ from tinylora.federation.standing import BENIGN_CODES, FINAL_CODES
 from tinylora.protocol.plain import plain
 from tinylora.protocol.report import WorkerReport
 from tinylora.tree import NodePath, Topology, ancestors, are_in_line, by_level, is_under
-from tinylora_coordinator.dashboard.documents import FeedItem, Mark, MassSource, RouterRow, StateSpan, VersionRow
+from tinylora_coordinator.dashboard.documents import (
+    FeedItem,
+    LogLine,
+    Mark,
+    MassSource,
+    RouterRow,
+    StateSpan,
+    VersionRow,
+)
 from tinylora_coordinator.dashboard.doing import standstill
 from tinylora_coordinator.dashboard.records import (
     MAX_PACE,
@@ -84,6 +92,10 @@ class Changes:
     closed: list[UnitChange] = field(default_factory=list)
     versions: list[tuple[int, NodePath, VersionRow]] = field(default_factory=list)
     routers: list[RouterRow] = field(default_factory=list)
+    entropies: list[tuple[int, float]] = field(default_factory=list)
+    """By version of the routers."""
+    lines: list[tuple[str, LogLine]] = field(default_factory=list)
+    """Of workers' logs."""
     marks: list[tuple[int, Mark]] = field(default_factory=list)
     states: list[tuple[str, StateSpan]] = field(default_factory=list)
     """States that workers went over to, in order."""
@@ -382,6 +394,7 @@ class RunFold:
         """
         worker = self._worker(name)
         worker.report = report.model_copy(update={"log": ()})
+        self.changes.lines += [(name, LogLine(at_s=at_s, text=line)) for line in report.log]
         worker.heard_s, worker.is_current, worker.is_listed = at_s, True, True
         self.note_states(at_s)
 
@@ -478,6 +491,7 @@ class RunFold:
     def _ended(self, unit: Unit, at_s: float, outcome: str) -> None:
         if unit.kind == "train":
             self.changes.ended.append((unit, at_s, outcome))
+            self.head.longest_s = max(self.head.longest_s, at_s - unit.leased_s)
 
     def _expired(self, event: LeaseExpired) -> None:
         unit = self.units.get(event.unit_id)
@@ -780,6 +794,8 @@ class RunFold:
         self.changes.nodes |= {*self.leaves, *self.inner}
         if head.entropy_bits is not None:
             self.changes.points.append(Point("entropy", None, at_s, head.entropy_bits))
+            if head.mass_source == "probes":
+                self.changes.entropies.append((head.router_version, round(head.entropy_bits, 6)))
         rest_s = max(MASS_REST_S, len(self.leaves) / 16)
         if leaves and (head.mass_recorded_s is None or at_s >= head.mass_recorded_s + rest_s):
             head.mass_recorded_s = at_s

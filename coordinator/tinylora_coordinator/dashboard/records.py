@@ -163,6 +163,8 @@ class Head:
     bytes_received: int = 0
     is_paused: bool = False
     finished: str = ""
+    longest_s: float = 0.0
+    """From a lease to its end, at most so far."""
     training_s: float | None = None
     """When the first train unit was leased."""
     progress: float = 0.0

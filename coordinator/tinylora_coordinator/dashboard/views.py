@@ -15,12 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tinylora.federation.events import Event
 from tinylora.protocol.report import WorkerReport
+from tinylora.tree import are_in_line
 from tinylora_coordinator.dashboard import documents as doc
+from tinylora_coordinator.dashboard.details import Details, Question
+from tinylora_coordinator.dashboard.fold import RunFold
+from tinylora_coordinator.dashboard.records import Unit
 from tinylora_coordinator.dashboard.shown import (
     Moving,
     moving,
@@ -36,6 +41,7 @@ from tinylora_coordinator.operator_store import Worker as Enrolled
 
 FEED_SHOWN = 50
 """Items of the feed in a snapshot."""
+AnyAnswer = TypeVar("AnyAnswer")
 _log = logging.getLogger(__name__)
 
 
@@ -46,6 +52,10 @@ class _Shown(NamedTuple):
     run: doc.Run
     moves: Moving
     is_paused: bool
+    open_units: tuple[Unit, ...]
+    """Train units under way."""
+    lanes: tuple[str, ...]
+    longest_s: float
     mass_source: doc.MassSource
     nodes: dict[str, doc.Node]
     workers: dict[str, doc.Worker]
@@ -97,6 +107,8 @@ class RunViews:
         except OSError:
             self._file = ViewsFile(None)
             kept = self._file.read()
+        self._details = Details(raw_from_s=kept.raw_from_s)
+        self._is_damaged = False
         self._epoch, self._chain, self._fold = kept.epoch, kept.chain, kept.fold
         self._anchor = (self._clock(), kept.fold.head.latest_s)
         paths = [path for path in kept.nodes if path not in kept.gone]
@@ -106,6 +118,9 @@ class RunViews:
             run_document(kept.fold),
             moving(kept.fold),
             kept.fold.head.is_paused,
+            _open_units(kept.fold),
+            kept.fold.head.lanes,
+            kept.fold.head.longest_s,
             kept.fold.head.mass_source,
             {path: node_document(kept.fold, path) for path in sorted(paths)},
             {worker.worker: worker_document(kept.fold, worker) for worker in shown},
@@ -237,7 +252,17 @@ class RunViews:
         }
         workers = {name: one for name, one in workers.items() if before.workers.get(name) != one}
         try:
-            self._file.write(fold, changes, seq=seq, chain=self._chain, nodes=list(nodes), gone=list(gone))
+            if self._is_damaged:
+                raise sqlite3.DatabaseError("it was found damaged")
+            self._file.write(
+                fold,
+                changes,
+                seq=seq,
+                chain=self._chain,
+                nodes=list(nodes),
+                gone=list(gone),
+                more=lambda database: self._details.write(database, changes, fold.head.latest_s, tuple(before.nodes)),
+            )
         except sqlite3.Error as error:
             _log.warning("%s cannot be written (%s); it is made anew", self._file.file, error)
             self.reset()
@@ -249,6 +274,9 @@ class RunViews:
             run_document(fold),
             moving(fold),
             fold.head.is_paused,
+            _open_units(fold),
+            fold.head.lanes,
+            fold.head.longest_s,
             fold.head.mass_source,
             dict(sorted(shown.items())) if shown.keys() != before.nodes.keys() else shown,
             dict(sorted({**before.workers, **workers}.items())),
@@ -373,41 +401,101 @@ class RunViews:
             shown = self._shown
         if path not in shown.nodes:
             return None
+        node, now_s = shown.nodes[path], self.clock_s
         way = [shown.nodes[path[:level]] for level in range(len(path) + 1)]
-        now_s = self.clock_s
-        return doc.NodeDetail(
-            node=shown.nodes[path],
-            way=tuple(doc.Step(path=node.path, mass=node.mass, accuracy=node.accuracy) for node in way),
-            holders=tuple(
-                worker_now(shown.workers[name], now_s) for name in shown.nodes[path].holders if name in shown.workers
+        names, top = _concerned(shown, path), self._fold.top_of(path)
+        updates, versions = self._ask(
+            lambda database: (
+                self._details.updates_at(database, names),
+                self._details.versions(database, path if top is None else top),
             ),
-            updates=(),
-            versions=(),
+            ((), ()),
+        )
+        holders = [worker_now(shown.workers[name], now_s) for name in node.holders if name in shown.workers]
+        return doc.NodeDetail(
+            node=node,
+            way=tuple(doc.Step(path=one.path, mass=one.mass, accuracy=one.accuracy) for one in way),
+            holders=tuple(holders),
+            updates=updates,
+            versions=versions,
         )
 
     def worker(self, worker: str) -> doc.WorkerDetail | None:
         """One worker; None where nobody knows it."""
         with self._lock:
             known = self._shown.workers.get(worker)
-        if known is None:
+        record = self._fold.workers.get(worker)
+        if known is None or record is None:
             return None
-        return doc.WorkerDetail(worker=worker_now(known, self.clock_s), states=(), updates=())
+        states, updates, lines = self._ask(
+            lambda database: (
+                self._details.states(database, worker),
+                self._details.updates_of_worker(database, worker),
+                self._details.lines(database, worker),
+            ),
+            ((), (), ()),
+        )
+        return doc.WorkerDetail(
+            worker=worker_now(known, self.clock_s),
+            states=states,
+            updates=updates,
+            limits=dict(record.report.limits) if record.report else {},
+            log=lines,
+        )
 
     def series(self, metric: doc.Metric, node: str | None, start_s: float, end_s: float, points: int) -> doc.Series:
-        """One number over time, in at most so many buckets."""
-        return doc.Series(metric=metric, node=node, bucket_s=(end_s - start_s) / points, t=(), mean=(), low=(), high=())
+        """One number over time, in at most so many buckets; the first and the last may stick out of the time."""
+        with self._lock:
+            shown = self._shown
+        now_s = self.clock_s
+        names = () if node is None else _concerned(shown, node)
+        end_s = max(start_s, min(end_s, now_s))
+        asked = Question(metric, node, names, start_s, end_s, points, now_s)
+        nothing = doc.Series(metric=metric, node=node, bucket_s=1.0, t=(), mean=(), low=(), high=())
+        return self._ask(lambda database: self._details.series(database, asked), nothing)
 
     def timeline(self, start_s: float, end_s: float, offset: int, limit: int) -> doc.Timeline:
-        """Who was at which node when."""
+        """Who was at which node when: a lane for each node that anybody ever held."""
+        with self._lock:
+            shown = self._shown
+        end_s = max(start_s, min(end_s, self.clock_s))
+        nodes = shown.lanes[offset : offset + limit]
+        lanes, marks = self._ask(
+            lambda database: (
+                self._details.lanes(database, nodes, start_s, end_s, shown.longest_s, shown.open_units),
+                self._details.marks(database, start_s, end_s),
+            ),
+            ((), ()),
+        )
         return doc.Timeline(
-            start_s=start_s, end_s=min(end_s, self.clock_s), lanes=(), n_lanes=0, offset=offset, marks=()
+            start_s=start_s, end_s=end_s, lanes=lanes, n_lanes=len(shown.lanes), offset=offset, marks=marks
         )
 
     def routing(self) -> doc.Routing:
         """Where the text goes."""
         with self._lock:
             shown = self._shown
-        return routing_document(shown.nodes, shown.workers, shown.mass_source, versions=())
+        versions = self._ask(self._details.routers, ())
+        return routing_document(shown.nodes, shown.workers, shown.mass_source, versions)
+
+    def _ask(self, question: Callable[[sqlite3.Connection], AnyAnswer], nothing: AnyAnswer) -> AnyAnswer:
+        """Read from the file; a damaged one says nothing, and is made anew with the next event."""
+        try:
+            with self._file.reading() as database:
+                return question(database)
+        except sqlite3.Error as error:
+            _log.warning("%s: %s", self._file.file, error)
+            self._is_damaged = True
+            return nothing
+
+
+def _concerned(shown: _Shown, path: str) -> tuple[str, ...]:
+    """Nodes that somebody held at any time and whose units concern this one."""
+    return tuple(lane for lane in shown.lanes if are_in_line(lane, path))
+
+
+def _open_units(fold: RunFold) -> tuple[Unit, ...]:
+    return tuple(replace(unit) for unit in fold.units.values() if unit.kind == "train" and not unit.is_pending)
 
 
 def _made(path: Path | None) -> ViewsFile:

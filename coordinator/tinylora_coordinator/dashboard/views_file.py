@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
+from tinylora_coordinator.dashboard.details import statements
 from tinylora_coordinator.dashboard.documents import FeedItem
 from tinylora_coordinator.dashboard.fold import Changes, RunFold
 from tinylora_coordinator.dashboard.records import Head, Measured, Part, Trial, Unit, Worker
@@ -33,7 +34,7 @@ _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE entity (kind TEXT, key TEXT, seq INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (kind, key))
     WITHOUT ROWID;
-CREATE TABLE feed (number INTEGER PRIMARY KEY, seq INTEGER NOT NULL, body TEXT NOT NULL);
+CREATE TABLE feed (number INTEGER PRIMARY KEY, seq INTEGER NOT NULL, body TEXT NOT NULL)
 """
 
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {
@@ -64,6 +65,7 @@ class Kept:
     gone: set[str]
     workers: dict[str, int]
     feed: list[tuple[int, FeedItem]]
+    raw_from_s: float
 
 
 class ViewsFile:
@@ -95,7 +97,7 @@ class ViewsFile:
         (version,) = self._writer.execute("PRAGMA user_version").fetchone()
         if version == 0:
             with self.writing() as database:
-                for statement in _TABLES.split(";\n"):
+                for statement in (*_TABLES.strip().split(";\n"), *statements()):
                     database.execute(statement)
                 database.execute("INSERT INTO meta VALUES ('epoch', ?)", (secrets.token_hex(4),))
                 database.execute(f"PRAGMA user_version = {FORMAT}")
@@ -134,7 +136,7 @@ class ViewsFile:
         try:
             database = self._idle.get_nowait()
         except Empty:
-            database = _connect(self.file)
+            database = _connect(self.file, "?mode=rw")
             database.execute("PRAGMA query_only = ON")
         try:
             database.execute("BEGIN")
@@ -197,8 +199,10 @@ class ViewsFile:
             database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("seq", seq), ("chain", chain)])
 
 
-def _connect(file: Path) -> sqlite3.Connection:
-    return sqlite3.connect(file, timeout=10.0, isolation_level=None, check_same_thread=False)
+def _connect(file: Path, how: str = "") -> sqlite3.Connection:
+    return sqlite3.connect(
+        file.absolute().as_uri() + how, uri=True, timeout=10.0, isolation_level=None, check_same_thread=False
+    )
 
 
 @contextmanager
@@ -268,4 +272,5 @@ def _read(database: sqlite3.Connection) -> Kept:
         gone,
         numbers["worker"],
         [(seq, FeedItem.model_validate_json(body)) for seq, body in rows],
+        float(meta.get("raw_from_s", 0.0)),
     )
