@@ -272,8 +272,8 @@ class Details:
             else:
                 own = [name for name in asked.names if is_under(asked.node, name)]
                 over, found = _read(database, self.of_node, asked, (*own, asked.node + BELOW))
-        if asked.metric in _RATES and found:
-            found = _rates(found, over, asked.now_s)
+        if asked.metric in _RATES:
+            found = _rates([*found, *_expected(asked, over)], over, asked.now_s)
         return doc.Series(
             metric=asked.metric,
             node=asked.node,
@@ -366,6 +366,10 @@ class Question(NamedTuple):
     """Buckets, at most."""
     now_s: float
     """The run's clock."""
+    longest_s: float = 0.0
+    """No unit took longer."""
+    under_way: tuple[tuple[float, float], ...] = ()
+    """Of units that are not back yet: since when, and tokens per second by what their workers say."""
 
 
 def _read(
@@ -377,6 +381,7 @@ def _read(
 def _raw(database: sqlite3.Connection, asked: Question, over: Grid) -> list[tuple[float, float]] | None:
     """Times and values from the units themselves; None where these are too many."""
     start_s, end_s = over.first * over.seconds, (over.last + 1) * over.seconds
+    end_s += asked.longest_s if asked.metric == "tokens_per_s" else 0.0  # what was made within, and sent later
     are_few = len(asked.names) <= FEW_NAMES
     if not are_few and _count_until(database, start_s, end_s, MOST_RAW) > MOST_RAW:
         return None
@@ -516,11 +521,26 @@ def _count_until(database: sqlite3.Connection, start_s: float, end_s: float, mos
     return n
 
 
+def _expected(asked: Question, over: Grid) -> list[Bucket]:
+    """Tokens of units that are not back yet: without them, every curve would end in a fall."""
+    if asked.metric != "tokens_per_s":
+        return []
+    found = [
+        piece
+        for start_s, tokens_per_s in asked.under_way
+        for piece in pieces(start_s, asked.now_s, tokens_per_s * (asked.now_s - start_s), over.seconds)
+        if start_s < asked.now_s
+    ]
+    return bucketed(found, over)
+
+
 def _rates(found: Sequence[Bucket], asked: Grid, now_s: float) -> list[Bucket]:
     """Amounts over the time in which they were made; where nothing was made, nothing is the truth."""
-    sums = {bucket.place: bucket.total for bucket in found}
+    sums: dict[int, float] = {}
+    for bucket in found:
+        sums[bucket.place] = sums.get(bucket.place, 0.0) + bucket.total
     rates = []
-    for index in range(found[0].place, max(found[-1].place, min(asked.last, int(now_s // asked.seconds))) + 1):
+    for index in range(min(sums, default=0), min(asked.last, int(now_s // asked.seconds)) + 1 if sums else 0):
         covered_s = max(1.0, min(asked.seconds, now_s - index * asked.seconds))
         rate = sums.get(index, 0.0) / covered_s
         rates.append(Bucket(index, 1, rate, rate, rate))

@@ -27,8 +27,8 @@ Phase: TypeAlias = Literal["waiting", "running", "paused", "finished", "stopping
 Tone: TypeAlias = Literal["plain", "good", "warn", "bad"]
 UnitState: TypeAlias = Literal["leased", "expired", "pending", "accepted", "dropped", "rejected"]
 MassSource: TypeAlias = Literal["probes", "tokens", "none"]
-"""`probes`: measured on held-out text of all workers with the present gates. `tokens`: from how much text the holders
-of each leaf have, while nobody has measured."""
+"""`probes`: measured on held-out text of workers, by the latest probe of each in the present tree. `tokens`: from how
+much text the holders of each leaf have, while nobody has measured."""
 Role: TypeAlias = Literal["nobody", "viewer", "admin"]
 
 

@@ -4,7 +4,6 @@ It follows `tinylora.federation.campaign`, which decides; tests hold the two aga
 changes its records in place, and notes which ones (`Changes`), because an event must cost microseconds.
 """
 
-import math
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Iterator
 from copy import deepcopy
@@ -71,6 +70,7 @@ from tinylora_coordinator.dashboard.shares import entropy_bits, measured_shares,
 MASS_REST_S = 2.0
 """Shares of text are reckoned anew no more often, by the run's clock: every probe would change them all a little."""
 MAX_NAME = 60
+_FINE = 10**12
 
 
 @dataclass
@@ -149,8 +149,8 @@ class RunFold:
         self.inner = Topology(self.leaves).inner if self.leaves else ()
         self._is_leaf = frozenset(self.leaves)
         self._trunk = {above for top in self.parts for above in ancestors(top) if above in self.parts}
-        self._done: dict[NodePath, float] = {}
-        self._losses: dict[NodePath, tuple[float, float]] = {}
+        self._shares: dict[NodePath, tuple[int, int, int]] = {}
+        self._sums = 0, 0, 0
         self._reckon_parts(None)
 
     def take_changes(self) -> Changes:
@@ -202,14 +202,12 @@ class RunFold:
         below = (other for other in self.parts if other != top and is_under(other, top) and not self.is_trunk(other))
         return all(self.is_done(other) for other in below)
 
-    def leaf_progress(self, leaf: NodePath) -> float:
-        """Steps done over steps wanted of one leaf, 0 to 1."""
-        way = self.way_to(leaf)
-        if not way or not self.head.leaf_steps:
-            return 0.0
-        counted = way if self.head.is_cascade else way[-1:]
-        done = sum(min(self.parts[top].steps, self.budget(top)) for top in counted)
-        return min(1.0, done / self.head.leaf_steps)
+    def leaf_steps(self, leaf: NodePath) -> int:
+        """Steps that count for one leaf, of those that it is to have."""
+        if not self.head.is_cascade:
+            top = self.top_of(leaf)
+            return min(self.parts[top].steps, self.head.leaf_steps) if top is not None else 0
+        return min(self.head.leaf_steps, sum(min(self.parts[top].steps, self.budget(top)) for top in self.way_to(leaf)))
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -223,7 +221,7 @@ class RunFold:
         """
         said = sentence(event, self.workers, self.units)
         if said is not None:
-            item = FeedItem(
+            item = FeedItem.model_construct(
                 number=number, at_s=at_s, kind=event.type, text=said.text, tone=said.tone, node=said.node,
                 worker=said.worker,
             )  # fmt: skip
@@ -243,7 +241,9 @@ class RunFold:
             doing = standstill(worker, is_over=bool(self.head.finished))
             if worker.shown_state != doing[:2]:
                 worker.shown_state = doing[:2]
-                self.changes.states.append((name, StateSpan(state=doing.state, reason=doing.reason, start_s=at_s)))
+                self.changes.states.append(
+                    (name, StateSpan.model_construct(state=doing.state, reason=doing.reason, start_s=at_s))
+                )
                 self._touch_held(worker)
         self._touched.clear()
 
@@ -583,7 +583,8 @@ class RunFold:
 
     def _believed(self, trained: Iterable[NodePath], told: Told) -> None:
         """An update counts from here on: it waits for the rest of its round."""
-        for top in by_level({top for node in trained if (top := self.top_of(node)) is not None}):
+        tops = {top for node in trained if (top := self.top_of(node)) is not None}
+        for top in by_level(tops) if len(tops) > 1 else tops:
             part = self.parts[top]
             insort(part.waiting, told, key=lambda one: (one.worker, one.node))
             self.changes.parts.add(top)
@@ -616,7 +617,7 @@ class RunFold:
         part.version, part.blob, part.steps = event.version, event.blob, event.n_steps
         part.waiting = []
         self._changed_part(event.node)
-        row = VersionRow(
+        row = VersionRow.model_construct(
             version=event.version,
             at_s=at_s,
             n_steps=event.n_steps,
@@ -803,12 +804,15 @@ class RunFold:
         self._reckon_whole(at_s)
 
     def present_shares(self) -> tuple[MassSource, dict[NodePath, float]]:
-        """Where the shares of the leaves are from, and the shares."""
-        now = self.head.topology_version, self.head.router_version
+        """Where the shares of the leaves are from, and the shares.
+
+        Each worker's latest probe in the present tree counts, though the gates may have moved a little since: by the
+        present ones alone, a single worker's text would stand for all after each new version.
+        """
         told = [
             (max(1, self.workers[name].shard_tokens), measured.mass)
             for name, measured in sorted(self.measured.items())
-            if (measured.topology_version, measured.router_version) == now and measured.mass
+            if measured.topology_version == self.head.topology_version and measured.mass
         ]
         if (shares := measured_shares(self.leaves, told)) is not None:
             return "probes", shares
@@ -828,26 +832,37 @@ class RunFold:
         if not self.leaves:
             return
         self._reckon_parts(tops)
-        head.progress = round(math.fsum(self._done.values()) / len(self.leaves), 9)
-        total = math.fsum(weight for weight, _ in self._losses.values())
-        lost = math.fsum(weight * loss for weight, loss in self._losses.values())
-        head.loss = round(lost / total, 9) if total > 0 else None
+        done, weight, lost = self._sums
+        head.progress = round(done / (head.leaf_steps * len(self.leaves)), 9) if head.leaf_steps else 0.0
+        head.loss = round(lost / weight, 9) if weight else None
         if head.training_s is not None and head.progress != head.pace[-1][1]:
             head.pace.append((at_s, head.progress))
             if len(head.pace) > MAX_PACE:
                 head.pace = [head.pace[0], *head.pace[2::2]]
 
     def _reckon_parts(self, tops: Iterable[NodePath] | None) -> None:
-        """What each part adds to progress and loss: held-out loss by mass where that is known, by leaves otherwise."""
+        """What each part adds to progress and loss: held-out loss by mass where that is known, by leaves otherwise.
+
+        In whole numbers, whose sums do not depend on their order and can be brought up to date part by part.
+        """
         if tops is None:
-            self._done, self._losses = {}, {}
+            self._shares, self._sums = {}, (0, 0, 0)
         for top in self.parts if tops is None else self._parts_below(tops):
             if self.is_trunk(top):
                 continue
-            leaves, part = self.leaves_below(top), self.parts[top]
-            self._done[top] = self.leaf_progress(leaves[0]) * len(leaves) if leaves else 0.0
-            if part.is_heldout and part.loss is not None:
-                self._losses[top] = (self.mass.get(top, 0.0) if self.mass else float(len(leaves)), part.loss)
+            before, after = self._shares.get(top, (0, 0, 0)), self._share(top)
+            self._shares[top] = after
+            done, weight, lost = self._sums
+            self._sums = done + after[0] - before[0], weight + after[1] - before[1], lost + after[2] - before[2]
+
+    def _share(self, top: NodePath) -> tuple[int, int, int]:
+        """Steps done over all leaves of a part; its weight, and its loss times that."""
+        part, leaves = self.parts[top], self.leaves_below(top)
+        done = self.leaf_steps(leaves[0]) * len(leaves) if leaves else 0
+        if not part.is_heldout or part.loss is None:
+            return done, 0, 0
+        weight = self.mass.get(top, 0.0) if self.mass else len(leaves) / len(self.leaves)
+        return done, round(weight * _FINE), round(weight * part.loss * _FINE)
 
     def _parts_below(self, tops: Iterable[NodePath]) -> list[NodePath]:
         if not self._trunk:

@@ -58,7 +58,9 @@ def sentence(event: Event, workers: Mapping[str, Worker], units: Mapping[str, Un
         units: Open ones before it.
     """
     said = _say(event, workers, units)
-    return said and said._replace(text=plain(said.text, at_most=MAX_TEXT))
+    if said is None or (said.text.isascii() and said.text.isprintable() and len(said.text) <= MAX_TEXT):
+        return said
+    return said._replace(text=plain(said.text, at_most=MAX_TEXT))
 
 
 def _say(event: Event, workers: Mapping[str, Worker], units: Mapping[str, Unit]) -> Sentence | None:

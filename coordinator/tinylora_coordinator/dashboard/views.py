@@ -450,7 +450,8 @@ class RunViews:
         now_s = self.clock_s
         names = () if node is None else _concerned(shown, node)
         end_s = max(start_s, min(end_s, now_s))
-        asked = Question(metric, node, names, start_s, end_s, points, now_s)
+        paces = _under_way(shown, names, node is None)
+        asked = Question(metric, node, names, start_s, end_s, points, now_s, shown.longest_s, paces)
         nothing = doc.Series(metric=metric, node=node, bucket_s=1.0, t=(), mean=(), low=(), high=())
         return self._ask(lambda database: self._details.series(database, asked), nothing)
 
@@ -492,6 +493,17 @@ class RunViews:
 def _concerned(shown: _Shown, path: str) -> tuple[str, ...]:
     """Nodes that somebody held at any time and whose units concern this one."""
     return tuple(lane for lane in shown.lanes if are_in_line(lane, path))
+
+
+def _under_way(shown: _Shown, names: tuple[str, ...], is_run: bool) -> tuple[tuple[float, float], ...]:
+    """Since when units are under way, and at which pace."""
+    paces = []
+    for unit in shown.open_units:
+        worker = shown.workers.get(unit.worker)
+        is_at_work = worker is not None and worker.state == "working" and worker.tokens_per_s
+        if worker is not None and is_at_work and (is_run or unit.node in names):
+            paces.append((unit.leased_s, worker.tokens_per_s or 0.0))
+    return tuple(paces)
 
 
 def _open_units(fold: RunFold) -> tuple[Unit, ...]:
