@@ -661,6 +661,7 @@ class RunFold:
     def _add_lanes(self, nodes: Iterable[NodePath]) -> None:
         if new := set(nodes).difference(self.head.lanes):
             self.head.lanes = tuple(sorted({*self.head.lanes, *new}))
+            self.changes.is_tree_new = True
 
     def _reshaped(self, number: int, at_s: float, event: LeafSplit | LeavesMerged | SubtreeDivided) -> None:
         """The parts below a node are others; as `campaign._moved`."""
@@ -717,6 +718,7 @@ class RunFold:
         head = self.head
         head.router_version, head.drift, head.accuracy = event.version, event.drift, dict(event.accuracy)
         self.changes.nodes.update(self.inner)
+        self.changes.is_tree_new = True
         self._age_mass()
         row = RouterRow(
             version=event.version,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tinylora.tree import NodePath, is_under
 from tinylora_coordinator.dashboard import documents as doc
-from tinylora_coordinator.dashboard.doing import Standstill, standstill
+from tinylora_coordinator.dashboard.doing import standstill
 from tinylora_coordinator.dashboard.fold import RunFold
 from tinylora_coordinator.dashboard.pace import forecast
 from tinylora_coordinator.dashboard.records import Worker
@@ -20,7 +20,7 @@ LATELY_S = 60.0
 
 def worker_document(fold: RunFold, worker: Worker) -> doc.Worker:
     """One worker, as the table shows it, but for what depends on the time; see `worker_now`."""
-    state, reason, detail = _doing(fold, worker)
+    state, reason, detail = standstill(worker, is_over=bool(fold.head.finished))
     report = worker.report
     is_told = report is not None and worker.is_current
     return doc.Worker(
@@ -117,7 +117,7 @@ def _reliant(fold: RunFold, path: NodePath) -> list[str]:
     return [worker for node, held in fold.holders_at.items() if is_under(node, path) for worker in held]
 
 
-def _of_holders(states: Iterable[doc.WorkerStateName]) -> doc.NodeState:
+def _of_holders(states: Iterable[str]) -> doc.NodeState:
     known = set(states)
     if not known:
         return "unassigned"
@@ -126,8 +126,8 @@ def _of_holders(states: Iterable[doc.WorkerStateName]) -> doc.NodeState:
     return "paused" if known <= {"lost", "out", "paused", "leaving"} else "waiting"
 
 
-def _state_of(fold: RunFold, worker: str) -> doc.WorkerStateName:
-    return _doing(fold, fold.workers[worker]).state if worker in fold.workers else "lost"
+def _state_of(fold: RunFold, worker: str) -> str:
+    return fold.workers[worker].shown_state[0] if worker in fold.workers else "lost"
 
 
 class Moving(NamedTuple):
@@ -145,17 +145,17 @@ def moving(fold: RunFold) -> Moving:
     """What it takes to bring the run's head up to date at any moment."""
     head = fold.head
     is_on = not head.finished and not head.is_paused and head.training_s is not None
-    at_work, resting = 0.0, []
-    for _, worker in sorted(fold.workers.items()):
-        state, tokens_per_s = _doing(fold, worker).state, speed(worker)
+    at_work, resting = list[float](), list[tuple[float, float]]()
+    for worker in fold.workers.values():
+        state, tokens_per_s = worker.shown_state[0], speed(worker)
         if not tokens_per_s:
             continue
         unit = fold.units.get(worker.unit_id)
         if state == "working" and (unit is None or unit.kind == "train"):
-            at_work += tokens_per_s
+            at_work.append(tokens_per_s)
         elif state in ("working", "waiting") and worker.last_trained_s is not None:
             resting.append((tokens_per_s, worker.last_trained_s))
-    return Moving(tuple(head.pace) if is_on else (), at_work, tuple(resting))
+    return Moving(tuple(head.pace) if is_on else (), math.fsum(at_work), tuple(resting))
 
 
 def run_document(fold: RunFold) -> doc.Run:
@@ -178,7 +178,7 @@ def run_document(fold: RunFold) -> doc.Run:
         progress=round(head.progress, 6),
         n_workers=len(workers),
         n_online=sum(worker.is_online for worker in workers),
-        n_working=sum(_doing(fold, worker).state == "working" for worker in workers),
+        n_working=sum(worker.shown_state[0] == "working" for worker in workers),
         n_accepted=head.n_accepted,
         n_rejected=head.n_rejected,
         n_expired=head.n_expired,
@@ -199,7 +199,7 @@ def run_now(run: doc.Run, moves: Moving, now_s: float, /, **further: object) -> 
         **further: Fields that others know.
     """
     ahead = forecast(moves.pace, now_s)
-    resting = sum(tokens_per_s for tokens_per_s, was_s in moves.resting if now_s - was_s <= LATELY_S)
+    resting = math.fsum(tokens_per_s for tokens_per_s, was_s in moves.resting if now_s - was_s <= LATELY_S)
     timely: dict[str, object] = {
         "clock_s": round(now_s, 3),
         "eta_s": round(ahead.eta_s, 1) if ahead else None,
@@ -252,10 +252,6 @@ def data_notes(holders: Iterable[str], workers: Mapping[str, doc.Worker]) -> tup
 def _right(nodes: Mapping[str, doc.Node], path: NodePath) -> float | None:
     here, right = nodes[path].mass, nodes[path + "1"].mass if path + "1" in nodes else None
     return round(min(1.0, right / here), 6) if here and right is not None else None
-
-
-def _doing(fold: RunFold, worker: Worker) -> Standstill:
-    return standstill(worker, is_over=bool(fold.head.finished))
 
 
 def _rounded(number: float | None, digits: int) -> float | None:

@@ -42,6 +42,7 @@ from tinylora_coordinator.operator_store import Worker as Enrolled
 FEED_SHOWN = 50
 """Items of the feed in a snapshot."""
 AnyAnswer = TypeVar("AnyAnswer")
+_NONE: frozenset[str] = frozenset()
 _log = logging.getLogger(__name__)
 
 
@@ -267,7 +268,6 @@ class RunViews:
             _log.warning("%s cannot be written (%s); it is made anew", self._file.file, error)
             self.reset()
             return
-        shown = {path: node for path, node in before.nodes.items() if path not in gone} | nodes
         feed = (*before.feed, *((seq, item) for item in changes.feed))[-FEED_KEPT:]
         after = _Shown(
             seq,
@@ -278,10 +278,10 @@ class RunViews:
             fold.head.lanes,
             fold.head.longest_s,
             fold.head.mass_source,
-            dict(sorted(shown.items())) if shown.keys() != before.nodes.keys() else shown,
-            dict(sorted({**before.workers, **workers}.items())),
-            {**before.node_seqs, **dict.fromkeys((*nodes, *gone), seq)},
-            {**before.worker_seqs, **dict.fromkeys(workers, seq)},
+            _with(before.nodes, nodes, gone),
+            _with(before.workers, workers),
+            _with(before.node_seqs, dict.fromkeys((*nodes, *gone), seq)),
+            _with(before.worker_seqs, dict.fromkeys(workers, seq)),
             (before.gone | gone) - nodes.keys(),
             feed,
         )
@@ -493,6 +493,17 @@ class RunViews:
 def _concerned(shown: _Shown, path: str) -> tuple[str, ...]:
     """Nodes that somebody held at any time and whose units concern this one."""
     return tuple(lane for lane in shown.lanes if are_in_line(lane, path))
+
+
+def _with(
+    before: dict[str, AnyAnswer], new: dict[str, AnyAnswer], gone: frozenset[str] = _NONE
+) -> dict[str, AnyAnswer]:
+    """The same with other entries, sorted; what readers hold is never changed."""
+    if not new and not gone:
+        return before
+    if gone or not new.keys() <= before.keys():
+        return dict(sorted((name, item) for name, item in {**before, **new}.items() if name not in gone))
+    return {**before, **new}
 
 
 def _under_way(shown: _Shown, names: tuple[str, ...], is_run: bool) -> tuple[tuple[float, float], ...]:

@@ -11,7 +11,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -46,6 +46,8 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "head": TypeAdapter(Head),
     "mass": TypeAdapter(dict[str, float]),
 }
+_TREE = {"leaves", "lanes", "accuracy"}
+"""Of the head: what is large and seldom other."""
 
 
 class Misfit(Exception):
@@ -217,7 +219,10 @@ def _as_misfit() -> Iterator[None]:
 
 
 def _write_entities(database: sqlite3.Connection, fold: RunFold, changes: Changes, seq: int) -> None:
-    kept: list[tuple[str, str, int, str]] = [("head", "", seq, _dumped("head", fold.head))]
+    head = _ADAPTERS["head"].dump_json(fold.head, exclude=_TREE).decode()
+    kept: list[tuple[str, str, int, str]] = [("head", "", seq, head)]
+    if changes.is_tree_new:
+        kept.append(("tree", "", seq, _ADAPTERS["head"].dump_json(fold.head, include=_TREE).decode()))
     dropped: list[tuple[str, str]] = []
     for kind, names, records in (
         ("part", changes.parts, fold.parts),
@@ -245,16 +250,20 @@ def _read(database: sqlite3.Connection) -> Kept:
     meta = dict(database.execute("SELECT key, value FROM meta"))
     found: dict[str, dict[str, Any]] = {kind: {} for kind in _ADAPTERS}
     numbers: dict[str, dict[str, int]] = {"node": {}, "worker": {}}
-    gone = set()
+    gone, tree = set(), "{}"
     for kind, key, seq, body in database.execute("SELECT kind, key, seq, body FROM entity"):
         if kind in numbers:
             numbers[kind][key] = seq
-        if kind == "node":
+        if kind == "tree":
+            tree = body
+        elif kind == "node":
             gone |= {key} if body else set()
         else:
             found[kind][key] = _ADAPTERS[kind].validate_json(body)
+    head = replace(found["head"].get("", Head()), **json.loads(tree))
+    head.leaves, head.lanes = tuple(head.leaves), tuple(head.lanes)
     fold = RunFold(
-        found["head"].get("", Head()),
+        head,
         dict(sorted(found["part"].items(), key=lambda item: (len(item[0]), item[0]))),
         found["worker"],
         found["unit"],
