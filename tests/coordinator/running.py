@@ -73,6 +73,8 @@ class Coordinator:
     root: Path
     port: int = field(default_factory=free_port)
     volunteers: list[Volunteer] = field(default_factory=list)
+    options: tuple[str, ...] = ()
+    """Further ones of `serve`."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -88,7 +90,7 @@ class Coordinator:
     def start(self) -> None:
         """Begin to serve."""
         command = [sys.executable, "-m", "tinylora_coordinator", "serve", str(self.root)]
-        command += ["--port", str(self.port), "--insecure"]
+        command += ["--port", str(self.port), "--insecure", *self.options]
         with open(self.root / "said", "ab") as said:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=said)
 
@@ -224,9 +226,9 @@ def make_client(coordinator: Coordinator, identity: Identity, handle: Handle, **
 
 
 @contextmanager
-def serving(root: Path) -> Iterator[Coordinator]:
+def serving(root: Path, *options: str) -> Iterator[Coordinator]:
     """A coordinator that serves `root`; nobody is left behind, whatever happens."""
-    coordinator = Coordinator(root)
+    coordinator = Coordinator(root, options=options)
     coordinator.start()
     try:
         coordinator.wait_until_up()
