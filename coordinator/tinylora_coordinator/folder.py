@@ -8,6 +8,7 @@ lookup.safetensors, tokenizer.json  for the page that routes a text (`dashboard/
 places.json           where the base has its projections, for leaves as PEFT adapters
 operator.sqlite       tokens, workers, orders (`operator_store.py`)
 ledger.sqlite, blobs/ the run's memory
+views.sqlite          what the dashboard shows; made again from the ledger when it is missing
 link.db, flower/      Flower's own state: nodes and messages under way
 bundle.safetensors    the result
 bundles/              what was made of the run meanwhile (`shelf.py`)

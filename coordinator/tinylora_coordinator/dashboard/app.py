@@ -321,10 +321,7 @@ def _add_admin(app: FastAPI, services: Services) -> None:
 
     @app.post("/api/v1/admin/tokens", status_code=201, response_model=doc.NewToken)
     async def make_token(asked: doc.TokenRequest, asker: Admin) -> Response:
-        def make() -> doc.NewToken:
-            return _desk(services).make_token(asked, services.join(asker.address).address)
-
-        return answer(await threads(make), 201)
+        return answer(await threads(_desk(services).make_token, asked, asker.address), 201)
 
     @app.delete("/api/v1/admin/tokens/{token_id}", response_model=doc.TokenList)
     async def revoke_token(token_id: TokenId, asker: Admin) -> Response:

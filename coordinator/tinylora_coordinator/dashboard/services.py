@@ -112,7 +112,7 @@ class AdminDesk(Protocol):
 
         Args:
             request: What it is good for.
-            address: scheme://host[:port] by which workers reach the run.
+            address: scheme://host[:port] by which the operator came; empty where that is not known.
         """
         ...
 
