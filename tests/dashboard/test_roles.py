@@ -188,7 +188,7 @@ def ask(client: httpx.Client, run: Run, verb: str, address: str) -> int:
     """The status of one request, such as the page would send it."""
     path = re.sub(r"\{(\w+)\}", lambda match: FILLED[match[1]], address)
     body = {"token": run.shown["viewer"]} if address == "/api/v1/session" else BODIES.get(address)
-    more = {} if verb != "POST" or body is None else {"json": body}
+    more: dict[str, Any] = {} if verb != "POST" or body is None else {"json": body}
     run.artifacts.is_making = False
     with client.stream(verb, path + QUERIES.get(address, ""), **more) as answer:
         client.cookies.clear()

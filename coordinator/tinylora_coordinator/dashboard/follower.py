@@ -43,7 +43,7 @@ class Follower:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="views", daemon=True)
         self._ledger: _OpenLedger | None = None
-        self._trouble = ""
+        self._trouble, self._n_troubles = "", 0
 
     def start(self) -> None:
         """Begin to follow."""
@@ -77,12 +77,13 @@ class Follower:
         except Exception as error:  # a page that stands still would hide it, and the link must not die of it
             self._let_go()
             trouble = f"{type(error).__name__}: {error}"
-            if trouble != self._trouble:
+            self._n_troubles = self._n_troubles + 1 if trouble == self._trouble else 1
+            if self._n_troubles == 2:  # once may be a ledger that is just being made
                 _log.warning("dashboard: %s", error, exc_info=not isinstance(error, TinyLoraError | sqlite3.Error))
             self._trouble = trouble
             return False
         if step == self.look:
-            self._trouble = ""
+            self._trouble, self._n_troubles = "", 0
         return is_behind
 
     def look(self) -> bool:
