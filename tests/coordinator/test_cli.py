@@ -408,6 +408,18 @@ def test_a_port_in_use_ends_serve_with_its_own_code(run: Path, capsys: Capture) 
     assert error.startswith(f"error: 127.0.0.1:{port}: ") and "choose another" in error
 
 
+def test_a_port_that_was_chosen_for_the_dashboard_is_that_one_or_none(run: Path, capsys: Capture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert call("serve", run, "--port", 0, "--dashboard-port", port) == 6
+    assert f"error: 127.0.0.1:{port}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("--viewers", "king"), ("--dashboard-port", "-1"), ("--dashboard-port", "65536")])
+def test_serve_refuses_what_makes_no_sense(run: Path, words: tuple[str, str]) -> None:
+    assert call("serve", run, *words) == 2
+
+
 # --- spans of time ----------------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from tinylora_coordinator.supervisor import DASHBOARD_PORT
 from tests.coordinator.running import Coordinator, make_run, serving
 from tests.flower.helpers import until
 from tinylora.protocol.report import WorkerReport
+from tinylora.protocol.standstill import WorkerState
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic, about flwr's use
 
@@ -107,7 +108,7 @@ def test_a_dashboard_that_cannot_be_made_is_one_sentence_and_no_more(
         ) as found,
     ):
         assert found.dashboard is None
-        found.reports.take("w-1", WorkerReport(state="working").to_json().encode())
+        found.reports.take("w-1", WorkerReport(state=WorkerState.WORKING).to_json().encode())
     assert said == ["the dashboard cannot be shown (RuntimeError: no such thing); the run goes on without it"]
 
 
