@@ -242,6 +242,26 @@ def test_closing_from_another_thread_ends_all_streams() -> None:
     assert views.n_wakes == 0
 
 
+def test_readers_of_two_listeners_are_told_alike() -> None:
+    views = FakeViews()
+    both, found = streams(views), []
+
+    async def scenario() -> None:
+        async with aclosing(both.open("e-0", yes)) as opened:
+            found.append(await first(opened, "patch"))
+
+    listeners = [threading.Thread(target=asyncio.run, args=(scenario(),)) for _ in range(2)]
+    for listener in listeners:
+        listener.start()
+    while both.n_readers < 2:
+        assert all(listener.is_alive() for listener in listeners)
+    views.grow()
+    for listener in listeners:
+        listener.join(10)
+    assert [event.id for event in found] == ["e-1", "e-1"]
+    assert (both.n_readers, views.n_wakes) == (0, 0)
+
+
 async def _drain(opened: AsyncIterator[bytes]) -> None:
     async for _ in opened:
         pass
