@@ -22,6 +22,7 @@ from tests.federation.facts import FACTS, SETTINGS
 from tests.helpers import WINDOW_TOKENS, tiny_base_dir
 from tinylora.command_line import exit_code_of
 from tinylora.errors import SettingError
+from tinylora.export import Places
 from tinylora.federation.events import BundlePublished, RunPaused, RunResumed, RunStarted, WorkerJoined
 from tinylora.flower.join_token import parse_token
 from tinylora.ledger.sqlite import SqliteLedger
@@ -87,9 +88,11 @@ def test_init_writes_a_run_and_refuses_to_do_it_twice(tmp_path: Path, capsys: Ca
         "base.json",
         "keys",
         "lookup.safetensors",
+        "places.json",
         "run.toml",
         "tokenizer.json",
     ]
+    assert Places.read(RunFolder(folder).places_file) == Places.find(tiny_base_dir())
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert call(*words) == 2
     assert "holds a run already" in capsys.readouterr().err
@@ -123,7 +126,7 @@ def test_init_refuses_before_it_writes(
         "serve", "status", "token create", "token list", "token revoke|abcd", "workers", "workers list",
         "workers approve|w-1", "workers revoke|w-1", "workers erase|w-1", "workers release|w-1",
         "workers reassign|w-1|0", "pause", "resume", "finish", "verify-log",
-        "selfcheck", "bundle|--out|b.safetensors",
+        "selfcheck", "bundle|--out|b.safetensors", "leaf|0|--out|leaf.zip",
     ],
 )  # fmt: skip
 def test_a_folder_without_a_run_is_one_sentence(
