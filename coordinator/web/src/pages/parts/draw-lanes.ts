@@ -9,6 +9,8 @@ export const HEAD_PX = 44;
 export const ROW_PX = 24;
 const BAR_PX = 16;
 const LEAST_TEXT_PX = 44;
+/** Handovers nearer to each other are not told apart; their number stands beside the node. */
+const TURN_PX = 8;
 
 /** Colours as the canvas understands them, by the name of the property in `app.css`. */
 export type Colour = (name: string) => string;
@@ -79,11 +81,16 @@ function idle(c: CanvasRenderingContext2D, scene: Scene, y: number): void {
 function bars(c: CanvasRenderingContext2D, scene: Scene, lane: Lane, y: number, fills: Fills): void {
   const top = y + (ROW_PX - BAR_PX) / 2;
   let before: Span | null = null;
+  let turned = -Infinity;
   for (const span of lane.spans) {
     const place = box(span, scene.window, scene.now, scene.widthPx);
     if (place) {
       bar(c, scene, span, place.x, top, place.width, fills);
-      if (before && before.worker !== span.worker && span.start_s >= scene.window.start) handover(c, scene, place.x, y);
+      const isTurn = before !== null && before.worker !== span.worker && span.start_s >= scene.window.start;
+      if (isTurn && place.x - turned >= TURN_PX) {
+        handover(c, scene, place.x, y);
+        turned = place.x;
+      }
     }
     before = span;
   }
