@@ -91,13 +91,17 @@ export class TreeView {
   /** Pixels of the picture from above to below, and whether it is a list instead. */
   height = $state.raw(0);
   isList = $state.raw(false);
-  readonly cells: readonly tree.Cell[] = $derived(
-    tree.icicle(this.places, {
-      width: this.width, height: this.height, top: this.top, open: this.open, isEqual: this.isEqual,
-    }),
+  /** Cells of the icicle, of what of `seen` is wide enough to be drawn. */
+  readonly #cells: ReadonlyMap<string, tree.Cell> = $derived(
+    new Map(
+      tree.icicle(this.places, {
+        width: this.width, height: this.height, top: this.top, open: this.open, isEqual: this.isEqual,
+      }).map((cell) => [cell.path, cell]),
+    ),
   );
-  /** What of `seen` is wide enough to be drawn. */
-  readonly #drawn: ReadonlySet<string> = $derived(new Set(this.cells.map((cell) => cell.path)));
+  cellOf = (path: string): tree.Cell | undefined => this.#cells.get(path);
+  /** What is kept in the document: all, where that is not too much, so that zooming moves cells instead of making them. */
+  readonly kept: readonly string[] = $derived(this.places.size <= this.limit ? [...this.places.keys()] : this.seen);
 
   readonly scale: Scale = $derived.by(() => {
     const by = this.colourBy;
@@ -168,7 +172,7 @@ export class TreeView {
   };
 
   #goTo(path: string): void {
-    const isDrawn = this.isList || this.kind === "tree" || this.#drawn.has(path);
+    const isDrawn = this.isList || this.kind === "tree" || this.#cells.has(path);
     if (isDrawn) this.select(path);
     else this.reveal(path);
   }
