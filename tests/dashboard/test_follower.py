@@ -64,7 +64,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, shown: RunViews, store: Operato
     first = following(tmp_path, shown, store)
     first.look()
     first.stop()
-    position = shown.position
+    position = shown.state().position
     write(tmp_path, [WorkerLost(worker="w1", at_s=20.0)])
     second = following(tmp_path, shown, store)
     second.look()

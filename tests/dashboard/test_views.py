@@ -129,7 +129,7 @@ def test_positions_that_mean_nothing_are_refused() -> None:
 
 def test_who_listens_is_woken_until_he_has_enough() -> None:
     shown, woken = views(), []
-    end = shown.subscribe(lambda: woken.append(shown.position))
+    end = shown.subscribe(lambda: woken.append(shown.state().position))
     rows = rows_of("leaves")
     shown.take(rows[:3])
     shown.take(rows[3:9])

@@ -791,10 +791,10 @@ class RunFold:
         head = self.head
         head.mass_s, head.is_mass_old = at_s, False
         head.mass_source, leaves = self.present_shares()
-        self.mass = {node: round(share, 6) for node, share in with_inner(leaves).items()}
+        before, self.mass = self.mass, {node: round(share, 6) for node, share in with_inner(leaves).items()}
         head.entropy_bits = entropy_bits(leaves.values()) if leaves else None
         self.changes.is_mass_new = True
-        self.changes.nodes |= {*self.leaves, *self.inner}
+        self.changes.nodes |= {node for node in (*self.leaves, *self.inner) if before.get(node) != self.mass.get(node)}
         if head.entropy_bits is not None:
             self.changes.points.append(Point("entropy", None, at_s, head.entropy_bits))
             if head.mass_source == "probes":

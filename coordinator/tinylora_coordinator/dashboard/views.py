@@ -41,6 +41,10 @@ from tinylora_coordinator.operator_store import Worker as Enrolled
 
 FEED_SHOWN = 50
 """Items of the feed in a snapshot."""
+PUBLISH_S, MOST_NEWS = 5.0, 2_000
+"""What came in is written down after so long, or so much, also where nobody looks."""
+PATIENCE_S = 0.05
+"""So long a reader waits for the feeder."""
 AnyAnswer = TypeVar("AnyAnswer")
 _NONE: frozenset[str] = frozenset()
 _log = logging.getLogger(__name__)
@@ -112,6 +116,7 @@ class RunViews:
         self._is_damaged = False
         self._epoch, self._chain, self._fold = kept.epoch, kept.chain, kept.fold
         self._anchor = (self._clock(), kept.fold.head.latest_s)
+        self._seq, self._is_behind, self._n_news, self._published_at = kept.seq, False, 0, self._clock()
         paths = [path for path in kept.nodes if path not in kept.gone]
         shown = [worker for name in sorted(kept.workers) if (worker := kept.fold.workers[name]).is_listed]
         self._shown = _Shown(
@@ -151,6 +156,8 @@ class RunViews:
     def close(self) -> None:
         """Let go of the file."""
         with self._feeding:
+            if self._is_behind:
+                self._publish()
             self._file.close()
 
     # --- feeding -----------------------------------------------------------------------------------------------------
@@ -183,7 +190,7 @@ class RunViews:
             if rows:
                 self._chain = chain
                 self._anchor = (self._clock(), self._fold.head.latest_s)
-                self._publish()
+                self._note(len(rows))
 
     def _apply(self, number: int, at_s: float, event: Event) -> None:
         try:
@@ -203,7 +210,7 @@ class RunViews:
         """
         with self._feeding:
             self._fold.hear(worker, report, self.clock_s if at_s is None else at_s)
-            self._publish()
+            self._note()
 
     def enrolled(self, workers: Sequence[Enrolled]) -> None:
         """Take in whom the operator let in, who waits for that, and who was shut out."""
@@ -211,14 +218,14 @@ class RunViews:
             for worker in workers:
                 self._fold.enrol(worker.worker, worker.name, worker.state, worker.tags, self.clock_s)
             if self._fold.changes.workers:
-                self._publish()
+                self._note()
 
     def set_phase(self, phase: doc.Phase) -> None:
         """Tell what the run is doing."""
         with self._feeding:
             if phase != self._phase:
                 self._phase = phase
-                self._publish()
+                self._note()
 
     def set_clock(self, clock_s: float, speed: float | None = None) -> None:
         """Set the run's clock, which then stands until it is set again: of a run that is played again.
@@ -241,10 +248,34 @@ class RunViews:
             return clock_s
         return clock_s + max(0.0, self._clock() - told_at)
 
+    def _note(self, n_news: int = 1) -> None:
+        """Something is to be shown: made ready when somebody looks, or when much has come together.
+
+        Two hundred workers say more in a second than anybody reads.
+        """
+        self._n_news += n_news
+        with self._lock:
+            self._seq, self._is_behind = self._seq + 1, True
+        if self._n_news >= MOST_NEWS or abs(self._clock() - self._published_at) >= PUBLISH_S:
+            self._publish()
+        self._wake()
+
+    def _now(self) -> _Shown:
+        """What is shown, brought up to date; what it was, while a long batch is being taken in."""
+        if self._is_behind and self._feeding.acquire(timeout=PATIENCE_S):
+            try:
+                if self._is_behind:
+                    self._publish()
+            finally:
+                self._feeding.release()
+        with self._lock:
+            return self._shown
+
     def _publish(self) -> None:
         """Write down what was changed, then show it."""
+        self._n_news, self._published_at = 0, self._clock()
         changes, before = self._fold.take_changes(), self._shown
-        fold, seq = self._fold, before.seq + 1
+        fold, seq = self._fold, self._seq
         nodes, gone = self._new_nodes(changes.nodes, changes.is_tree_new)
         workers = {
             name: worker_document(fold, fold.workers[name])
@@ -286,9 +317,8 @@ class RunViews:
             feed,
         )
         with self._lock:
-            self._shown = after
+            self._shown, self._is_behind = after, False
             self._cache = {}
-        self._wake()
 
     def _new_nodes(self, touched: set[str], is_tree_new: bool) -> tuple[dict[str, doc.Node], frozenset[str]]:
         """Nodes of which something else is shown than before, and those that are no more."""
@@ -310,15 +340,15 @@ class RunViews:
     @property
     def position(self) -> str:
         """`<epoch>-<sequence>`."""
-        return self._position(self._shown.seq)
+        with self._lock:
+            return self._position(self._seq)
 
     def _position(self, seq: int) -> str:
         return f"{self._epoch}-{seq}"
 
     def state(self) -> doc.State:
         """Everything that the overview shows."""
-        with self._lock:
-            shown = self._shown
+        shown = self._now()
         now_s = self.clock_s
         return doc.State.model_construct(
             position=self._position(shown.seq),
@@ -333,8 +363,9 @@ class RunViews:
         epoch, _, number = since.rpartition("-")
         if epoch != self._epoch or not number.isascii() or not number.isdecimal() or len(number) > 18:
             return None
+        shown = self._now()
         with self._lock:
-            shown, cached = self._shown, self._cache.get(int(number))
+            cached = self._cache.get(int(number)) if shown is self._shown else None
         if cached is None:
             cached = self._changed(shown, int(number))
             if cached is None:
@@ -347,12 +378,12 @@ class RunViews:
 
     def _changed(self, shown: _Shown, since: int) -> doc.Patch | None:
         feed = tuple(item for seq, item in shown.feed if seq > since)
-        if since > shown.seq or (len(feed) == len(shown.feed) >= FEED_KEPT):
+        if since > self._seq or (len(feed) == len(shown.feed) >= FEED_KEPT):
             return None
         changed = [path for path, seq in shown.node_seqs.items() if seq > since]
         return doc.Patch.model_construct(
             before=self._position(since),
-            position=self._position(shown.seq),
+            position=self._position(max(shown.seq, since)),
             nodes=tuple(shown.nodes[path] for path in sorted(changed) if path in shown.nodes),
             gone=tuple(path for path in sorted(changed) if path in shown.gone),
             workers=tuple(shown.workers[name] for name, seq in shown.worker_seqs.items() if seq > since),
@@ -397,8 +428,7 @@ class RunViews:
 
     def node(self, path: str) -> doc.NodeDetail | None:
         """One node; None where the tree has none of that path."""
-        with self._lock:
-            shown = self._shown
+        shown = self._now()
         if path not in shown.nodes:
             return None
         node, now_s = shown.nodes[path], self.clock_s
@@ -422,8 +452,7 @@ class RunViews:
 
     def worker(self, worker: str) -> doc.WorkerDetail | None:
         """One worker; None where nobody knows it."""
-        with self._lock:
-            known = self._shown.workers.get(worker)
+        known = self._now().workers.get(worker)
         record = self._fold.workers.get(worker)
         if known is None or record is None:
             return None
@@ -445,8 +474,7 @@ class RunViews:
 
     def series(self, metric: doc.Metric, node: str | None, start_s: float, end_s: float, points: int) -> doc.Series:
         """One number over time, in at most so many buckets; the first and the last may stick out of the time."""
-        with self._lock:
-            shown = self._shown
+        shown = self._now()
         now_s = self.clock_s
         names = () if node is None else _concerned(shown, node)
         end_s = max(start_s, min(end_s, now_s))
@@ -457,8 +485,7 @@ class RunViews:
 
     def timeline(self, start_s: float, end_s: float, offset: int, limit: int) -> doc.Timeline:
         """Who was at which node when: a lane for each node that anybody ever held."""
-        with self._lock:
-            shown = self._shown
+        shown = self._now()
         end_s = max(start_s, min(end_s, self.clock_s))
         nodes = shown.lanes[offset : offset + limit]
         lanes, marks = self._ask(
@@ -474,8 +501,7 @@ class RunViews:
 
     def routing(self) -> doc.Routing:
         """Where the text goes."""
-        with self._lock:
-            shown = self._shown
+        shown = self._now()
         versions = self._ask(self._details.routers, ())
         return routing_document(shown.nodes, shown.workers, shown.mass_source, versions)
 
