@@ -70,6 +70,22 @@ describe("the live state", () => {
     end();
   });
 
+  it("moves the picture when masses moved enough, and not all the time", () => {
+    const live = new Live();
+    const masses = (before: number, mass: number, now_ms: number): number => {
+      live.apply(patch(before, before + 1, { nodes: [fullNode({ path: "0", kind: "leaf", mass })] }), now_ms);
+      return live.shape;
+    };
+    live.load(state(1), 0);
+    const shapes = [
+      live.shape, masses(1, 0.3, 100), masses(2, 0.31, 2000), masses(3, 0.3104, 5000), masses(4, 0.32, 5100),
+    ];
+    expect(shapes).toEqual([1, 1, 2, 2, 3]);
+    expect(masses(5, 0.4, 5200)).toBe(3);
+    live.tick(7100);
+    expect(live.shape).toBe(4);
+  });
+
   it("shows a node that comes into being to who waited for it", () => {
     const live = new Live();
     live.load(state(1), 0);

@@ -7,6 +7,11 @@ import { SvelteMap } from "svelte/reactivity";
 
 import type { ApiError, FeedItem, Node, Patch, Run, State, Worker } from "./api";
 
+/** Masses drift with every probe. What hangs on them moves only for this much of a share, which is less than a pixel… */
+const DRIFT = 0.0005;
+/** …and not more often than after so many milliseconds. */
+const REST_MS = 2_000;
+
 /** So many items of the feed are kept. */
 export const FEED_LENGTH = 200;
 
@@ -94,7 +99,7 @@ export class Live {
   heard_ms = $state.raw(0);
   /** The present, moved on once a second: what shows an age reads it. */
   now_ms = $state.raw(0);
-  /** Grows with everything that the tree's layout hangs on: its nodes, their kinds and masses. */
+  /** Grows with what the tree's layout hangs on: its nodes and their kinds at once, masses when they moved enough. */
   shape = $state.raw(0);
 
   /** Where the stream goes on. */
@@ -151,7 +156,7 @@ export class Live {
     this.#workers.replace(state.workers.map((worker) => [worker.worker, worker]));
     this.feed = feedWith(isOther ? [] : this.feed, state.feed);
     this.#hear(state.run, state.position, now_ms);
-    this.shape += 1;
+    this.#reshape(now_ms);
     this.failure = null;
     this.#loads.set("state", this.loads + 1);
     this.#tell(null);
@@ -161,11 +166,14 @@ export class Live {
   apply(patch: Patch, now_ms: number): "next" | "old" | "gap" {
     const verdict = fit(this.position, patch);
     if (verdict !== "next") return verdict;
-    if (patch.gone.length || patch.nodes.some((node) => this.#isOtherShape(node))) this.shape += 1;
+    const isOther = patch.gone.length > 0 || patch.nodes.some((node) => this.#nodes.get(node.path)?.kind !== node.kind);
+    this.#hasMoved ||= patch.nodes.some((node) => this.#isElsewhere(node));
     this.#nodes.put(patch.nodes.map((node) => [node.path, node] as const), patch.gone);
     this.#workers.put(patch.workers.map((worker) => [worker.worker, worker] as const));
     this.feed = feedWith(this.feed, patch.feed);
     this.#hear(patch.run, patch.position, now_ms);
+    if (isOther) this.#reshape(now_ms);
+    else this.tick(now_ms);
     this.#tell(patch);
     return verdict;
   }
@@ -176,9 +184,27 @@ export class Live {
     return () => this.#listeners.delete(listener);
   }
 
-  #isOtherShape(node: Node): boolean {
-    const known = this.#nodes.get(node.path);
-    return !known || known.mass !== node.mass || known.kind !== node.kind;
+  /** The present moves on; what waited for it is done. */
+  tick(now_ms: number): void {
+    this.now_ms = Math.max(this.now_ms, now_ms);
+    if (this.#hasMoved && now_ms >= this.#shaped_ms + REST_MS) this.#reshape(now_ms);
+  }
+
+  /** Masses at the time of the latest `shape`. */
+  #masses = new Map<string, number | null>();
+  #shaped_ms = 0;
+  #hasMoved = false;
+
+  #isElsewhere({ path, mass }: Node): boolean {
+    const then = this.#masses.get(path) ?? null;
+    return then === null || mass === null ? then !== mass : Math.abs(then - mass) > DRIFT;
+  }
+
+  #reshape(now_ms: number): void {
+    this.#masses = new Map(this.#nodes.all.map((node) => [node.path, node.mass]));
+    this.#shaped_ms = now_ms;
+    this.#hasMoved = false;
+    this.shape += 1;
   }
 
   #hear(run: Run, position: string, now_ms: number): void {
