@@ -1,18 +1,20 @@
 """The dashboard's projection at full size: what queries, intake and the file cost.
 
-    python -m benchmarks.dashboard_views [--updates 1000] [--leaves 512] [--workers 200]
+    python -m benchmarks.dashboard_views [--updates 100] [--copies 9] [--leaves 512] [--workers 200]
 
-Synthetic events, without tensors: a tree of 512 leaves (1,023 nodes) and 200 workers, and a thousand accepted updates
-of each leaf, so that a million values of losses come together. Times are of the process (CPU), so that other work on
-the machine does not count.
+Synthetic events, without tensors: a tree of 512 leaves (1,023 nodes) and 200 workers. A hundred accepted updates of
+each leaf are taken in as events; what they left in the tables is then copied nine times into the time before, so that
+a million values of losses lie there. Times are of the process (CPU), so that other work on the machine counts little.
 """
 
 import argparse
 import json
 import random
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +28,8 @@ from tinylora.protocol.report import WorkerReport
 from tinylora.tree import Topology
 
 BATCH = 500
+UNIT_EVERY_S = 0.1
+"""Between two accepted updates, of whichever leaf."""
 ZERO = "0" * 64
 Row = tuple[int, float, ev.Event]
 
@@ -33,21 +37,23 @@ Row = tuple[int, float, ev.Event]
 def main() -> None:
     """Build, ask, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=1000, help="accepted train updates per leaf")
+    parser.add_argument("--updates", type=int, default=100, help="accepted train updates per leaf, as events")
+    parser.add_argument("--copies", type=int, default=9, help="further ones, copied in the file")
     parser.add_argument("--leaves", type=int, default=512)
     parser.add_argument("--workers", type=int, default=200)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "views.sqlite"
-        print(json.dumps(measure(file, asked.leaves, asked.workers, asked.updates), indent=1))
+        print(json.dumps(measure(file, asked.leaves, asked.workers, asked.updates, asked.copies), indent=1))
 
 
-def measure(file: Path, n_leaves: int, n_workers: int, n_updates: int) -> dict[str, Any]:
+def measure(file: Path, n_leaves: int, n_workers: int, n_updates: int, n_copies: int) -> dict[str, Any]:
     """All numbers: milliseconds of each question (cold, median warm), events per second, bytes."""
     views = RunViews(file, run="big", clock=lambda: 0.0)
     n_events, spent_s, longest_s = 0, 0.0, 0.0
     batch: list[Row] = []
-    for row in rows(n_leaves, n_workers, n_updates):
+    start_s = n_copies * n_updates * n_leaves * UNIT_EVERY_S
+    for row in rows(n_leaves, n_workers, n_updates, start_s):
         batch.append(row)
         if len(batch) == BATCH:
             took_s = _timed(lambda given=tuple(batch): views.take(given))
@@ -57,11 +63,13 @@ def measure(file: Path, n_leaves: int, n_workers: int, n_updates: int) -> dict[s
     report = WorkerReport.model_validate({"state": "working", "gpu": "GeForce", "tokens_per_s": 900.0})
     hear_s = min(_timed(lambda at=at: views.hear("w7", report, float(at))) for at in range(20))
     single_s = min(_timed(lambda n=n: _take_one(views, n)) for n in range(20))
+    n_units = copy(file, n_copies, n_updates * n_leaves * UNIT_EVERY_S)
     answers = ask(views, n_leaves)
     views.close()
     open_s = _timed(lambda: RunViews(file, run="big", clock=lambda: 0.0).close())
     return {
         "events": n_events,
+        "units": n_units,
         "events_per_s": round(n_events / spent_s),
         "batch_ms": {"events": BATCH, "mean": _ms(spent_s / n_events * BATCH), "longest": _ms(longest_s)},
         "one_event_ms": _ms(single_s),
@@ -76,6 +84,31 @@ def measure(file: Path, n_leaves: int, n_workers: int, n_updates: int) -> dict[s
 def _take_one(views: RunViews, n: int) -> None:
     at_s = views.clock_s
     views.take([(views.n_events + 1, at_s, ev.WorkerLost(worker=f"w{n}", at_s=at_s))])
+
+
+def copy(file: Path, n_copies: int, length_s: float) -> int:
+    """Repeat what the tables hold before its time, so many times; returns the number of units then."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute("PRAGMA synchronous = OFF")
+        for number in range(1, n_copies + 1):
+            back_s = number * length_s
+            database.execute(
+                "INSERT INTO unit SELECT -number - ? * 10000000, unit_id || 'c' || ?, worker, node, kind, state, "
+                "leased_s - ?, closed_s - ?, reason, n_steps, tokens, seconds, heldout_before, heldout_after, "
+                "train_loss, bytes_received FROM unit WHERE number > 0 AND closed_s IS NOT NULL",
+                (number, number, back_s, back_s),
+            )
+            for table in ("of_run", "of_node", "of_mass", "stretch"):
+                columns = [str(row[1]) for row in database.execute(f"PRAGMA table_info({table})")]
+                moved = {"start": "start - CAST(round(? / width) AS INTEGER)"}
+                moved |= {name: f"{name} - ?" for name in ("first_s", "last_s") if name in columns}
+                values = ", ".join(moved.get(name) or name for name in columns)
+                database.execute(
+                    f"INSERT OR IGNORE INTO {table} SELECT {values} FROM {table} WHERE start * width >= ?",
+                    (*[back_s] * len([name for name in columns if name in moved]), n_copies * length_s),
+                )
+        (n,) = database.execute("SELECT count(*) FROM unit").fetchone()
+    return n
 
 
 # --- questions -------------------------------------------------------------------------------------------------------
@@ -148,13 +181,13 @@ def _ms(seconds: float) -> float:
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
-def rows(n_leaves: int, n_workers: int, n_updates: int) -> Iterator[Row]:
+def rows(n_leaves: int, n_workers: int, n_updates: int, start_s: float) -> Iterator[Row]:
     """A run in which every holder trains one unit after another, a few are lost, and gates are solved now and then."""
-    for number, (at_s, event) in enumerate(_happenings(n_leaves, n_workers, n_updates), 1):
+    for number, (at_s, event) in enumerate(_happenings(n_leaves, n_workers, n_updates, start_s), 1):
         yield number, at_s, event
 
 
-def _happenings(n_leaves: int, n_workers: int, n_updates: int) -> Iterator[tuple[float, ev.Event]]:
+def _happenings(n_leaves: int, n_workers: int, n_updates: int, start_s: float) -> Iterator[tuple[float, ev.Event]]:
     chance, depth = random.Random(1), n_leaves.bit_length() - 1
     names = [f"w{n}" for n in range(n_workers)]
     yield 0.0, ev.RunStarted(run="big", settings=_settings(depth, n_updates), base=_base())
@@ -171,10 +204,10 @@ def _happenings(n_leaves: int, n_workers: int, n_updates: int) -> Iterator[tuple
         given = {name: mine[place % len(mine)] for place, name in enumerate(who)}
         yield 11.0, ev.SubtreeDivided(node=top, version=2, leaves=leaves, assignment=given)
     yield 12.0, ev.GatesSolved(version=1, contributors=tuple(names), drift=1.0, blob=ZERO, accuracy={})
-    now_s, unit, router = 12.0, 0, 1
+    now_s, unit, router = max(12.0, start_s), 0, 1
     for turn in range(n_updates):
         for place, leaf in enumerate(leaves):
-            now_s, unit = now_s + 0.1, unit + 1
+            now_s, unit = now_s + UNIT_EVERY_S, unit + 1
             name = names[place % n_workers]
             yield now_s, _lease(f"u{unit}", name, leaf, now_s)
             yield now_s, _update(f"u{unit}", name, leaf, turn, now_s, chance)

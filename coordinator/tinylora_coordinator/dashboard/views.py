@@ -490,12 +490,14 @@ class RunViews:
         nodes = shown.lanes[offset : offset + limit]
         lanes, marks = self._ask(
             lambda database: (
-                self._details.lanes(database, nodes, start_s, end_s, shown.longest_s, shown.open_units),
+                self._details.lanes(
+                    database, nodes, start_s, end_s, shown.longest_s, shown.open_units, len(shown.lanes)
+                ),
                 self._details.marks(database, start_s, end_s),
             ),
             ((), ()),
         )
-        return doc.Timeline(
+        return doc.Timeline.model_construct(
             start_s=start_s, end_s=end_s, lanes=lanes, n_lanes=len(shown.lanes), offset=offset, marks=marks
         )
 
