@@ -225,6 +225,7 @@ def test_text_of_a_subtree_counts_equally_for_its_leaves() -> None:
 def test_measured_shares_weigh_by_text() -> None:
     told = [(3.0, {"0": 1.0}), (1.0, {"0": 0.5, "1": 0.5, "gone": 1.0})]
     shares = measured_shares(("0", "1"), told)
+    assert shares is not None
     assert shares == {"0": 0.875, "1": 0.125}
     assert with_inner(shares) == {"": 1.0, "0": 0.875, "1": 0.125}
 
