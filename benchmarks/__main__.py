@@ -9,7 +9,15 @@ import sys
 
 from benchmarks.measure import write_result
 
-NAMES = ("training_step", "accepted_update", "worker_start", "leaf_memory", "coordinator_scale", "volunteer")
+NAMES = (
+    "training_step",
+    "accepted_update",
+    "worker_start",
+    "leaf_memory",
+    "coordinator_scale",
+    "volunteer",
+    "dashboard",
+)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 

@@ -30,7 +30,8 @@ from tinylora.tree import NodePath, Topology, children, is_under
 
 RUN = "artificial"
 UNIT_STEPS = 50
-REPORT_EVERY_S = 30.0
+REPORT_EVERY_S, REST_REPORT_S = 10.0, 60.0
+"""At work, and otherwise; as the worker's agent does."""
 FIRST_REST_S, LONGEST_REST_S = 5.0, 600.0
 TOKENS_PER_STEP = 8 * 256
 LEAF_BYTES = 1 << 20
@@ -730,7 +731,8 @@ class _World:
         if not worker.is_online:
             return
         self.out.append(Told(self.at_s, worker.worker, self._said(worker)))
-        self.at(self.now + REPORT_EVERY_S, lambda: self._report(worker))
+        rest_s = REST_REPORT_S if worker.unit is None else REPORT_EVERY_S
+        self.at(self.now + rest_s * self.random.uniform(0.8, 1.2), lambda: self._report(worker))
 
     def _said(self, worker: _Worker) -> WorkerReport:
         """Its word on itself at this moment, and whether its owner wants the machine for a while."""

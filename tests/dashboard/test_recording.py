@@ -15,6 +15,7 @@ from tinylora_coordinator.dashboard.recording import (
     Happened,
     Item,
     Told,
+    merged,
     open_recording,
     without_secrets,
     write_recording,
@@ -96,6 +97,20 @@ def test_what_a_visitor_need_not_have_is_left_out(tmp_path):
     joined = WorkerJoined(worker="w0", name="ann", public_key="secret-key", token="secret-token")
     write_recording(tmp_path / "run.jsonl", "test", as_items([(1.0, joined), (2.0, lease)]))
     assert "secret" not in (tmp_path / "run.jsonl").read_text()
+
+
+def test_what_workers_said_stands_between_the_events():
+    events = [Happened(1, 0.0, STARTED), Happened(2, 5.0, JOINED), Happened(3, 4.9, LOST)]
+    said = WorkerReport(state=WorkerState.WORKING)
+    told = [Told(6.0, "w-1", said), Told(2.0, "w-1", said), Told(4.95, "w-2", said)]
+    assert [(item.at_s, getattr(item, "number", 0)) for item in merged(events, told)] == [
+        (0.0, 1),
+        (2.0, 0),
+        (4.95, 0),
+        (5.0, 2),
+        (5.0, 3),
+        (6.0, 0),
+    ]
 
 
 def test_rows_of_one_moment_may_have_been_written_a_hair_apart(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from tinylora_coordinator.cli import app
 from tinylora_coordinator.dashboard import documents as doc
 from tinylora_coordinator.dashboard.recording import Happened, Recording, Told, open_recording, write_recording
-from tinylora_coordinator.dashboard.replay import REST_S, Pace, Player, parse_moment
+from tinylora_coordinator.dashboard.replay import EXAMPLE, REST_S, Pace, Player, parse_moment
 from tinylora_coordinator.dashboard.source import Views
 from tinylora_coordinator.dashboard.views import RunViews
 
@@ -316,3 +316,21 @@ def test_what_ends_the_command(recording, tmp_path, capsys):
     told = capsys.readouterr().err
     assert told.count("error: ") == 6
     assert "none.jsonl, line 1" in told
+
+
+def test_the_example_is_a_whole_run_with_churn():
+    recording = open_recording(EXAMPLE)
+    happened = {item.event.type for item in recording.items() if isinstance(item, Happened)}
+    assert happened >= {
+        "worker_lost",
+        "worker_returned",
+        "worker_assigned",
+        "run_paused",
+        "run_resumed",
+        "run_finished",
+    }
+    assert EXAMPLE.stat().st_size <= 200_000
+    player, (noted,) = player_of(recording, Clock(), speed=0.0, from_s=recording.end_s)
+    while player.step() == 0.0:
+        pass
+    assert (noted.phase, len(noted.rows), len(noted.heard)) == ("finished", recording.n_events, recording.n_reports)

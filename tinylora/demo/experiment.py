@@ -1,7 +1,8 @@
 """Who has which text: the demo's workers, their shards from this machine, and the documents that only the report reads.
 
 As many domains take part as the tree has leaves. More workers than domains share a domain (replicas of a leaf); fewer
-workers hold several domains, mixed and unlabelled (a subtree). Nobody but the report ever sees a domain's name.
+workers hold several domains, mixed and unlabelled (a subtree). The report and the live page name them; the run knows
+no names.
 """
 
 import hashlib

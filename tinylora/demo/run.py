@@ -81,7 +81,7 @@ def run_demo(
         page = f"http://127.0.0.1:{page_port}/"
         console.print(f"dashboard: {page}", highlight=False)
         open_page(page, is_wanted=open_browser, is_terminal=console.is_terminal)
-        _start_workers(family, address, token, out, files)
+        _start_workers(family, address, token, out, experiment, files)
         _watch(console, family, out / "run", started)
         recorder = _record(family, out)
         _finish(console, family, experiment, out, started)
@@ -160,12 +160,15 @@ def _make_token(command: list[str]) -> str:
     return json.loads(done.stdout)["token"]
 
 
-def _start_workers(family: Family, address: str, token: str, out: Path, files: Sequence[Path]) -> None:
+def _start_workers(
+    family: Family, address: str, token: str, out: Path, experiment: Experiment, files: Sequence[Path]
+) -> None:
     secret = {"TINYLORA_TOKEN": token}  # not among the arguments, which every process list shows
-    for file in files:
+    for worker, file in zip(experiment.workers, files, strict=True):
         name = file.stem
         command = [sys.executable, "-m", "tinylora_worker", "join", address, "--yes", "--base", str(BASE_DIR)]
         options = ["--data", str(file), "--home", str(out / "home" / name), "--name", name]
+        options += ["--note", " and ".join(worker.domains)]
         options += [word for kind in ALLOWANCES for word in ("--allow", kind)]  # its texts are public
         family.start(name, [*command, *options], environment=secret)
 

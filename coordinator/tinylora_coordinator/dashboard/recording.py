@@ -12,10 +12,11 @@ Reading believes nothing: each line is bounded, each field checked, and the firs
 """
 
 import gzip
+import heapq
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, TypeAlias
 
@@ -133,6 +134,19 @@ def write_recording(file: Path, run: str, items: Iterable[Item]) -> int:
         kind = DiskFull if error.errno in (28, 122) else StorageError
         raise kind(f"{file}: {error.strerror or error}; choose another place with --out") from None
     return count
+
+
+def merged(happened: Iterable[Happened], told: Iterable[Told]) -> Iterator[Item]:
+    """Events in the order of their numbers, and between them, by time, what workers said."""
+    return heapq.merge(_never_back(happened), sorted(told, key=lambda one: one.at_s), key=lambda item: item.at_s)
+
+
+def _never_back(happened: Iterable[Happened]) -> Iterator[Item]:
+    """Rows of one moment may have been written a hair apart."""
+    latest_s = 0.0
+    for item in happened:
+        latest_s = max(latest_s, item.at_s)
+        yield replace(item, at_s=latest_s)
 
 
 def _as_line(item: Item, at_s: float) -> bytes:

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from tinylora.errors import DataError, RefusedError, SettingError, TinyLoraError
 from tinylora.federation.events import Event, RunFinished, RunPaused, RunResumed, RunStarted, TopologySet
+from tinylora.protocol.consent import CODE, NEVER_SENT, SENT
 from tinylora.protocol.report import WorkerReport
 from tinylora_coordinator.dashboard import documents as doc
 from tinylora_coordinator.dashboard.recording import Happened, Item, Recording, Told
@@ -252,9 +253,9 @@ def services_of(stage: Views, start: RunStarted) -> Services:
             command="",
             base_id=start.base.base_id,
             min_sequences=start.settings.min_sequences,
-            sent=(),
-            never_sent=(),
-            code="",
+            sent=SENT,
+            never_sent=NEVER_SENT,
+            code=CODE,
             is_open=False,
         )
 
