@@ -19,6 +19,7 @@ TORCH := $(shell sed -n 's/^torch==.*/&/p' constraints.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 BIN := .venv/bin
+WEB := coordinator/web
 INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(wildcard tinylora coordinator worker tests benchmarks)
@@ -29,12 +30,12 @@ WRONG_DOCSTRING := (/DOC[0-9]+:|Traceback|Error/ && !/DOC(101|201|402):/ && \
 	!(/DOC103:/ && !/in the docstring but not in the function signature/)) { print; wrong = 1 } END { exit wrong }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow chaos check style imports docstrings types bench report web stubs base clean
+.PHONY: help install demo test slow chaos web-test check style imports docstrings types bench report web stubs base clean
 
 help: ## list the verbs
 	@echo "TinyLoRA: make VERB [WORKERS=4] [DEPTH=2] [SEED=0] [ROUTER_SYNC=both|statistics|weights] [OUT=demo-out]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1#\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '#' 2>/dev/null \
-		|| sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1  \2/p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1#\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '#' 2>/dev/null \
+		|| sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1  \2/p' $(firstword $(MAKEFILE_LIST))
 
 install: $(INSTALLED) ## create .venv with all that the other verbs need
 
@@ -43,15 +44,19 @@ demo: $(INSTALLED) ## a real federation on this machine: bundle, report and pict
 		--router-sync $(ROUTER_SYNC) --out $(OUT)
 
 test: $(INSTALLED) ## the tests, without those that take minutes; two processes, each with whole files
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not web"
 
 slow: $(INSTALLED) ## the tests that take minutes
-	@$(BIN)/python -m pytest -q -m "slow and not gpu"
+	@$(BIN)/python -m pytest -q -m "slow and not gpu and not web"
 
 chaos: $(INSTALLED) ## kill runs at every durable step and at random, compare what came of it; some minutes
 	@$(BIN)/python -m tests.chaos
 	@$(BIN)/python -m tests.chaos.random_kills
 	@$(BIN)/python -m tests.chaos.worker_kills
+
+web-test: $(INSTALLED) $(WEB)/node_modules ## the dashboard in a real browser against real runs; some twenty minutes, needs Chromium
+	@$(BIN)/python -m tests.web.chromium
+	@$(BIN)/python -m pytest -q -m web tests/web
 
 check: $(INSTALLED) ## style, types, docstrings and the direction of imports
 	@$(MAKE) --no-print-directory --keep-going style imports docstrings types
@@ -77,8 +82,6 @@ report: $(INSTALLED) ## every method against its baselines, an hour or two; docs
 	@$(BIN)/tinylora report --config benchmarks/quality.toml --preset $(PRESET) --out $(REPORT_OUT)
 	@mkdir -p docs/quality && cp $(REPORT_OUT)/quality.json benchmarks/results/ && \
 		cp $(REPORT_OUT)/quality.md $(REPORT_OUT)/*.png docs/quality/
-
-WEB := coordinator/web
 
 web: $(WEB)/node_modules ## build the dashboard's page anew; needs Node 20.19 or newer
 	@cd $(WEB) && npm run --silent types && npm run --silent check && npm run --silent test && npm run --silent build
