@@ -61,7 +61,7 @@ def measure(file: Path, n_leaves: int, n_workers: int, n_updates: int, n_copies:
             batch.clear()
     views.take(batch)
     report = WorkerReport.model_validate({"state": "working", "gpu": "GeForce", "tokens_per_s": 900.0})
-    hear_s = min(_timed(lambda at=at: views.hear("w7", report, float(at))) for at in range(20))
+    hear_s = min(_timed(lambda at=at: _told(views, report, float(at))) for at in range(20))
     single_s = min(_timed(lambda n=n: _take_one(views, n)) for n in range(20))
     n_units = copy(file, n_copies, n_updates * n_leaves * UNIT_EVERY_S)
     answers = ask(views, n_leaves)
@@ -84,6 +84,12 @@ def measure(file: Path, n_leaves: int, n_workers: int, n_updates: int, n_copies:
 def _take_one(views: RunViews, n: int) -> None:
     at_s = views.clock_s
     views.take([(views.n_events + 1, at_s, ev.WorkerLost(worker=f"w{n}", at_s=at_s))])
+    views.state()
+
+
+def _told(views: RunViews, report: WorkerReport, at_s: float) -> None:
+    views.hear("w7", report, at_s)
+    views.state()
 
 
 def copy(file: Path, n_copies: int, length_s: float) -> int:

@@ -146,13 +146,13 @@ def test_many_marks_fall_together() -> None:
 def test_a_file_damaged_while_it_is_read_is_made_anew(tmp_path: Path) -> None:
     shown = RunViews(tmp_path / "views.sqlite", run="artificial", clock=lambda: 0.0)
     shown.take(ROWS[:100])
-    position = shown.position
+    position = shown.state().position
     with closing(sqlite3.connect(tmp_path / "views.sqlite")) as database:
         database.execute("DROP TABLE unit")
         database.commit()
     assert shown.worker(shown.state().workers[0].worker) is not None
     shown.take(ROWS[100:101])
-    assert shown.n_events == 0
+    assert shown.state().run.n_events == shown.n_events == 0
     assert shown.patch(position) is None
     shown.take(ROWS)
     assert shown.state().run.n_events == len(ROWS)

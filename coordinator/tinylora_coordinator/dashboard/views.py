@@ -41,8 +41,8 @@ from tinylora_coordinator.operator_store import Worker as Enrolled
 
 FEED_SHOWN = 50
 """Items of the feed in a snapshot."""
-PUBLISH_S, MOST_NEWS = 5.0, 2_000
-"""What came in is written down after so long, or so much, also where nobody looks."""
+PUBLISH_S, MOST_NEWS = 5.0, 500
+"""What came in is written down after so long, or so much, also where nobody looks; more would make a reader wait."""
 PATIENCE_S = 0.05
 """So long a reader waits for the feeder."""
 AnyAnswer = TypeVar("AnyAnswer")
