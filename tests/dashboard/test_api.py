@@ -504,3 +504,11 @@ def test_a_pace_counts_by_place_and_minute() -> None:
     assert raised.value.headers == {"retry-after": "60"}
     now[0] = 60.0
     pace.take("a")
+
+
+@pytest.mark.parametrize("path", ["/", "/workers", "/lite"])
+def test_a_page_that_the_browser_has_keeps_its_policy(path: str) -> None:
+    first = reading().get(path)
+    again = reading().get(path, if_none_match=first.headers["etag"])
+    assert again.status_code == 304
+    assert again.headers["content-security-policy"] == first.headers["content-security-policy"]

@@ -11,7 +11,7 @@ from tests.web.chromium import QUIET, find
 from tests.web.serving import Shown, replaying
 
 NewPage = Callable[..., Page]
-HALF_WAY = "60s"
+HALF_WAY = "200s"
 """Into the recorded run: everybody is at work, and not all is well."""
 
 

@@ -41,7 +41,7 @@ class Shell:
             await self._app(scope, receive, send)
             return
         body = _Body(receive, Headers(scope=scope))
-        safe = _Safe(send)
+        safe = _Safe(send, is_api=scope["path"].startswith("/api/"))
         try:
             if body.is_declared_too_long:
                 raise _TOO_LONG
@@ -80,8 +80,8 @@ class _Body:
 class _Safe:
     """Puts the headers in that no answer goes without."""
 
-    def __init__(self, send: Send) -> None:
-        self._send, self.has_begun = send, False
+    def __init__(self, send: Send, *, is_api: bool) -> None:
+        self._send, self._is_api, self.has_begun = send, is_api, False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -89,7 +89,9 @@ class _Safe:
             headers = MutableHeaders(scope=message)
             for name, value in _ALWAYS.items():
                 headers.setdefault(name, value)
-            is_page = headers.get("content-type", "").startswith("text/html")
+            # 304 says nothing of a type, and its headers take the place of those that the browser has kept.
+            is_kept = message["status"] == 304 and not self._is_api
+            is_page = is_kept or headers.get("content-type", "").startswith("text/html")
             headers.setdefault("content-security-policy", PAGE_POLICY if is_page else _NOTHING_AT_ALL)
             headers.setdefault("cache-control", "no-store")
         await self._send(message)
