@@ -506,7 +506,7 @@ def test_a_pace_counts_by_place_and_minute() -> None:
     pace.take("a")
 
 
-@pytest.mark.parametrize("path", ["/", "/workers", "/lite"])
+@pytest.mark.parametrize("path", ["/", "/workers", "/node/01"])
 def test_a_page_that_the_browser_has_keeps_its_policy(path: str) -> None:
     first = reading().get(path)
     again = reading().get(path, if_none_match=first.headers["etag"])
