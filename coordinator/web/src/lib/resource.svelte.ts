@@ -62,6 +62,12 @@ export function resource<T>(
 
   $effect(() => {
     const end = live.listen((patch) => {
+      if (patch === null) {
+        // The state has just come, perhaps for the first time: what was asked before knew no clock.
+        clearTimeout(timer);
+        timer = undefined;
+        last_ms = -Infinity;
+      }
       if (patch === null || concerns(patch)) answer.refresh();
     });
     return () => {
