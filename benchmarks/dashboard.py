@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import psutil
-from tinylora_coordinator.dashboard.recording import write_recording
+from tinylora_coordinator.dashboard.recording import Happened, write_recording
 
 from tests.dashboard.synthetic import Plan, make_run
 
@@ -43,9 +43,11 @@ def measure() -> dict[str, Any]:
     """CPU of the server with and without readers, and the cost of each question."""
     with TemporaryDirectory(prefix="tinylora-bench-") as folder:
         file = Path(folder, "run.jsonl.gz")
-        write_recording(file, "artificial", make_run(PLAN))
+        items = list(make_run(PLAN))
+        write_recording(file, "artificial", items)
+        n_there = sum(isinstance(item, Happened) and item.at_s <= FROM_S for item in items)
         with _served(file, "--from", f"{FROM_S:g}s", "--speed", "1") as server:
-            ready_s = server.wait_until_there(FROM_S)
+            ready_s = server.wait_for(n_there)
             alone = server.cpu_share(MEASURE_S)
             with _readers(server.address, N_READERS) as readers:
                 time.sleep(SETTLE_S)
@@ -54,7 +56,7 @@ def measure() -> dict[str, Any]:
                 heard = [(r.n_patches - n, r.n_bytes - b) for r, (n, b) in zip(readers, before, strict=True)]
             memory_mb = server.memory_mb()
         with _served(file, "--at", f"{FROM_S:g}s") as server:
-            server.wait_until_there(FROM_S)
+            server.wait_for(n_there)
             questions = server.ask_all()
     return {
         "compares": "CPU of the server of a replay at its own speed, 1,023 nodes and 200 workers",
@@ -82,16 +84,13 @@ class _Server:
         self._process = psutil.Process(process.pid)
         self._client = httpx.Client(base_url=address, trust_env=False, timeout=60.0)
 
-    def wait_until_there(self, clock_s: float) -> float:
-        """Until it was told all up to a moment; returns after how many seconds."""
+    def wait_for(self, n_events: int) -> float:
+        """Until it was told so many events; returns after how many seconds."""
         begun_s = time.monotonic()
-        n_events = -1
-        while True:
-            run = self._client.get("/api/v1/state").json()["run"]
-            if run["clock_s"] >= clock_s and run.get("n_events", 0) == n_events:
-                return time.monotonic() - begun_s
-            n_events = run.get("n_events", 0)
-            time.sleep(1.0)
+        while self._client.get("/api/v1/state").json()["run"].get("n_events", 0) < n_events:
+            time.sleep(0.5)
+        time.sleep(SETTLE_S)
+        return time.monotonic() - begun_s - SETTLE_S
 
     def cpu_s(self) -> float:
         """So far."""

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -41,7 +40,7 @@ from tinylora_coordinator.operator_store import Worker as Enrolled
 
 FEED_SHOWN = 50
 """Items of the feed in a snapshot."""
-PUBLISH_S, MOST_NEWS = 5.0, 500
+PUBLISH_S, MOST_NEWS = 20.0, 500
 """What came in is written down after so long, or so much, also where nobody looks; more would make a reader wait."""
 PATIENCE_S = 0.05
 """So long a reader waits for the feeder."""
@@ -546,7 +545,7 @@ def _under_way(shown: _Shown, names: tuple[str, ...], is_run: bool) -> tuple[tup
 
 
 def _open_units(fold: RunFold) -> tuple[Unit, ...]:
-    return tuple(replace(unit) for unit in fold.units.values() if unit.kind == "train" and not unit.is_pending)
+    return tuple(unit for unit in fold.units.values() if unit.kind == "train" and not unit.is_pending)
 
 
 def _made(path: Path | None) -> ViewsFile:
