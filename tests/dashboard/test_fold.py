@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tinylora_coordinator.dashboard.fold import RunFold
+from tinylora_coordinator.dashboard.fold.sums import reckon_mass
 from tinylora_coordinator.dashboard.recording import Happened
 from tinylora_coordinator.dashboard.shares import entropy_bits, measured_shares, text_shares, with_inner
 from tinylora_coordinator.dashboard.shown import node_document, worker_document
@@ -194,7 +195,7 @@ def test_losses_are_those_of_the_last_round() -> None:
 @pytest.mark.parametrize("name", ["leaves", "artificial"])
 def test_shares_are_reckoned_from_what_workers_measured(name: str) -> None:
     fold = folded(rows(name))
-    fold.reckon_mass(fold.head.latest_s)
+    reckon_mass(fold, fold.head.latest_s)
     leaves = {leaf: fold.mass[leaf] for leaf in fold.leaves}
     assert sum(leaves.values()) == pytest.approx(1.0, abs=1e-4)
     for inner in fold.inner:
