@@ -27,6 +27,8 @@ PAGE_PATHS = (
     "/join",
     "/admin",
 )
+OF_THE_BUILD = frozenset({"manifest.json", "sources.sha256"})
+"""Files that say what was built of what: tests read them, no browser needs them."""
 _FOREVER = "public, max-age=31536000, immutable"
 _ASK = "no-cache"
 _TEXT = ("text/", "application/javascript", "application/json", "image/svg+xml", "application/manifest+json")
@@ -63,7 +65,7 @@ class Pages:
     """
 
     def __init__(self, folder: Path = STATIC) -> None:
-        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in OF_THE_BUILD)
         self.files = {f"/{file.relative_to(folder).as_posix()}": _read(file, folder) for file in files}
 
     async def page(self, request: Request) -> Response:
