@@ -30,7 +30,7 @@ WRONG_DOCSTRING := (/DOC[0-9]+:|Traceback|Error/ && !/DOC(101|201|402):/ && \
 	!(/DOC103:/ && !/in the docstring but not in the function signature/)) { print; wrong = 1 } END { exit wrong }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow chaos web-test check style imports docstrings types bench report web stubs base clean
+.PHONY: help install demo test slow chaos web-test check style imports docstrings types bench report web pictures stubs base clean
 
 help: ## list the verbs
 	@echo "TinyLoRA: make VERB [WORKERS=4] [DEPTH=2] [SEED=0] [ROUTER_SYNC=both|statistics|weights] [OUT=demo-out]"
@@ -85,6 +85,9 @@ report: $(INSTALLED) ## every method against its baselines, an hour or two; docs
 
 web: $(WEB)/node_modules ## build the dashboard's page anew; needs Node 20.19 or newer
 	@cd $(WEB) && npm run --silent types && npm run --silent check && npm run --silent test && npm run --silent build
+
+pictures: $(INSTALLED) ## make the README's pictures of the dashboard anew; needs Chromium
+	@$(BIN)/python -m tests.web.pictures
 
 $(WEB)/node_modules: $(WEB)/package-lock.json
 	@cd $(WEB) && npm ci --silent --no-audit --no-fund && touch node_modules

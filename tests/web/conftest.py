@@ -32,7 +32,9 @@ def new_page(browser: Browser) -> Iterator[NewPage]:
     contexts: list[BrowserContext] = []
     complaints: list[str] = []
 
-    def make(*, width: int = 1440, height: int = 900, theme: str = "light", may_complain: bool = False, **more: Any) -> Page:
+    def make(
+        *, width: int = 1440, height: int = 900, theme: str = "light", may_complain: bool = False, **more: Any
+    ) -> Page:
         context = browser.new_context(
             viewport={"width": width, "height": height},
             color_scheme="dark" if theme == "dark" else "light",

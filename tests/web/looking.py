@@ -2,7 +2,9 @@
 
 from playwright.sync_api import Page
 
-PAGES = ("/", "/?view=tree", "/node/root", "/workers", "/timeline", "/routing", "/artifacts", "/join", "/admin", "/lite")
+PAGES = (
+    "/", "/?view=tree", "/node/root", "/workers", "/timeline", "/routing", "/artifacts", "/join", "/admin", "/lite",
+)  # fmt: skip
 
 
 def settle(page: Page) -> None:
@@ -22,7 +24,7 @@ def goto(page: Page, url: str) -> None:
 
 
 def faults(page: Page) -> list[str]:
-    """What is cut or overlaps: text that ends at its box without saying so, text on text, a page wider than its window."""
+    """What is cut or overlaps: text that ends at its box unannounced, text on text, a page wider than its window."""
     return page.evaluate(_FAULTS)
 
 
@@ -40,7 +42,8 @@ _FAULTS = """() => {
     if (!text.data.trim() || !isShown(at)) continue;
     const style = getComputedStyle(at);
     const isCut = at.scrollWidth > at.clientWidth + 1 && ['hidden', 'clip'].includes(style.overflowX) && at.clientWidth;
-    if (isCut && style.textOverflow !== 'ellipsis') found.push(`cut: "${text.data.trim().slice(0, 60)}" in ${at.className || at.tagName}`);
+    if (isCut && style.textOverflow !== 'ellipsis')
+      found.push(`cut: "${text.data.trim().slice(0, 60)}" in ${at.className || at.tagName}`);
     const range = document.createRange(); range.selectNodeContents(text);
     for (const r of range.getClientRects()) if (r.width > 2 && r.height > 2) boxes.push([r, text.data.trim(), at]);
   }
@@ -48,8 +51,10 @@ _FAULTS = """() => {
   for (let i = 0; i < boxes.length; i++) for (let j = i + 1; j < boxes.length; j++) {
     const [a, s, m] = boxes[i], [b, t, n] = boxes[j];
     if (m === n || m.contains(n) || n.contains(m) || layer(m) !== layer(n)) continue;
-    const w = Math.min(a.right, b.right) - Math.max(a.left, b.left), h = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-    if (w > 2 && h > Math.min(a.height, b.height) * .35) found.push(`"${s.slice(0, 40)}" lies on "${t.slice(0, 40)}"`);
+    const w = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+    const h = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+    if (w > 2 && h > Math.min(a.height, b.height) * .35)
+      found.push(`"${s.slice(0, 40)}" lies on "${t.slice(0, 40)}"`);
   }
   return found.slice(0, 20);
 }"""

@@ -76,5 +76,3 @@ def real_run(folder: Path, n_volunteers: int, **settings: object) -> Iterator[Re
 def now_s() -> float:
     """The wall clock, which the page's `Date.now()` shares on one machine."""
     return time.time()
-
-

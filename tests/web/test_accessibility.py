@@ -1,7 +1,6 @@
 """axe-core on every page in both themes, and what somebody without a mouse can do."""
 
 import pytest
-from playwright.sync_api import expect
 
 from tests.web.axe import violations
 from tests.web.conftest import NewPage

@@ -10,7 +10,8 @@ from tests.web.looking import PAGES, goto
 from tests.web.serving import replaying
 
 pytestmark = pytest.mark.web
-_TRAP = "window.__ran = []; for (const name of ['alert', 'confirm', 'prompt', 'print']) window[name] = (...a) => window.__ran.push(name);"
+_TRAP = """window.__ran = [];
+  for (const name of ['alert', 'confirm', 'prompt', 'print']) window[name] = () => window.__ran.push(name);"""
 
 
 def test_names_notes_and_log_lines_stay_text(new_page: NewPage, tmp_path: Path) -> None:
@@ -37,8 +38,9 @@ def test_names_notes_and_log_lines_stay_text(new_page: NewPage, tmp_path: Path) 
 def _see_nothing_of_theirs(page: Page) -> None:
     found = page.evaluate(
         """() => ({ran: window.__ran, hacked: window.tinyloraPwned ?? null, title: document.title.includes('\\u202e'),
-        markup: [...document.querySelectorAll('main b, main i, main img, main iframe, main object, main embed, main marquee,'
-          + 'main form[action], script:not([src]), main style, main a[href^="javascript:" i], main a[href^="data:" i]')]
+        markup: [...document.querySelectorAll('main b, main i, main img, main iframe, main object, main embed,'
+          + 'main marquee, main form[action], script:not([src]), main style, main a[href^="javascript:" i],'
+          + 'main a[href^="data:" i]')]
           .map(at => at.outerHTML.slice(0, 100)),
         handlers: [...document.querySelectorAll('*')].filter(at => [...at.attributes].some(a => /^on/i.test(a.name)))
           .map(at => at.outerHTML.slice(0, 100))})"""

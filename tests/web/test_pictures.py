@@ -13,6 +13,8 @@ from tests.web.serving import Shown
 
 pytestmark = pytest.mark.web
 SHOTS = Path(__file__).parents[2] / "web-shots"
+_FIRST_LEAF = """fetch('/api/v1/state').then(r => r.json())
+  .then(state => state.nodes.find(node => node.kind === 'leaf').path)"""
 
 
 def _name(path: str) -> str:
@@ -27,11 +29,11 @@ def test_nothing_is_cut_or_overlaps(new_page: NewPage, example: Shown, theme: st
     goto(page, example.url + "/workers")
     first = page.locator("a[href^='/worker/']").first.get_attribute("href")
     goto(page, example.url + "/")
-    leaf = page.evaluate("fetch('/api/v1/state').then(r => r.json()).then(s => s.nodes.find(n => n.kind === 'leaf').path)")
+    leaf = page.evaluate(_FIRST_LEAF)
     found = {}
     for path in (*PAGES, first or "", f"/node/{leaf}"):
         goto(page, example.url + path)
-        name = "worker" if path == first else "node-leaf" if path.startswith("/node/") and "root" not in path else _name(path)
+        name = {first: "worker", f"/node/{leaf}": "node-leaf"}.get(path, _name(path))
         page.screenshot(path=SHOTS / f"{name}-{width}-{theme}.png", full_page=True)
         if wrong := faults(page):
             found[path] = wrong

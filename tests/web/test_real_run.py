@@ -71,8 +71,9 @@ def test_from_an_accepted_update_to_the_pixel_within_a_second(run: RealRun, new_
     until(lambda: len(pairs()) >= 30, timeout_s=90.0, what="thirty accepted updates on the page")
     watch.end()
     took = sorted(pairs())
-    print(f"accepted update to pixel, {len(took)} updates: median {took[len(took) // 2]:.2f} s, longest {took[-1]:.2f} s")
-    assert took[-1] <= 1.0
+    middle, longest = took[len(took) // 2], took[-1]
+    print(f"accepted update to pixel, {len(took)} updates: median {middle:.2f} s, longest {longest:.2f} s")
+    assert longest <= 1.0
 
 
 def test_pause_and_resume_from_the_page(run: RealRun, new_page: NewPage) -> None:
@@ -150,5 +151,3 @@ def _wait_for_lease(run: RealRun, node: str, worker: str) -> None:
         return any(isinstance(e, UnitLeased) and e.node == node and e.worker != worker for e in later)
 
     until(is_leased, timeout_s=120.0, what=f"another lease of {node}")
-
-
