@@ -3,6 +3,7 @@
  * Each node and each worker is a cell of its own, so that what shows one of them is drawn anew when that one changes,
  * and at no other time. How patches arrive is `follow.ts`'s matter.
  */
+import { untrack } from "svelte";
 import { SvelteMap } from "svelte/reactivity";
 
 import type { ApiError, FeedItem, Node, Patch, Run, State, Worker } from "./api";
@@ -26,6 +27,8 @@ class Cell<T> {
 class Cells<T> {
   #cells = new Map<string, Cell<T>>();
   keys: readonly string[] = $state.raw([]);
+  /** Grows with every change, so that whoever reads all of them hangs on this and not on a thousand cells. */
+  #n_changes = $state.raw(0);
 
   get(key: string): T | undefined {
     const cell = this.#cells.get(key);
@@ -37,7 +40,9 @@ class Cells<T> {
   /** Take what is new or changed, and forget what is gone. */
   put(items: Iterable<readonly [string, T]>, gone: readonly string[] = []): void {
     let isOther = false;
+    let isAny = gone.length > 0;
     for (const [key, item] of items) {
+      isAny = true;
       const cell = this.#cells.get(key);
       if (cell) cell.now = item;
       else {
@@ -47,6 +52,7 @@ class Cells<T> {
     }
     for (const key of gone) isOther = this.#cells.delete(key) || isOther;
     if (isOther) this.keys = [...this.#cells.keys()].sort(byText);
+    if (isAny) this.#n_changes += 1;
   }
 
   /** Exactly these, nothing else. */
@@ -56,7 +62,9 @@ class Cells<T> {
   }
 
   get all(): T[] {
-    return this.keys.map((key) => this.#cells.get(key)!.now);
+    void this.#n_changes;
+    const keys = this.keys;
+    return untrack(() => keys.map((key) => this.#cells.get(key)!.now));
   }
 }
 

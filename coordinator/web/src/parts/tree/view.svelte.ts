@@ -40,6 +40,27 @@ export function colourOf(node: Node, scale: Scale): string {
   return `c-seq-${sequentialStep(value, scale.least, scale.most)}`;
 }
 
+/** What colours mean now: round ends around all the numbers. */
+export function scaleOf(nodes: readonly Node[], by: ColourBy, leafSteps: number): Scale {
+  const numbers = nodes.map((node) => numberOf(node, by)).filter((value) => value !== null);
+  if (by === "change") return { by, least: 0, most: roundUp(Math.max(0.01, ...numbers.map(Math.abs))) };
+  if (!numbers.length) return { by, least: 0, most: 1 };
+  const [least, most] = [Math.min(...numbers), Math.max(...numbers)];
+  const step = by === "steps" ? 1 : 0.1;
+  return {
+    by,
+    least: by === "steps" ? 0 : Math.floor(least / step) * step,
+    most: by === "steps" ? Math.max(leafSteps, most, 1) : Math.ceil(most / step) * step,
+  };
+}
+
+/** The one that was, where the other says the same. */
+function sameOr(one: tree.Cell | undefined, other: tree.Cell): tree.Cell {
+  const isSame = one && one.x === other.x && one.y === other.y && one.width === other.width && one.height === other.height
+    && one.hasMore === other.hasMore && one.isOpen === other.isOpen && one.isAbove === other.isAbove;
+  return isSame ? one : other;
+}
+
 /** Names of those at a node, and what else is worth hearing of it. */
 export function spoken(node: Node): string {
   const holders = node.holders.map((worker) => workerName(live.worker(worker) ?? { worker, name: "" }));
@@ -92,32 +113,30 @@ export class TreeView {
   height = $state.raw(0);
   isList = $state.raw(false);
   /** Cells of the icicle, of what of `seen` is wide enough to be drawn. */
-  readonly #cells: ReadonlyMap<string, tree.Cell> = $derived(
-    new Map(
-      tree.icicle(this.places, {
-        width: this.width, height: this.height, top: this.top, open: this.open, isEqual: this.isEqual,
-      }).map((cell) => [cell.path, cell]),
-    ),
-  );
+  readonly #cells: ReadonlyMap<string, tree.Cell> = $derived.by(() => {
+    const cells = tree.icicle(this.places, {
+      width: this.width, height: this.height, top: this.top, open: this.open, isEqual: this.isEqual,
+    });
+    const before = this.#former;
+    this.#former = new Map(cells.map((cell) => [cell.path, sameOr(before.get(cell.path), cell)]));
+    return this.#former;
+  });
+  /** What they were, so that a cell whose place stays is the same object, and nothing of it is looked at again. */
+  #former: ReadonlyMap<string, tree.Cell> = new Map();
   cellOf = (path: string): tree.Cell | undefined => this.#cells.get(path);
   /** What is kept in the document: all, where that is not too much, so that zooming moves cells instead of making them. */
   readonly kept: readonly string[] = $derived(this.places.size <= this.limit ? [...this.places.keys()] : this.seen);
 
-  readonly scale: Scale = $derived.by(() => {
-    const by = this.colourBy;
-    const numbers = live.nodes.map((node) => numberOf(node, by)).filter((value) => value !== null);
-    if (by === "change") return { by, least: 0, most: roundUp(Math.max(0.01, ...numbers.map(Math.abs))) };
-    if (!numbers.length) return { by, least: 0, most: 1 };
-    const [least, most] = [Math.min(...numbers), Math.max(...numbers)];
-    const step = by === "steps" ? 1 : 0.1;
-    return {
-      by,
-      least: by === "steps" ? 0 : Math.floor(least / step) * step,
-      most: by === "steps" ? Math.max(live.run?.leaf_steps ?? 0, most, 1) : Math.ceil(most / step) * step,
-    };
-  });
-  /** The same scale as long as its ends stay, so that nobody redraws for nothing. */
-  readonly scaleKey: string = $derived(`${this.scale.by} ${this.scale.least} ${this.scale.most}`);
+  /** Its ends are round numbers that seldom change; a thousand cells hang on them, and not on every node. */
+  scale: Scale = $state.raw({ by: "change", least: 0, most: 1 });
+
+  constructor() {
+    $effect.pre(() => {
+      const scale = scaleOf(live.nodes, this.colourBy, live.run?.leaf_steps ?? 0);
+      const { by, least, most } = untrack(() => this.scale);
+      if (scale.by !== by || scale.least !== least || scale.most !== most) this.scale = scale;
+    });
+  }
 
   hasMore = (path: string): boolean => this.places.has(`${path}0`) || this.places.has(`${path}1`);
   isOpen = (path: string): boolean | null =>
