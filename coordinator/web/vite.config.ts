@@ -19,6 +19,7 @@ export default defineConfig({
     manifest: "manifest.json", // which file loads which: the budget's test adds them up
     assetsInlineLimit: 0, // the page's policy allows no data: scripts, styles or fonts
     modulePreload: { polyfill: false },
+    license: { fileName: "licenses.md" }, // of what is built in
     target: ["chrome123", "firefox128", "safari17.5"], // those that know light-dark()
   },
   ...(process.env["VITEST"] ? { resolve: { conditions: ["browser"] } } : {}),

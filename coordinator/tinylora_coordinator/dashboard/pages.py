@@ -27,7 +27,7 @@ PAGE_PATHS = (
     "/join",
     "/admin",
 )
-OF_THE_BUILD = frozenset({"manifest.json", "sources.sha256"})
+OF_THE_BUILD = frozenset({"licenses.md", "manifest.json", "sources.sha256"})
 """Files that say what was built of what: tests read them, no browser needs them."""
 _FOREVER = "public, max-age=31536000, immutable"
 _ASK = "no-cache"
