@@ -4,16 +4,21 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
+from tinylora_coordinator.dashboard import follower as follower_module
 from tinylora_coordinator.dashboard.follower import Follower
+from tinylora_coordinator.dashboard.gate_blobs import read_gates
 from tinylora_coordinator.dashboard.views import RunViews
 from tinylora_coordinator.operator_store import OperatorStore
 
 from tests.dashboard.runs import rows_of
 from tests.federation.events import STARTED
 from tinylora.errors import StorageError
-from tinylora.federation.events import Event, WorkerJoined, WorkerLost
+from tinylora.federation.events import Event, GatesSolved, WorkerJoined, WorkerLost
 from tinylora.ledger.sqlite import SqliteLedger
+from tinylora.routing.gates import Gate, Gates
 
 JOINED = [WorkerJoined(worker=f"w{n}", name=f"name {n}", at_s=float(n)) for n in range(1200)]
 
@@ -134,3 +139,45 @@ def test_a_whole_run_through_a_ledger_is_as_told_directly(
     ours, theirs = shown.state(), told.state()
     assert (ours.nodes, ours.workers, ours.feed) == (theirs.nodes, theirs.workers, theirs.feed)
     told.close()
+
+
+def test_how_sharp_the_gates_are_is_read_once_a_version(
+    tmp_path: Path, shown: RunViews, store: OperatorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[int]()
+    monkeypatch.setattr(
+        follower_module, "read_gates", lambda ledger, version: (read.append(version), read_gates(ledger, version))[1]
+    )
+    rows = [row[2] for row in rows_of("leaves") if row[2].type in ("run_started", "worker_joined", "topology_set")]
+    follower = following(tmp_path, shown, store)
+    for version, tau in ((1, 0.35), (2, 0.5)):
+        gates = Gates({node: Gate(np.ones(3), 0.0, tau) for node in ("", "0", "1")}, 3)
+        with SqliteLedger(tmp_path) as ledger:
+            blob = ledger.put_blob(safetensors.numpy.save(gates.to_arrays()))
+            ledger.append([*rows, GatesSolved(version=version, contributors=("w",), drift=1.0, blob=blob)], 1.0)
+        rows = [WorkerLost(worker="w1", at_s=9.0)]
+        position = shown.position
+        follower.look()
+        assert {gate.tau for gate in shown.routing().gates} == {tau}
+        assert shown.position != position
+        detail = shown.node("01")
+        assert detail is not None
+        assert [step.tau for step in detail.way] == [tau, tau, None]
+        write(tmp_path, [WorkerLost(worker="w2", at_s=9.0)])
+        follower.look()
+    assert read == [1, 2]
+    follower.stop()
+
+
+def test_gates_that_cannot_be_read_are_shown_without_their_sharpness(
+    tmp_path: Path, shown: RunViews, store: OperatorStore
+) -> None:
+    rows = [row[2] for row in rows_of("leaves") if row[2].type in ("run_started", "worker_joined", "topology_set")]
+    with SqliteLedger(tmp_path) as ledger:
+        blob = ledger.put_blob(b"no gates")
+        ledger.append([*rows, GatesSolved(version=1, contributors=("w",), drift=1.0, blob=blob)], 1.0)
+    follower = following(tmp_path, shown, store)
+    follower.look()
+    assert {gate.tau for gate in shown.routing().gates} == {None}
+    assert shown.state().run.router_version == 1
+    follower.stop()

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tinylora.errors import StorageError, TinyLoraError
+from tinylora.errors import DataError, StorageError, TinyLoraError
 from tinylora.ledger.sqlite import FILE, SqliteLedger
 from tinylora_coordinator.dashboard.documents import Phase
+from tinylora_coordinator.dashboard.gate_blobs import read_gates
 from tinylora_coordinator.dashboard.views import RunViews
 from tinylora_coordinator.operator_store import OperatorStore
 
@@ -43,6 +44,8 @@ class Follower:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="views", daemon=True)
         self._ledger: _OpenLedger | None = None
+        self._taus_of: int | None = None
+        """Version of the routers whose gates were read last."""
         self._trouble, self._n_troubles = "", 0
 
     def start(self) -> None:
@@ -110,6 +113,7 @@ class Follower:
                 "dashboard: the ledger in %s is another one than was shown; it is read from its start", self._root
             )
             self._views.reset()
+            self._taus_of = None
 
     def _take(self, known: "_OpenLedger") -> bool:
         rows = known.ledger.timed_events(self._views.n_events, BATCH)
@@ -118,7 +122,21 @@ class Follower:
         is_behind = len(rows) == BATCH
         if not is_behind:
             known.is_read()
+            self._tell_taus(known.ledger)
         return is_behind
+
+    def _tell_taus(self, ledger: SqliteLedger) -> None:
+        """How sharp the gates are is in no event: it is read once for each version, when all events are taken in."""
+        version = self._views.router_version
+        if version == self._taus_of:
+            return
+        self._taus_of = version
+        try:
+            gates = read_gates(ledger, version).nodes if version else {}
+        except DataError as error:
+            _log.warning("dashboard: %s", error)
+            gates = {}
+        self._views.set_taus({node: gate.tau for node, gate in gates.items()})
 
     def read_roster(self) -> bool:
         """Ask whom the operator let in.

@@ -22,11 +22,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import safetensors.numpy
 
-from tinylora.errors import DataError, ProtocolError, StorageError
+from tinylora.errors import DataError, StorageError
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.routing.gates import Gates
 from tinylora.tree import NodePath, children
 from tinylora_coordinator.dashboard.documents import GatePass, LeafPosterior, Lookup
+from tinylora_coordinator.dashboard.gate_blobs import read_gates
 from tinylora_coordinator.folder import RunFolder
 
 MAX_CHARACTERS = 20_000
@@ -253,10 +254,8 @@ class TextRouter:
             return self._gates
         try:
             with SqliteLedger.open_readonly(self._folder.root) as ledger:
-                (row,) = ledger.rows("router_version", version=version)
-                arrays = safetensors.numpy.load(ledger.get_blob(str(row["blob"])))
-            return version, Gates.from_arrays({name: arrays[name] for name in arrays if name.startswith("router.")})
-        except (StorageError, ProtocolError, ValueError, safetensors.SafetensorError) as error:
+                return version, read_gates(ledger, version)
+        except StorageError as error:
             raise DataError(f"gates of version {version}: not readable now ({error})") from None
 
 

@@ -127,7 +127,11 @@ def _of_holders(states: Iterable[str]) -> doc.NodeState:
 
 
 def _state_of(fold: RunFold, worker: str) -> str:
-    return fold.workers[worker].shown_state[0] if worker in fold.workers else "lost"
+    """Of a worker; to its nodes it is all the same whether it was lost or has left: they wait for somebody else."""
+    known = fold.workers.get(worker)
+    if known is None or (known.is_joined and not known.is_online and not known.out):
+        return "lost"
+    return known.shown_state[0]
 
 
 class Moving(NamedTuple):
@@ -223,8 +227,17 @@ def routing_document(
     workers: Mapping[str, doc.Worker],
     source: doc.MassSource,
     versions: tuple[doc.RouterRow, ...],
+    taus: Mapping[str, float],
 ) -> doc.Routing:
-    """Where the text goes, from what is shown of the nodes."""
+    """Where the text goes, from what is shown of the nodes.
+
+    Args:
+        nodes: As they are shown.
+        workers: As they are shown.
+        source: Where the shares are from.
+        versions: Of the routers.
+        taus: Sharpness of gates, as far as it is known.
+    """
     leaves = [node for node in nodes.values() if node.kind == "leaf" and node.mass is not None]
     gates = [node for node in nodes.values() if node.kind == "inner"]
     shares = [leaf.mass or 0.0 for leaf in leaves]
@@ -235,7 +248,8 @@ def routing_document(
             for leaf, share in zip(leaves, shares, strict=True)
         ),
         gates=tuple(
-            doc.GateRow(path=gate.path, right=_right(nodes, gate.path), accuracy=gate.accuracy) for gate in gates
+            doc.GateRow(path=gate.path, right=_right(nodes, gate.path), accuracy=gate.accuracy, tau=taus.get(gate.path))
+            for gate in gates
         ),
         versions=versions,
         entropy_bits=round(entropy_bits(shares), 6) if shares else None,

@@ -13,7 +13,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -87,6 +87,7 @@ class RunViews:
         self._lock = threading.Lock()
         self._wakes: dict[object, Callable[[], None]] = {}
         self._phase: doc.Phase | None = None
+        self._taus: dict[str, float] = {}
         self._told_clock_s: float | None = None
         self._replay_speed: float | None = None
         self._cache: dict[int, doc.Patch] = {}
@@ -150,6 +151,7 @@ class RunViews:
             self._remove()
             self._open()
             self._cache.clear()
+            self._taus = {}
         self._wake()
 
     def close(self) -> None:
@@ -165,6 +167,11 @@ class RunViews:
     def n_events(self) -> int:
         """How many events of the ledger were taken in."""
         return self._fold.head.n_events
+
+    @property
+    def router_version(self) -> int:
+        """Of the latest gates that were taken in; 0: there are none."""
+        return self._fold.head.router_version
 
     @property
     def chain(self) -> str:
@@ -217,6 +224,13 @@ class RunViews:
             for worker in workers:
                 self._fold.enrol(worker.worker, worker.name, worker.state, worker.tags, self.clock_s)
             if self._fold.changes.workers:
+                self._note()
+
+    def set_taus(self, taus: Mapping[str, float]) -> None:
+        """Tell how sharp the gates of now are, by their nodes; where nobody tells that, it is not shown."""
+        with self._feeding:
+            if taus != self._taus:
+                self._taus = {path: round(tau, 6) for path, tau in taus.items()}
                 self._note()
 
     def set_phase(self, phase: doc.Phase) -> None:
@@ -430,7 +444,7 @@ class RunViews:
         shown = self._now()
         if path not in shown.nodes:
             return None
-        node, now_s = shown.nodes[path], self.clock_s
+        node, now_s, taus = shown.nodes[path], self.clock_s, self._taus
         way = [shown.nodes[path[:level]] for level in range(len(path) + 1)]
         names, top = _concerned(shown, path), self._fold.top_of(path)
         updates, versions = self._ask(
@@ -443,7 +457,7 @@ class RunViews:
         holders = [worker_now(shown.workers[name], now_s) for name in node.holders if name in shown.workers]
         return doc.NodeDetail(
             node=node,
-            way=tuple(doc.Step(path=one.path, mass=one.mass, accuracy=one.accuracy) for one in way),
+            way=tuple(_step(one, taus) for one in way),
             holders=tuple(holders),
             updates=updates,
             versions=versions,
@@ -504,7 +518,7 @@ class RunViews:
         """Where the text goes."""
         shown = self._now()
         versions = self._ask(self._details.routers, ())
-        return routing_document(shown.nodes, shown.workers, shown.mass_source, versions)
+        return routing_document(shown.nodes, shown.workers, shown.mass_source, versions, self._taus)
 
     def _ask(self, question: Callable[[sqlite3.Connection], AnyAnswer], nothing: AnyAnswer) -> AnyAnswer:
         """Read from the file; a damaged one says nothing, and is made anew with the next event."""
@@ -515,6 +529,11 @@ class RunViews:
             _log.warning("%s: %s", self._file.file, error)
             self._is_damaged = True
             return nothing
+
+
+def _step(node: doc.Node, taus: Mapping[str, float]) -> doc.Step:
+    tau = taus.get(node.path) if node.kind == "inner" else None
+    return doc.Step(path=node.path, mass=node.mass, accuracy=node.accuracy, tau=tau)
 
 
 def _concerned(shown: _Shown, path: str) -> tuple[str, ...]:
