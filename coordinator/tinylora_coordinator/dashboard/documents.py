@@ -15,14 +15,15 @@ Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 
 NodeState: TypeAlias = Literal["working", "waiting", "paused", "lost", "unassigned", "pending", "done", "router"]
-"""`working`: a unit on it is under way. `waiting`, `paused`, `lost`: so are all its holders. `unassigned`: nobody holds
-it. `pending`: an update waits for its probes. `done`: it has had its steps. `router`: an inner node that carries a gate
-alone."""
+"""`working`: a unit on it is under way. `waiting`, `paused`, `lost`: so are all its holders; who has left counts as
+lost, because the node waits for somebody else either way. `unassigned`: nobody holds it. `pending`: an update waits for
+its probes. `done`: it has had its steps. `router`: an inner node that carries a gate alone."""
 WorkerStateName: TypeAlias = Literal[
     "starting", "working", "waiting", "paused", "leaving", "finished", "lost", "pending", "out"
 ]
-"""As `protocol.standstill.WorkerState`, and as the coordinator sees it: `lost` (offline), `pending` (the operator has
-yet to approve it), `out` (quarantined, revoked or erased)."""
+"""As `protocol.standstill.WorkerState`, and as the coordinator sees it: `finished` (also, with the detail `left`, who
+said that it goes and then went offline), `lost` (offline without a word), `pending` (the operator has yet to approve
+it), `out` (quarantined, revoked or erased)."""
 Phase: TypeAlias = Literal["waiting", "running", "paused", "finished", "stopping"]
 Tone: TypeAlias = Literal["plain", "good", "warn", "bad"]
 UnitState: TypeAlias = Literal["leased", "expired", "pending", "accepted", "dropped", "rejected"]

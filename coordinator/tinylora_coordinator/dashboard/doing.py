@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from tinylora.protocol.standstill import WorkerState
 from tinylora_coordinator.dashboard.documents import WorkerStateName
 from tinylora_coordinator.dashboard.records import Worker
 
@@ -14,6 +15,14 @@ class Standstill(NamedTuple):
     detail: str = ""
 
 
+_GOODBYES = (WorkerState.LEAVING, WorkerState.FINISHED)
+
+
+def has_said_goodbye(worker: Worker) -> bool:
+    """Whether the last that it said was that it goes: who then goes offline was not lost."""
+    return worker.is_current and worker.report is not None and worker.report.state in _GOODBYES
+
+
 def standstill(worker: Worker, *, is_over: bool) -> Standstill:
     """What a worker is doing: the ledger's word first, then the operator's, then its own."""
     if worker.out:
@@ -23,7 +32,7 @@ def standstill(worker: Worker, *, is_over: bool) -> Standstill:
     if worker.roster == "pending":
         return Standstill("pending")
     if worker.is_joined and not worker.is_online:
-        return Standstill("lost")
+        return Standstill("finished", detail="left") if has_said_goodbye(worker) else Standstill("lost")
     if is_over:
         return Standstill("finished")
     report = worker.report

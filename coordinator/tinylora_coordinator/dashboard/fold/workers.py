@@ -10,6 +10,7 @@ from tinylora.federation.events import (
 from tinylora.protocol.plain import plain
 from tinylora.protocol.report import WorkerReport
 from tinylora_coordinator.dashboard.documents import LogLine
+from tinylora_coordinator.dashboard.doing import has_said_goodbye
 from tinylora_coordinator.dashboard.fold import units
 from tinylora_coordinator.dashboard.fold.board import MAX_NAME, Board
 from tinylora_coordinator.dashboard.records import Roster
@@ -42,7 +43,7 @@ def _joined(board: Board, event: WorkerJoined) -> None:
 def _lost(board: Board, number: int, event: WorkerLost) -> None:
     worker = board.changing(event.worker)
     worker.n_lost += 1
-    worker.is_online = worker.is_current = False
+    worker.is_online, worker.is_current = False, has_said_goodbye(worker)
     board.count_again()
     units.release(board, worker.unit_id, "the worker went offline", event.at_s)
     worker.unit_id = ""
