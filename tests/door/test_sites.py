@@ -137,3 +137,15 @@ def test_no_body_needs_no_type() -> None:
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_a_link_may_lead_here_but_no_page_takes_from_us(method: str, shown: dict[str, str], status: int) -> None:
     assert status_of(method, **shown) == status
+
+
+def test_an_origin_that_is_nobodys_is_not_that_of_a_request_without_a_host() -> None:
+    refusal = judge_site("POST", [(b"origin", b"null")])
+    assert refusal is not None and refusal.error == "origin"
+
+
+def test_a_body_whose_length_is_not_told_is_json_too() -> None:
+    head = [(b"host", b"a"), (b"transfer-encoding", b"chunked")]
+    refusal = judge_site("POST", head)
+    assert refusal is not None and refusal.status == 415
+    assert judge_site("POST", [*head, (b"content-type", b"application/json")]) is None

@@ -9,16 +9,15 @@ program that is no browser.
 import re
 from dataclasses import dataclass
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 
 from tinylora_coordinator.dashboard.answers import Refusal
 from tinylora_coordinator.dashboard.services import Access, Who
+from tinylora_coordinator.front_door.sites import judge_site
 
 _LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII)
-_READING = ("GET", "HEAD")
 
 
 @dataclass(frozen=True)
@@ -96,18 +95,10 @@ Admin = Annotated[Asker, Depends(admin)]
 
 
 def _judge_origin(request: Request) -> None:
-    headers, host = request.headers, request.headers.get("host", "")
-    if is_local(request) and _name_of(host.lower()) not in _LOCAL_HOSTS:
+    if is_local(request) and _name_of(request.headers.get("host", "").lower()) not in _LOCAL_HOSTS:
         raise Refusal(403, "host", "this listener is asked as 127.0.0.1 or localhost")
-    if request.method in _READING:
-        return
-    origin = headers.get("origin")
-    if origin is not None and (not host or _host_of(origin) != host.lower()):
-        raise Refusal(403, "origin", "this comes from a page of somebody else")
-    if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        raise Refusal(403, "origin", "this comes from a page of somebody else")
-    if _has_body(request) and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refusal(415, "type", "a body is JSON: content-type application/json")
+    if found := judge_site(request.method, request.headers.raw):
+        raise Refusal(found.status, found.error, found.reason)
 
 
 def _name_of(host: str) -> str:
@@ -115,15 +106,3 @@ def _name_of(host: str) -> str:
     if not _HOST.fullmatch(host):
         return ""
     return host.rpartition(":")[0].strip("[]") if re.search(r":\d+$", host) else host.strip("[]")
-
-
-def _host_of(origin: str) -> str:
-    try:
-        parts = urlsplit(origin)
-    except ValueError:
-        return ""
-    return parts.netloc.lower() if parts.scheme in ("http", "https") else ""
-
-
-def _has_body(request: Request) -> bool:
-    return request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers

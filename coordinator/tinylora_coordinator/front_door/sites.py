@@ -33,11 +33,10 @@ def judge_site(method: str, headers: Headers) -> Refusal | None:
     site = tuple(values(headers, b"sec-fetch-site"))
     if method in _READING:
         return None if site in _OURS or _is_followed_link(headers) else _FOREIGN
-    origins = values(headers, b"origin")
-    if site not in _OURS or len(origins) > 1 or (origins and _netloc(origins[0]) != _host(headers)):
+    if site not in _OURS or not _is_of_this_host(values(headers, b"origin"), headers):
         return _FOREIGN
-    length = values(headers, b"content-length")
-    if length and length != [b"0"] and not _is_json(headers):
+    has_body = values(headers, b"content-length") not in ([], [b"0"]) or values(headers, b"transfer-encoding")
+    if has_body and not _is_json(headers):
         return Refusal(415, "type", "a body is JSON: content-type application/json")
     return None
 
@@ -46,6 +45,14 @@ def _is_followed_link(headers: Headers) -> bool:
     """Whether somebody goes to our page, rather than that a page takes something from us."""
     told = values(headers, b"sec-fetch-mode"), values(headers, b"sec-fetch-dest")
     return told in (([b"navigate"], []), ([b"navigate"], [b"document"]))
+
+
+def _is_of_this_host(origins: list[bytes], headers: Headers) -> bool:
+    """Whether the page is one of the very host that is asked; programs name no page."""
+    if not origins:
+        return True
+    netloc = _netloc(origins[0])
+    return len(origins) == 1 and netloc is not None and netloc == _host(headers)
 
 
 def _host(headers: Headers) -> bytes | None:
