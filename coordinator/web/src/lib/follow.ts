@@ -1,4 +1,7 @@
-/** Keeps a `Live` current: the state first, then the stream of patches, again after every break.
+/** Keeps a `Live` current: the state first, then the stream of patches.
+ *
+ * After a break the stream goes on from where it was, so that nothing of the feed is missed; where that is refused, or
+ * nobody answers, everything is loaded anew.
  *
  * A stream that says nothing may be a quiet run or a dead line, which an `EventSource` cannot tell apart; so after some
  * silence the state is asked for, which costs little while it is unchanged (ETag).
@@ -36,6 +39,8 @@ export class Follower {
   #asking: AbortController | null = null;
   #timer: number | null = null;
   #nTries = 0;
+  /** Whether the stream was heard since it was opened. */
+  #wasHeard = false;
 
   constructor(live: Live, around: Surroundings = browser) {
     this.#live = live;
@@ -79,7 +84,15 @@ export class Follower {
     }
   }
 
+  /** The stream once more, from where it broke off. */
+  #goOn = (): void => {
+    this.stop();
+    this.#open();
+    this.#wait(() => void this.#prove(), SILENCE_MS);
+  };
+
   #open(): void {
+    this.#wasHeard = false;
     const source = this.#around.open(eventsUrl(this.#live.position));
     this.#source = source;
     source.addEventListener("open", () => this.#heard());
@@ -102,6 +115,7 @@ export class Follower {
 
   #heard(): void {
     this.#nTries = 0;
+    this.#wasHeard = true;
     this.#live.connection = "live";
     this.#live.heard_ms = this.#around.now_ms();
     this.#wait(() => void this.#prove(), SILENCE_MS);
@@ -126,7 +140,8 @@ export class Follower {
     this.stop();
     this.#live.connection = "lost";
     if (failure) this.#live.failure = failure;
-    this.#wait(this.start, waitBefore_ms(this.#nTries));
+    this.#wait(this.#wasHeard ? this.#goOn : this.start, waitBefore_ms(this.#nTries));
+    this.#wasHeard = false;
     this.#nTries += 1;
   }
 

@@ -207,8 +207,9 @@ describe("following", () => {
   it("waits longer and longer for a coordinator that is away, and recovers by itself", async () => {
     stage.say("error");
     expect(live.connection).toBe("lost");
-    const waits: number[] = [];
-    for (let i = 0; i < 7; i++) {
+    const waits: number[] = [stage.pass()];
+    stage.say("error"); // of the stream that was to go on
+    for (let i = 1; i < 7; i++) {
       waits.push(stage.pass());
       await settled();
     }
@@ -223,6 +224,26 @@ describe("following", () => {
     expect([live.connection, live.position]).toEqual(["live", "b-20"]);
     stage.say("error");
     expect(stage.pass()).toBe(500);
+  });
+
+  it("goes on after a break from where it was, without loading anything", async () => {
+    stage.say("patch", JSON.stringify(patch(1, 4)));
+    stage.say("error");
+    expect(stage.pass()).toBe(500);
+    await settled();
+    expect(stage.opened).toEqual(["/api/v1/events?since=a-1", "/api/v1/events?since=a-4"]);
+    stage.say("open");
+    stage.say("patch", JSON.stringify(patch(4, 6)));
+    expect([live.connection, live.position]).toEqual(["live", "a-6"]);
+  });
+
+  it("asks after a silence where a stream that was to go on is never heard", async () => {
+    stage.say("error");
+    stage.pass();
+    stage.answers = [state(8), state(8)];
+    expect(stage.pass()).toBe(20_000);
+    await settled();
+    expect([live.position, stage.opened.length]).toEqual(["a-8", 3]);
   });
 
   it("does not wait when it is told to hurry", async () => {
