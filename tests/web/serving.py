@@ -47,10 +47,12 @@ def replaying(*options: str | Path) -> Iterator[Shown]:
     listening = threading.Thread(target=shown.listen, daemon=True)
     listening.start()
     try:
-        until(lambda: shown.url or shown.process.poll() is not None, timeout_s=60.0, what="the replay's address")
+        until(lambda: bool(shown.url) or shown.process.poll() is not None, timeout_s=60.0, what="the replay's address")
         assert shown.url, shown.lines
         yield shown
     finally:
         shown.process.terminate()
         shown.process.wait(15.0)
         listening.join(5.0)
+        if shown.process.stderr is not None:
+            shown.process.stderr.close()
