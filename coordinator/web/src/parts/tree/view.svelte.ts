@@ -107,7 +107,7 @@ export class TreeView {
     ...tree.wayTo(this.top).slice(0, -1), ...tree.visible(this.places, this.top, this.open),
   ]);
   /** The one node that the Tab key reaches. */
-  readonly focus: string = $derived(this.seen.includes(this.#focus) ? this.#focus : (this.seen[0] ?? ""));
+  readonly focus: string = $derived(this.#nearest(this.seen.includes(this.#focus) ? this.#focus : (this.seen[0] ?? "")));
 
   /** Pixels of the picture from above to below, and whether it is a list instead. */
   height = $state.raw(0);
@@ -191,9 +191,17 @@ export class TreeView {
   };
 
   #goTo(path: string): void {
-    const isDrawn = this.isList || this.kind === "tree" || this.#cells.has(path);
-    if (isDrawn) this.select(path);
+    if (this.#isDrawn(path)) this.select(path);
     else this.reveal(path);
+  }
+
+  #isDrawn(path: string): boolean {
+    return this.isList || this.kind === "tree" || this.#cells.size === 0 || this.#cells.has(path);
+  }
+
+  /** The node itself, or the nearest above it that is wide enough to be drawn. */
+  #nearest(path: string): string {
+    return tree.wayTo(path).findLast((above) => this.#isDrawn(above)) ?? path;
   }
 
   #type(bit: string): void {
