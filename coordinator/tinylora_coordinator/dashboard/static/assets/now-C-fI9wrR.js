@@ -1,1 +1,0 @@
-import{E as e}from"./marks-CRK-wplr.js";function t(){return e.now_ms,Date.now()/1e3}export{t};

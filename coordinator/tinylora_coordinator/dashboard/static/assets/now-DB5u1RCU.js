@@ -1,0 +1,1 @@
+import{E as e}from"./marks-BbEoCswj.js";function t(){return e.now_ms,Date.now()/1e3}export{t};
