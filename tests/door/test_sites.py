@@ -1,7 +1,7 @@
 """Whose page makes a browser ask: by the headers that browsers send, pairs of what is asked and who answers."""
 
 import pytest
-from tinylora_coordinator.front_door.sites import judge_host, judge_site, own_hosts
+from tinylora_coordinator.sites import judge_host, judge_site, own_hosts
 
 HOST = "run.example.org:8443"
 OURS = {"origin": f"https://{HOST}", "sec-fetch-site": "same-origin"}

@@ -18,7 +18,7 @@ def goto(page: Page, url: str) -> None:
     """Open an address and wait for what it shows."""
     page.goto(url)
     if not url.endswith("/lite"):
-        page.wait_for_selector("main h1", state="attached", timeout=20_000), url
+        page.wait_for_selector("main h1", state="attached")
     page.wait_for_timeout(400)  # lazy parts and charts; what follows looks at the outcome, not at a moment
     settle(page)
 

@@ -1,6 +1,6 @@
 """The README's pictures of the dashboard, from the recorded run that comes with TinyLoRA: `make pictures`.
 
-    python -m tests.web.pictures
+It is also `python -m tests.web.pictures`.
 """
 
 from pathlib import Path

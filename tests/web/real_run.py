@@ -62,7 +62,7 @@ def real_run(folder: Path, n_volunteers: int, **settings: object) -> Iterator[Re
     with serving(root) as coordinator:
         run = RealRun(coordinator, folder)
         try:
-            until(lambda: run.url, timeout_s=30.0, what="the dashboard's address")
+            until(lambda: bool(run.url), timeout_s=30.0, what="the dashboard's address")
             for _ in range(n_volunteers):
                 run.add()
             run.wait_for_tree()

@@ -14,7 +14,7 @@ from fastapi import Depends, Request
 
 from tinylora_coordinator.dashboard.answers import Refusal
 from tinylora_coordinator.dashboard.services import Access, Who
-from tinylora_coordinator.front_door.sites import judge_site
+from tinylora_coordinator.sites import judge_site
 
 _LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII)

@@ -2,7 +2,6 @@
 
 limits       every cap and deadline
 guard        which request may pass, by its head alone
-sites        whose page makes a browser ask
 node_auth    whose fleet request it is, by its head alone
 sockets      how many connections, in which phase, and which of them took too long
 protocol     uvicorn's HTTP protocol, telling the phases
@@ -20,8 +19,8 @@ from tinylora_coordinator.front_door.limits import Limits
 from tinylora_coordinator.front_door.node_auth import NodeAuth
 from tinylora_coordinator.front_door.pages import public_pages
 from tinylora_coordinator.front_door.serving import Served, serve_internal, serve_public, server_tls
-from tinylora_coordinator.front_door.sites import own_hosts
 from tinylora_coordinator.listening import listen
+from tinylora_coordinator.sites import own_hosts
 
 __all__ = [
     "Dashboard",

@@ -20,14 +20,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tinylora.flower.enrolment import JOIN_PATH
 from tinylora.flower.link import FLEET_PATHS, PublicRoutes
 from tinylora_coordinator.front_door.bodies import Bodies, ClientGone, SpoolError, TooMany
-from tinylora_coordinator.front_door.guard import AllowList, Refusal, judge_head, judge_length, length_of
+from tinylora_coordinator.front_door.guard import AllowList, judge_head, judge_length, length_of
 from tinylora_coordinator.front_door.limits import Limits
 from tinylora_coordinator.front_door.node_auth import AUTH_HEADERS, NodeAuth
 from tinylora_coordinator.front_door.protocol import CONNECTION
-from tinylora_coordinator.front_door.sites import judge_host, judge_site
 from tinylora_coordinator.front_door.sockets import Connection, place_of
 from tinylora_coordinator.front_door.streams import Streams
 from tinylora_coordinator.front_door.tries import Tries
+from tinylora_coordinator.heads import Refusal
+from tinylora_coordinator.sites import judge_host, judge_site
 
 _FLEET_HEADERS = (*AUTH_HEADERS, b"content-type", b"content-length", b"accept", b"user-agent")
 _LARGE_ANSWERS = "/v1/fleet/pull-object"

@@ -4,21 +4,11 @@ The path is compared as the bytes that came, so an odd spelling is another path 
 What is not public does not exist: 404, with one sentence for all; 405 only where the path is public and the method not.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 from starlette.types import Scope
 
-
-@dataclass(frozen=True)
-class Refusal:
-    """An answer of ours to a request that may not pass."""
-
-    status: int
-    error: str
-    reason: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-
+from tinylora_coordinator.heads import Headers, Refusal, values
 
 NOT_PUBLIC = Refusal(404, "not_found", "this address is not public")
 
@@ -40,14 +30,6 @@ class AllowList:
             allowed = ", ".join(methods)
             return Refusal(405, "method", f"only {allowed} is answered here", {"allow": allowed})
         return None
-
-
-Headers = Collection[tuple[bytes, bytes]]
-
-
-def values(headers: Headers, name: bytes) -> list[bytes]:
-    """All values of a header."""
-    return [value for key, value in headers if key == name]
 
 
 def judge_head(headers: Headers, limit_bytes: int) -> Refusal | None:

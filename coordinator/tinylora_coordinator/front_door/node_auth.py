@@ -23,7 +23,7 @@ from tinylora.flower.compat.link import (
     now,
 )
 from tinylora.protocol.envelope import SIGNED_WITH, read_public_key
-from tinylora_coordinator.front_door.guard import Headers, values
+from tinylora_coordinator.heads import Headers, values
 
 AUTH_HEADERS = tuple(
     name.encode() for name in (FLEET_HTTP_PUBLIC_KEY_HEADER, TIMESTAMP_HEADER, FLEET_HTTP_SIGNATURE_HEADER)

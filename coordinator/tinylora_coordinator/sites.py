@@ -8,7 +8,7 @@ somebody else's name would be enough to make our answers his own (DNS rebinding)
 
 from urllib.parse import urlsplit
 
-from tinylora_coordinator.front_door.guard import Headers, Refusal, values
+from tinylora_coordinator.heads import Headers, Refusal, values
 
 _OURS = ((), (b"same-origin",), (b"none",))
 _READING = ("GET", "HEAD")
