@@ -27,7 +27,6 @@ from typing import Any, Literal, TypeAlias
 from tinylora.errors import NetworkError, SettingError, StorageError, TinyLoraError
 from tinylora.ledger.lock import FolderLock
 from tinylora_coordinator.dashboard.access import Viewers
-from tinylora_coordinator.desk import is_served
 from tinylora_coordinator.folder import RunFolder, read_run
 from tinylora_coordinator.keys import ServerIdentity, server_identity
 from tinylora_coordinator.lifeline import PROGRESS, UP
@@ -119,6 +118,8 @@ def _lock(root: Path) -> FolderLock:
         try:
             return FolderLock(root / "lock", holder="coordinator")
         except StorageError:
+            from tinylora_coordinator.desk import is_served  # it loads SQLAlchemy, which a start has no time for
+
             patience_s = _LOCK_PATIENCE_S if is_served(root) else _ORPHANS_PATIENCE_S
             if time.monotonic() - begun >= patience_s:
                 raise
