@@ -27,8 +27,7 @@ def hash_of_sources(web: Path) -> str:
 
 @pytest.fixture(scope="module")
 def static() -> Path:
-    if not (STATIC / "sources.sha256").exists():
-        pytest.skip("the page was not built here; `make web` builds it")
+    assert (STATIC / "sources.sha256").exists(), "the page was not built; `make web` builds it, and it is committed"
     return STATIC
 
 

@@ -375,7 +375,7 @@ def _bits(path: str) -> str:
 
 
 def _bytes_of(document: object, missing: str) -> bytes:
-    return to_json(_there(document, missing))  # pyright: ignore[reportArgumentType]
+    return to_json(_there(document, missing))  # pyright: ignore[reportArgumentType]  (routes make documents alone)
 
 
 def _there(found: T | None, missing: str) -> T:

@@ -28,6 +28,7 @@ def expose(state: doc.State, n_readers: int, accept: str) -> tuple[bytes, str]:
         accept: The scraper's Accept header.
     """
     registry = CollectorRegistry(auto_describe=False)
+    # The registry asks for `collect` alone, its type for a subclass.
     registry.register(_Collector(state, n_readers))  # pyright: ignore[reportArgumentType]
     encode, media_type = choose_encoder(accept)
     return encode(registry), media_type

@@ -164,7 +164,7 @@ def _opened_to_write(file: Path, *, is_packed: bool) -> Iterator[IO[bytes]]:
             yield raw
             return
         with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
-            yield packed  # type: ignore[misc]
+            yield packed  # type: ignore[misc]  (GzipFile writes bytes as the other does)
 
 
 def record(root: Path, file: Path) -> int:

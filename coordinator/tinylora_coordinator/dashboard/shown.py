@@ -89,6 +89,7 @@ def node_document(fold: RunFold, path: NodePath) -> doc.Node:
         holders=tuple(fold.holders_of(path)),
         mass=fold.mass.get(path),
         loss=_rounded(loss, 4),
+        # `has_change` says that both are there.
         change=round(loss - part.first_loss, 4) if has_change else None,  # type: ignore[operator, union-attr]
         version=part.version if part else 0,
         n_steps=part.steps if part else 0,

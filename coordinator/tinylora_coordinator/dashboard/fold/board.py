@@ -220,6 +220,7 @@ class Board:
 
     def mark(self, number: int, at_s: float, kind: str, text: str) -> None:
         """Something concerned the whole run."""
+        # The document checks the kind; here it is any word.
         self.changes.marks.append((number, Mark(at_s=at_s, kind=kind, text=text[:200])))  # type: ignore[arg-type]
 
 

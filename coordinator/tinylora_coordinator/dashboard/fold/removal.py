@@ -34,7 +34,7 @@ def _taken_out(board: Board, name: str, standing: str, code: str, reason: str, a
     worker = board.changing(name)
     for unit in [unit for unit in board.units.values() if unit.worker == name]:
         units.drop(board, unit, f"the worker was {standing}", at_s)
-    worker.standing = standing  # type: ignore[assignment]
+    worker.standing = standing  # type: ignore[assignment]  (callers name one of the standings)
     worker.out, worker.out_reason = code, plain(reason, at_most=300)
     board.count_again()
     board.hold(worker, None)
