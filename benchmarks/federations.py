@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from tinylora.assemble import tree_model
 from tinylora.base_model import LoadedBase, load_base
 from tinylora.bundle import Bundle
 from tinylora.config import RunSettings
@@ -13,6 +12,7 @@ from tinylora.demo.experiment import BASE_DIR, gather
 from tinylora.demo.settings import demo_settings
 from tinylora.demo.study import Study, study_of
 from tinylora.evaluation import score_domains
+from tinylora.model import TreeModel
 
 SCORED_TOKENS = 512
 """Of each held-out document."""
@@ -45,7 +45,7 @@ def settings_for(world: World, depth: int, seed: int, **changes: object) -> RunS
 
 def perplexity(bundle: Bundle, world: World, *, domains: Sequence[str] | None = None) -> dict[str, float]:
     """Of the routed model on documents that nobody trained on, by domain; `mean` is of the mean loss over domains."""
-    model = tree_model(bundle, world.base)
+    model = TreeModel.from_bundle(bundle, world.base)
     try:
         heldout = {name: documents for name, documents in world.study.heldout.items() if name in (domains or [name])}
         rows = score_domains(model, heldout, window_tokens=256, max_tokens_per_document=SCORED_TOKENS)

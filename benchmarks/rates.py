@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from benchmarks.measure import write_result
-from tinylora.assemble import tree_model
 from tinylora.base_model import LoadedBase, load_base
 from tinylora.bundle import Bundle
 from tinylora.config import RunSettings
@@ -24,6 +23,7 @@ from tinylora.demo.experiment import BASE_DIR, gather
 from tinylora.demo.settings import demo_settings, fedavg_settings
 from tinylora.demo.study import Study, study_of
 from tinylora.evaluation import score
+from tinylora.model import TreeModel
 from tinylora.simulate import SimulatedWorker, simulate
 
 GRID = (5e-4, 1e-3, 2e-3)
@@ -45,7 +45,7 @@ def train(settings: RunSettings, study: Study, base: LoadedBase) -> tuple[Bundle
 
 def validation_nll(bundle: Bundle, leaf_of: Mapping[str, str], study: Study, base: LoadedBase) -> float:
     """Mean over domains of nats per token on the validation documents, each domain sent to its own leaf."""
-    model = tree_model(bundle, base)
+    model = TreeModel.from_bundle(bundle, base)
     ratios = []
     for domain, documents in study.validation.items():
         model.route_to(leaf_of[domain])

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinylora.assemble import tree_model
 from tinylora.base_model import LoadedBase
 from tinylora.bundle import Bundle, read_bundle, write_bundle
 from tinylora.config import RunSettings
@@ -24,6 +23,7 @@ from tinylora.demo import experiment
 from tinylora.demo.study import Study, study_of
 from tinylora.evaluation import LATE_TOKENS
 from tinylora.mixture import Routing
+from tinylora.model import TreeModel
 from tinylora.routing import sketch
 from tinylora.routing.features import RoutingFeature
 from tinylora.routing.gates import (
@@ -121,7 +121,7 @@ class Bench:
             "validation": self._texts(self.study.validation),
             "heldout": self._texts(self.study.heldout),
         }
-        self.model = tree_model(self.bundle, self.base)
+        self.model = TreeModel.from_bundle(self.bundle, self.base)
         self.told = Told(self.base.routing_feature, self._flat_gates(), self.topology, self.model.nodes)
         self.model.router = self.told
         self.tables = {split: self._table(split) for split in self.texts}

@@ -7,14 +7,13 @@ pulls in no torch; everything else is reached by its module and may change.
 
     base = tinylora.load_base("path/of/a/base")
     bundle = tinylora.read_bundle("bundle.safetensors")
-    model = tinylora.tree_model(bundle, base)
+    model = tinylora.TreeModel.from_bundle(bundle, base)
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tinylora.assemble import tree_model
     from tinylora.base_model import LoadedBase, load_base
     from tinylora.bundle import Bundle, read_bundle, write_bundle
     from tinylora.config import BaseFacts, RunSettings, read_settings
@@ -40,7 +39,6 @@ __all__ = [
     "load_shard",
     "read_bundle",
     "read_settings",
-    "tree_model",
     "write_bundle",
 ]
 
@@ -58,7 +56,6 @@ _HOMES = {
     "load_shard": "shards",
     "read_bundle": "bundle",
     "read_settings": "config",
-    "tree_model": "assemble",
     "write_bundle": "bundle",
 }
 

@@ -5,12 +5,12 @@ The base stays resident. A `TreeModel` puts its adapters in front of the base's 
 
 Batches may be packed (several documents in a row; attention is plain causal across them, only the routing mean
 restarts) or padded. `attention_mask` is 1 on tokens and 0 on padding, at either side, in a pass without a cache;
-prompts of different length for `generate` are padded on the left (`left_pad`). Positions count real tokens.
+prompts of different length for `generate` are padded on the left (`generation.left_pad`). Positions count real tokens.
 """
 
 import inspect
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tinylora.adapters.lora import AdapterLinear, SharedRouting, lora_pairs
 from tinylora.adapters.rank_plan import RankPlan, apply_plan, check_plan
@@ -26,14 +25,16 @@ from tinylora.adapters.shapes import adapter_shapes, shared_shapes
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.adapters.tied import tied_pairs
 from tinylora.base_model import LoadedBase
+from tinylora.bundle import Bundle, check_base
 from tinylora.errors import BaseModelError, SettingError, ShapeMismatch
+from tinylora.generation import generate
+from tinylora.likelihood import IGNORED_LABEL, nll, summed_nll, targets_of
 from tinylora.mixture import Impl, Routing
 from tinylora.recomputing import recomputing
 from tinylora.routing.policy import Policy, Router, RouterState
 from tinylora.tensors import Tensors
-from tinylora.tree import is_under
+from tinylora.tree import by_level, is_under
 
-IGNORED_LABEL = -100
 SOFT = Policy.parse("soft")
 _CHUNK_NUMBERS = 2**22  # logits that are in memory at once while a loss is taken
 
@@ -104,6 +105,39 @@ class TreeModel(nn.Module):
         self.adapters = self._make_adapters(shared or {})
         self.route_to(None)
         self.attach_adapters()
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, base: LoadedBase, policy: Policy | str | None = None) -> "TreeModel":
+        """Put a bundle's adapters and gates on its base.
+
+        Every leaf has a place in the model. One that nobody has trained stays zero there: text that is routed to it
+        meets the base alone.
+
+        Args:
+            bundle: As read by `read_bundle`, or fresh from a run.
+            base: The base it was made for. It carries the adapters until the model's `detach_adapters`.
+            policy: How the gates decide; None takes the bundle's own.
+
+        Raises:
+            BaseModelError: The bundle was made for another base, or the base carries adapters already.
+            SettingError: The policy is none.
+        """
+        base = base.with_feature(bundle.base.feature_dim)
+        check_base(bundle, base.facts)
+        wanted = policy if isinstance(policy, Policy) else Policy.parse(policy or bundle.policy)
+        nodes = by_level({*bundle.topology.leaves, *bundle.nodes})
+        model = cls(
+            base,
+            nodes=nodes,
+            spec=bundle.spec,
+            scale=bundle.scale,
+            router=Router(base.routing_feature, bundle.gates, bundle.topology, nodes),
+            policy=wanted,
+            shared=bundle.shared,
+        )
+        for path, state in bundle.nodes.items():
+            model.load_node(path, state)
+        return model
 
     # --- adapters ----------------------------------------------------------------------------------------------------
 
@@ -385,8 +419,8 @@ class TreeModel(nn.Module):
         """
         with recomputing(self.base.blocks) if self._must_recompute() else nullcontext():
             rows, head, _ = self._before_head(input_ids, mask, documents, None)
-        targets = _targets(input_ids if labels is None else labels, mask, is_target)
-        total = _summed_nll(rows[:, :-1].flatten(0, 1), targets.flatten(), head, self._chunk_rows)
+        targets = targets_of(input_ids if labels is None else labels, mask, is_target)
+        total = summed_nll(rows[:, :-1].flatten(0, 1), targets.flatten(), head, self._chunk_rows)
         return total / (targets != IGNORED_LABEL).sum().clamp(min=1)
 
     @torch.no_grad()
@@ -408,11 +442,11 @@ class TreeModel(nn.Module):
         rows, head, state = self._before_head(input_ids[:, :-1], _but_last(mask), _but_last(documents), state)
         chunks = zip(
             rows.flatten(0, 1).split(self._chunk_rows),
-            _targets(input_ids, mask, is_target).flatten().split(self._chunk_rows),
+            targets_of(input_ids, mask, is_target).flatten().split(self._chunk_rows),
             strict=True,
         )
-        nll = torch.cat([_nll(head(chunk), targets, "none") for chunk, targets in chunks])
-        return nll.view(len(input_ids), -1), state
+        found = torch.cat([nll(head(chunk), targets, "none") for chunk, targets in chunks])
+        return found.view(len(input_ids), -1), state
 
     def _must_recompute(self) -> bool:
         return self.is_recomputing and torch.is_grad_enabled()
@@ -423,89 +457,9 @@ class TreeModel(nn.Module):
 
     # --- generating --------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Int[Tensor, "batch token"],
-        *,
-        max_new_tokens: int,
-        attention_mask: Tensor | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        eos_token_id: int | Collection[int] | None = None,
-        on_token: Callable[[int, int], None] | None = None,
-    ) -> Int[Tensor, "batch total"]:
-        """Continue prompts, routing every token that is read or written.
-
-        Args:
-            input_ids: Prompts, padded on the left where they differ in length (`left_pad`).
-            max_new_tokens: At most so many tokens are added.
-            attention_mask: 1 on tokens, 0 on padding.
-            temperature: 0 takes the likeliest token; otherwise the logits are divided by it and a token is drawn.
-            top_p: Draw among the likeliest tokens only, those that hold this much of the probability.
-            seed: Of the draws; None draws differently each time.
-            eos_token_id: What ends a row; None is the tokenizer's, () nothing.
-            on_token: Called with row and token as soon as each is known, the ending one included.
-
-        Returns:
-            Prompts and what was added. A row that ended early is filled up with its ending token.
-
-        Raises:
-            SettingError: A number out of range, an empty prompt, padding on the right, or more tokens than the base's
-                window.
-        """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-        self._check_generation(mask, max_new_tokens, temperature, top_p)
-        ends = torch.tensor(self._ends(eos_token_id), dtype=torch.long, device=input_ids.device)
-        generator = _generator(seed)
-        is_running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        unread, cache, state = input_ids, None, None
-        for _ in range(max_new_tokens):
-            seen = None if mask.all() else mask
-            output = self.forward(unread, attention_mask=seen, past_key_values=cache, state=state, use_cache=True)
-            cache, state = output.past_key_values, output.state
-            drawn = _draw(output.logits[:, -1], temperature, top_p, generator).to(input_ids.device)
-            tokens = torch.where(is_running, drawn, input_ids[:, -1])
-            input_ids = torch.cat([input_ids, tokens[:, None]], dim=1)
-            mask = torch.cat([mask, is_running[:, None].long()], dim=1)
-            _report(on_token, is_running, tokens)
-            is_running = is_running & ~torch.isin(tokens, ends)
-            if not is_running.any():
-                break
-            unread = tokens[:, None]
-        return input_ids
-
-    def _ends(self, eos_token_id: int | Collection[int] | None) -> list[int]:
-        if eos_token_id is None:
-            eos_token_id = self.base.tokenizer.eos_token_id
-        if eos_token_id is None:
-            return []
-        return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
-
-    def _check_generation(self, mask: Tensor, max_new_tokens: int, temperature: float, top_p: float) -> None:
-        window = self.base.facts.max_window_tokens
-        if mask.shape[1] == 0 or not bool(mask[:, -1].all()):
-            raise SettingError("prompt: expected at least one token in each row, and padding on the left only")
-        if max_new_tokens < 1:
-            raise SettingError(f"max_new_tokens {max_new_tokens}: expected at least 1")
-        if mask.shape[1] + max_new_tokens > window:
-            raise SettingError(
-                f"prompt of {mask.shape[1]} tokens and {max_new_tokens} new ones: this base attends to {window} "
-                "at most; shorten the prompt or ask for fewer"
-            )
-        if not temperature >= 0 or not 0 < top_p <= 1:
-            raise SettingError(
-                f"temperature {temperature}, top_p {top_p}: expected temperature >= 0 and 0 < top_p <= 1"
-            )
-
-
-def left_pad(prompts: Sequence[Sequence[int]], *, fill: int = 0) -> tuple[Int[Tensor, "batch token"], Tensor]:
-    """Prompts of different length as one batch, padded on the left; returns ids and attention mask."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = [[fill] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids), torch.tensor(mask)
+    def generate(self, input_ids: Int[Tensor, "batch token"], **options: Any) -> Int[Tensor, "batch total"]:
+        """Continue prompts, routing every token that is read or written; see `generation.generate`."""
+        return generate(self, input_ids, **options)
 
 
 def _is_path(nodes: tuple[str, ...]) -> bool:
@@ -528,75 +482,3 @@ def _check_shapes(what: str, state: Tensors, expected: dict[str, tuple[int, ...]
         wanted, got = (str(known.get(name, "no such tensor")) for known in (expected, shapes))
         if wanted != got:
             raise ShapeMismatch(f"{what}, tensor {name}: expected {wanted}, got {got}")
-
-
-def _targets(labels: Tensor, mask: Tensor | None, is_target: Tensor | None = None) -> Tensor:
-    """What is predicted at each place but the last: the next label, nothing from padding and nothing of it."""
-    targets = labels[:, 1:]
-    if is_target is not None:
-        targets = targets.masked_fill(~is_target[:, 1:], IGNORED_LABEL)
-    if mask is None:
-        return targets
-    is_real = mask.bool()
-    return targets.masked_fill(~(is_real[:, 1:] & is_real[:, :-1]), IGNORED_LABEL)
-
-
-def _nll(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    """Cross entropy in at least single precision."""
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(exact, targets, ignore_index=IGNORED_LABEL, reduction=reduction)
-
-
-def _summed_nll(rows: Tensor, targets: Tensor, head: nn.Module, chunk_rows: int) -> Tensor:
-    return _ChunkedNll.apply(rows, targets, head, chunk_rows)  # pyright: ignore[reportReturnType]
-
-
-class _ChunkedNll(torch.autograd.Function):
-    """Summed cross entropy under a frozen head, a few rows of logits at a time.
-
-    The head has no gradient, so that of the rows can be taken chunk by chunk on the way forward, and the logits of a
-    long batch over a large vocabulary are never in memory together.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, targets: Tensor, head: nn.Module, chunk_rows: int) -> Tensor:
-        gradient = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
-        total = rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
-        for start in range(0, len(rows), chunk_rows):
-            here = slice(start, start + chunk_rows)
-            with torch.set_grad_enabled(gradient is not None):
-                chunk = rows[here].detach().requires_grad_(gradient is not None)
-                nll = _nll(head(chunk), targets[here], "sum")
-            if gradient is not None:
-                (gradient[here],) = torch.autograd.grad(nll, chunk)
-            total += nll.detach()
-        ctx.gradient = gradient
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.gradient * grad_outputs[0], None, None, None
-
-
-def _generator(seed: int | None) -> torch.Generator:
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
-
-
-def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
-    """One token per row, in main memory where it is drawn, so that a seed gives the same tokens on every device."""
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    shares, order = (logits.float().cpu() / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    shares[shares.cumsum(dim=-1) - shares >= top_p] = 0.0
-    return order.gather(-1, torch.multinomial(shares, 1, generator=generator)).squeeze(-1)
-
-
-def _report(on_token: Callable[[int, int], None] | None, is_running: Tensor, tokens: Tensor) -> None:
-    if on_token is not None:
-        for row in is_running.nonzero().flatten().tolist():
-            on_token(row, int(tokens[row]))

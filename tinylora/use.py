@@ -8,7 +8,6 @@ import torch
 
 from tinylora import bundle as bundles
 from tinylora.adapters.prefixes import highest_rank
-from tinylora.assemble import tree_model
 from tinylora.base_model import LoadedBase, encode, load_base
 from tinylora.errors import SettingError
 from tinylora.evaluation import score_domains
@@ -33,7 +32,7 @@ def open_bundle(
     bundle = bundles.read_bundle(file)  # before the base: it is small, and the likelier mistake
     base = load_base(base_where, quantise=quantise, feature_dim=bundle.base.feature_dim)
     bundles.check_base(bundle, base.facts)
-    return tree_model(bundle, base, policy=wanted), base
+    return TreeModel.from_bundle(bundle, base, policy=wanted), base
 
 
 def evaluate_bundle(

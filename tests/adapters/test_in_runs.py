@@ -8,10 +8,10 @@ import torch
 from tests.simulate.test_simulate import _base, _run, _shard
 from tinylora.adapters.lora import init_adapter
 from tinylora.adapters.shapes import n_adapter_parameters
-from tinylora.assemble import tree_model
 from tinylora.bundle import inspect, read_bundle, write_bundle
 from tinylora.errors import SettingError
 from tinylora.evaluation import score_base, score_domains
+from tinylora.model import TreeModel
 
 
 @pytest.mark.parametrize("kind", ["nested:frozen", "tied:uv", "tied:A,B,uv"])
@@ -28,7 +28,7 @@ def test_a_run_ends_in_a_bundle_that_is_whole_and_has_learned(tmp_path: Path, ki
     n_numbers = sum(tensor.numel() for tensor in read.nodes["0"].values())
     assert n_numbers == n_adapter_parameters(_base().facts, read.spec)
 
-    model, heldout = tree_model(read, _base()), {"all": _shard(0).train[:4]}
+    model, heldout = TreeModel.from_bundle(read, _base()), {"all": _shard(0).train[:4]}
     routed = score_domains(model, heldout, window_tokens=32)
     base = score_base(model, heldout, window_tokens=32)
     model.detach_adapters()

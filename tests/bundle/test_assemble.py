@@ -9,7 +9,6 @@ import torch
 from tests.helpers import tiny_base_model
 from tinylora.adapters.lora import init_adapter
 from tinylora.adapters.spec import AdapterSpec
-from tinylora.assemble import tree_model
 from tinylora.base_model import LoadedBase
 from tinylora.bundle import Bundle, read_bundle, summarise, write_bundle
 from tinylora.errors import BaseModelError, SettingError
@@ -73,7 +72,7 @@ def test_a_file_and_its_base_are_the_model_that_was_trained(base, tmp_path: Path
     expected = logits(direct)
     direct.detach_adapters()
     write_bundle(bundle, tmp_path / "bundle.safetensors")
-    model = tree_model(read_bundle(tmp_path / "bundle.safetensors"), base, policy)
+    model = TreeModel.from_bundle(read_bundle(tmp_path / "bundle.safetensors"), base, policy)
     assert torch.equal(logits(model), expected)
     model.detach_adapters()
     assert not torch.equal(base_logits(base), expected)
@@ -81,20 +80,20 @@ def test_a_file_and_its_base_are_the_model_that_was_trained(base, tmp_path: Path
 
 def test_the_policy_is_the_bundles_unless_one_is_named(base):
     for wanted, policy in ((None, "hard"), ("soft", "soft"), (Policy.parse("top2"), "top2")):
-        model = tree_model(make(base), base, wanted)
+        model = TreeModel.from_bundle(make(base), base, wanted)
         assert str(model.policy) == policy
         model.detach_adapters()
 
 
 def test_leaves_that_nobody_trained_are_the_base(base):
     expected = base_logits(base)
-    model = tree_model(make(base, "10"), base)
+    model = TreeModel.from_bundle(make(base, "10"), base)
     assert model.nodes == TREE.leaves
     assert torch.equal(logits(model, "0"), expected)
     assert torch.equal(logits(model, "11"), expected)
     assert not torch.equal(logits(model, "10"), expected)
     model.detach_adapters()
-    nothing = tree_model(make(base), base, "soft")
+    nothing = TreeModel.from_bundle(make(base), base, "soft")
     assert torch.equal(logits(nothing), expected)
     nothing.detach_adapters()
 
@@ -102,13 +101,13 @@ def test_leaves_that_nobody_trained_are_the_base(base):
 def test_another_base_is_refused_and_left_alone(base):
     other = tiny_base_model(seed=1)
     with pytest.raises(BaseModelError, match=r"the bundle of run run needs the base"):
-        tree_model(make(base, "0"), other)
+        TreeModel.from_bundle(make(base, "0"), other)
     TreeModel(other, nodes=(), spec=LORA, scale=1.0).detach_adapters()
 
 
 def test_an_unknown_policy_leaves_the_base_alone(base):
     with pytest.raises(SettingError, match="sideways"):
-        tree_model(make(base, "0"), base, "sideways")
+        TreeModel.from_bundle(make(base, "0"), base, "sideways")
     TreeModel(base, nodes=(), spec=LORA, scale=1.0).detach_adapters()
 
 

@@ -13,12 +13,12 @@ from tinylora import cli
 from tinylora.adapters.lora import init_adapter
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.adapters.tied import shared_factors
-from tinylora.assemble import tree_model
 from tinylora.base_model import LoadedBase
 from tinylora.bundle import Bundle, check_base, inspect, read_bundle, verify, write_bundle
 from tinylora.command_line import exit_code_of
 from tinylora.derive import cut_bundle, leaf_state, mush_bundle
 from tinylora.errors import SettingError
+from tinylora.model import TreeModel
 from tinylora.tensors import Tensors
 
 NESTED = AdapterSpec("nested", 4, {"mlp.up_proj": 2})
@@ -43,7 +43,7 @@ def bundle(base: LoadedBase, spec: AdapterSpec = NESTED, paths: tuple[str, ...] 
 
 @torch.no_grad()
 def logits(made: Bundle, base: LoadedBase, leaf: str, rank: int | None = None) -> torch.Tensor:
-    model = tree_model(made, base)
+    model = TreeModel.from_bundle(made, base)
     model.route_to(leaf)
     model.use_rank(rank)
     found = model(IDS).logits
@@ -147,7 +147,7 @@ def test_a_mushed_bundle_is_the_sum_of_dense_updates(
     states = {path: leaf_state(replace(whole, nodes={path: whole.nodes[path]}), path) for path in whole.nodes}
     expected = summed_logits(base, [(weight, state) for state in states.values()], whole.scale)
     torch.testing.assert_close(logits(made.bundle, base, ""), expected, atol=1e-4, rtol=1e-4)
-    model = tree_model(made.bundle, base)
+    model = TreeModel.from_bundle(made.bundle, base)
     routed = model(IDS).logits
     model.detach_adapters()
     torch.testing.assert_close(routed, expected, atol=1e-4, rtol=1e-4)

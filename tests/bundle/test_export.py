@@ -11,11 +11,11 @@ from tests.model.families import family_base, some_ids
 from tinylora.adapters.lora import init_adapter
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.adapters.tied import shared_factors
-from tinylora.assemble import tree_model
 from tinylora.base_model import LoadedBase, has_transposed_linears
 from tinylora.bundle import Bundle, read_bundle, write_bundle
 from tinylora.errors import BaseModelError, SettingError, StorageError
 from tinylora.export import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Card, Places, export_leaf
+from tinylora.model import TreeModel
 from tinylora.routing.gates import Gate, Gates
 from tinylora.tensors import read_file_header
 from tinylora.tree import Topology
@@ -47,7 +47,7 @@ def make_bundle(base: LoadedBase, kind: str, nodes: tuple[str, ...], rank: int, 
 
 
 def ours(bundle: Bundle, base: LoadedBase, ids: torch.Tensor) -> torch.Tensor:
-    model = tree_model(bundle, base, "hard")
+    model = TreeModel.from_bundle(bundle, base, "hard")
     try:
         with torch.no_grad():
             return model(ids).logits

@@ -13,9 +13,9 @@ from tests.federation.world import FakeRunner, assert_counted_once, crowd, only,
 from tests.helpers import tiny_base_model
 from tests.simulate.test_simulate import SETTINGS, _shard
 from tinylora import tensors
-from tinylora.assemble import tree_model
 from tinylora.bundle import Bundle
 from tinylora.federation.events import UpdateAccepted, UpdateProbed, UpdateRejected, WorkerQuarantined
+from tinylora.model import TreeModel
 from tinylora.protocol.documents import ProbeResult, Update, WorkUnit
 from tinylora.simulate import SimulatedWorker, simulate
 from tinylora.tensors import Tensors
@@ -126,7 +126,7 @@ def _text(number: int) -> torch.Tensor:
 
 def _losses(bundle: Bundle, base, texts: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
     """Losses of all tokens under hard routing, and the leaf of each text."""
-    model = tree_model(bundle, base, policy="hard@sequence:8")
+    model = TreeModel.from_bundle(bundle, base, policy="hard@sequence:8")
     try:
         with torch.no_grad():
             nll, _ = model.token_nll(texts)

@@ -21,7 +21,6 @@ SURFACE = {
     "load_shard": "function",
     "read_bundle": "function",
     "read_settings": "function",
-    "tree_model": "function",
     "write_bundle": "function",
 }
 

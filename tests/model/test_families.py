@@ -8,7 +8,8 @@ from tests.model.families import FAMILIES, PROJECTIONS, WINDOW_TOKENS, base_logi
 from tinylora.adapters.lora import AdapterLinear
 from tinylora.adapters.shapes import adapter_manifest
 from tinylora.adapters.spec import AdapterSpec
-from tinylora.model import TreeModel, left_pad
+from tinylora.generation import left_pad
+from tinylora.model import TreeModel
 from tinylora.tensors import manifest_of, with_prefix
 
 LORA = AdapterSpec("lora", 2)

@@ -11,8 +11,9 @@ from tests.model.families import base_logits, family_base, fill_randomly, some_i
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.base_model import LoadedBase
 from tinylora.errors import SettingError
+from tinylora.generation import left_pad
 from tinylora.mixture import Impl
-from tinylora.model import TreeModel, left_pad
+from tinylora.model import TreeModel
 from tinylora.routing.gates import Gate, Gates
 from tinylora.routing.policy import Policy, Router
 from tinylora.tree import Topology

@@ -15,7 +15,9 @@ from tinylora.adapters.shapes import adapter_manifest, n_adapter_parameters
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.base_model import LoadedBase
 from tinylora.errors import BaseModelError, SettingError, ShapeMismatch
-from tinylora.model import IGNORED_LABEL, TreeModel, left_pad
+from tinylora.generation import left_pad
+from tinylora.likelihood import IGNORED_LABEL
+from tinylora.model import TreeModel
 from tinylora.tensors import manifest_of, with_prefix
 
 LORA = AdapterSpec("lora", 2)

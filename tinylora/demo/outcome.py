@@ -14,7 +14,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tinylora.assemble import tree_model
 from tinylora.base_model import LoadedBase
 from tinylora.bundle import Bundle, write_bundle
 from tinylora.config import RunSettings
@@ -125,16 +124,16 @@ def score_systems(finished: Finished, fedavg: Bundle, study: Study, base: Loaded
     """Document scores of base, peer, oracle, and of the tree under every policy; and where the domains go."""
     settings = finished.campaign.settings
     options: dict[str, Any] = {"window_tokens": settings.window_tokens, "max_tokens_per_document": MAX_SCORED_TOKENS}
-    with _model(tree_model(fedavg, base)) as model:
+    with _model(TreeModel.from_bundle(fedavg, base)) as model:
         peer = score_domains(model, study.heldout, **options)
-    with _model(tree_model(finished.bundle, base)) as model:
+    with _model(TreeModel.from_bundle(finished.bundle, base)) as model:
         candidates = {domain: _candidates(finished.campaign, study, domain) for domain in study.heldout}
         leaf_of = best_leaves(model, study.validation, candidates=candidates, **options)
         scores = evaluate_tree(model, study.heldout, leaf_of=leaf_of, **options)
         table = routing_table(_router(model), study.heldout, leaf_of, max_tokens_per_document=MAX_SCORED_TOKENS)
     if settings.router_sync == "both":
         averaged = make_bundle(finished.campaign, finished.ledger, is_router_averaged=True)
-        with _model(tree_model(replace(averaged, projection=finished.bundle.projection), base)) as model:
+        with _model(TreeModel.from_bundle(replace(averaged, projection=finished.bundle.projection), base)) as model:
             scores["routed:soft:weights"] = score_domains(model, study.heldout, **options)
     return {"base": scores.pop("base"), "fedavg_lora": peer, **scores}, table
 

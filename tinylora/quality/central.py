@@ -7,7 +7,6 @@ import torch
 
 from tinylora.adapters.lora import init_adapter
 from tinylora.adapters.shapes import n_adapter_parameters
-from tinylora.assemble import tree_model
 from tinylora.base_model import LoadedBase
 from tinylora.bundle import Bundle
 from tinylora.config import RunSettings
@@ -54,7 +53,7 @@ def train_centrally(context: Context, job: Job) -> Outcome:
     )
     seconds = time.perf_counter() - started
     context.keep(job, bundle)
-    model = tree_model(bundle, base)
+    model = TreeModel.from_bundle(bundle, base)
     try:
         scored = score_policies(context, job, model, bundle, leaf_of)
     finally:

@@ -15,7 +15,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from tinylora.adapters.shapes import n_adapter_parameters
-from tinylora.assemble import tree_model
 from tinylora.base_model import LoadedBase, load_base
 from tinylora.bundle import Bundle, write_bundle
 from tinylora.config import RunSettings, make_settings
@@ -260,7 +259,7 @@ def _federate(context: Context, job: Job) -> Outcome:
     events = result.ledger.events()
     bundle = result.bundle
     context.keep(job, bundle)
-    model = tree_model(bundle, base)
+    model = TreeModel.from_bundle(bundle, base)
     try:
         leaf_of = oracle_leaves(context, job, model, result.campaign, shards)
         scored = score_policies(context, job, model, bundle, leaf_of)
@@ -418,7 +417,7 @@ def _score_other_routers(context: Context, job: Job, result: SimulationResult, b
             bundles[f"{name}, to one rank"] = mush_bundle(result.bundle, how, rank=result.bundle.spec.rank).bundle
     scored = {}
     for name, bundle in bundles.items():
-        model = tree_model(bundle, base, "soft")
+        model = TreeModel.from_bundle(bundle, base, "soft")
         try:
             active = bundle.spec.rank * len(bundle.topology.leaves)
             scored[name] = timed_scores(context, job, model, active_rank=active)
@@ -468,7 +467,7 @@ def _score_cuts(
         return {}
     scored = {}
     for rank in job.cuts:
-        model = tree_model(bundle, base)
+        model = TreeModel.from_bundle(bundle, base)
         model.use_rank(rank)
         try:
             scored[f"cut:{rank}"] = timed_scores(context, job, model, active_rank=rank, leaf_of=leaf_of)
@@ -502,7 +501,7 @@ def _curve(
         state = fold(part)
         if state is None or state.topology is None or not state.router.blob:
             continue
-        model = tree_model(make_bundle(state, result.ledger, projection=result.bundle.projection), base)
+        model = TreeModel.from_bundle(make_bundle(state, result.ledger, projection=result.bundle.projection), base)
         try:
             scored = score_policies(context, validation, model, result.bundle, leaf_of)
         finally:

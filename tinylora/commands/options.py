@@ -1,0 +1,33 @@
+"""Options and outputs that several verbs have in common."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+BundleFile = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle file, *.safetensors.")]
+BaseWhere = Annotated[
+    str, typer.Option("--base", help="Base model: a local folder or a hub id; default: the demo base.")
+]
+DEMO_BASE = str(Path(__file__).parents[1] / "demo" / "base")
+DataDirs = Annotated[list[Path] | None, typer.Option("--data", help="Folder or file with text; give it several times.")]
+PolicyText = Annotated[
+    str, typer.Option("--policy", help="soft, top2, hard, elastic; also hard@window:64, hard@sequence:32.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; talk goes to stderr.")]
+TextColumn = Annotated[
+    str, typer.Option("--text-column", help="Column of JSONL and Parquet files that holds the text.")
+]
+WindowTokens = Annotated[
+    int | None, typer.Option("--window-tokens", min=8, help="Tokens per window; default: the base's.")
+]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")]
+Quantise = Annotated[
+    str | None, typer.Option("--quantise", help="int8 or nf4: hold the base in 8 or 4 bits; needs tinylora[quant].")
+]
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One document on stdout, its keys sorted."""
+    typer.echo(json.dumps(document, indent=1, sort_keys=True, default=str))
