@@ -45,11 +45,11 @@ from tinylora.evaluation import score_domains
 from tinylora.model import TreeModel
 from tinylora.report.systems import mean_nll
 from tinylora.routing import sketch
+from tinylora.routing.averaged_gates import average_gates
 from tinylora.routing.features import RoutingFeature, token_signs
 from tinylora.routing.gates import (
     Gate,
     Gates,
-    average_gates,
     solve_gates,
 )
 from tinylora.routing.policy import Policy, Router

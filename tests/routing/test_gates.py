@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.routing.helpers import DIM, UNEVEN, random_gates, topologies
 from tinylora.errors import ProtocolError, ShapeMismatch
+from tinylora.routing.averaged_gates import average_gates, local_gate_steps
 from tinylora.routing.gates import (
     DEFAULT_TAU,
     HISTOGRAM_EDGES,
@@ -15,13 +16,12 @@ from tinylora.routing.gates import (
     TAU_RANGE,
     Gate,
     Gates,
-    average_gates,
     calibrate,
     drift,
     histogram,
     leaf_posteriors,
-    local_gate_steps,
     read_histograms,
+    solve_from_summary,
     solve_gates,
 )
 from tinylora.routing.statistics import PREFIXES, RouterStatistics, statistics_of, sum_statistics
@@ -85,6 +85,31 @@ def test_gates_from_sums_are_those_of_the_pooled_rows(topology, seed, n_workers)
     assert set(solved.nodes) == set(topology.inner) and solved.dim == DIM
     for node, (w, b) in centralised(rows, topology).items():
         assert np.abs(solved.nodes[node].w - w).max() < 1e-10 and abs(solved.nodes[node].b - b) < 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class Summarised:
+    """What a bundle keeps of sums."""
+
+    counts: dict[str, float]
+    means: dict[str, np.ndarray]
+    covariance: np.ndarray
+
+
+@given(topologies(), st.integers(0, 10_000), st.integers(0, 2))
+def test_gates_from_a_summary_are_those_of_the_sums(topology, seed, n_silent):
+    """Any tree; leaves of whom nothing is known are left out of both."""
+    sums = {leaf: statistics_of(*leaf_rows(leaf, 40, seed=seed)) for leaf in topology.leaves}
+    sums = dict(list(sums.items())[: max(1, len(sums) - n_silent)])
+    covariance = np.mean([item.covariance() for item in sums.values()], axis=0)
+    kept = Summarised({leaf: item.n for leaf, item in sums.items()}, {}, covariance)
+    kept.means.update({leaf: item.mean() for leaf, item in sums.items()})
+    assert largest_difference(solve_from_summary(kept, topology), solve_gates(sums, topology)) < 1e-10
+
+
+def test_a_summary_of_nothing_solves_nothing():
+    with pytest.raises(ValueError, match="at least one leaf with rows"):
+        solve_from_summary(Summarised({"0": 0.0}, {"0": np.zeros(2)}, np.eye(2)), Topology.perfect(1))
 
 
 def reports(topology: Topology, seed: int = 0) -> dict[str, dict[str, RouterStatistics]]:

@@ -23,11 +23,11 @@ import numpy as np
 from tinylora.federation.growth import balanced_accuracy
 from tinylora.federation.ports import Ledger, Numerics
 from tinylora.federation.state import Campaign, Worker
+from tinylora.routing.averaged_gates import average_gates
 from tinylora.routing.gates import (
     DEFAULT_TAU,
     Gate,
     Gates,
-    average_gates,
     calibrate,
     drift,
     read_histograms,

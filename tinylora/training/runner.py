@@ -28,8 +28,9 @@ from tinylora.model import TreeModel
 from tinylora.protocol.documents import ProbeResult, Update, WorkUnit, only_factors, sha256
 from tinylora.protocol.envelope import sign as sign_update
 from tinylora.reading.documents import TokensOf, sampled
+from tinylora.routing.averaged_gates import local_gate_steps
 from tinylora.routing.features import RoutingFeature
-from tinylora.routing.gates import Gate, Gates, local_gate_steps, solve_gates
+from tinylora.routing.gates import Gate, Gates, solve_gates
 from tinylora.routing.policy import Router
 from tinylora.routing.sketch import collect, document_features, sketch
 from tinylora.routing.statistics import RouterStatistics
