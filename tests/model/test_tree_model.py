@@ -331,7 +331,11 @@ def test_draws_follow_the_probabilities(base: LoadedBase) -> None:
         ({"max_new_tokens": 1, "temperature": -1.0}, "temperature -1.0"),
         ({"max_new_tokens": 1, "temperature": float("nan")}, "temperature nan"),
         ({"max_new_tokens": 1, "top_p": 0.0}, "top_p 0.0"),
-        ({"max_new_tokens": 1, "attention_mask": torch.tensor([[1, 1, 1, 0]] * 2)}, "padding on the left only"),
+        ({"max_new_tokens": 1, "attention_mask": torch.tensor([[1, 0, 1, 1]] * 2)}, "padding between tokens"),
+        ({"max_new_tokens": 1, "attention_mask": torch.tensor([[0] * 4, [1] * 4])}, "at least one token in each row"),
+        ({"max_new_tokens": 1, "top_k": 0}, "top_k 0"),
+        ({"max_new_tokens": 1, "stop": [".", ""]}, "an empty text"),
+        ({"max_new_tokens": 1, "seed": [1]}, "one for each of 2 rows, got 1"),
     ],
 )
 def test_settings_out_of_range(base: LoadedBase, settings: dict, message: str) -> None:
