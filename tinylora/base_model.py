@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from torch import nn
 
@@ -171,6 +172,42 @@ def load_tokenizer(where: str | Path) -> Any:
     """
     with _quiet():
         return _load_tokenizer(os.path.expanduser(where), is_local=True)
+
+
+def load_embeddings(where: str | Path) -> torch.Tensor:
+    """A base's table of input embeddings alone, as it is stored, mapped from its file; the network is not asked.
+
+    Raises:
+        BaseModelError: The base is not on this machine, or its files have no such tensor.
+    """
+    where = os.path.expanduser(where)
+    skeleton = _skeleton(where)
+    with _quiet():
+        files = _weight_files(where, is_local=True)
+    if not files:
+        raise BaseModelError(f"{where}: no weights in safetensors on this machine; give a folder with a model")
+    table = skeleton.get_input_embeddings().weight
+    names = [name for name, tensor in skeleton.named_parameters(remove_duplicate=False) if tensor is table]
+    found = _find_stored(files, names, tuple(table.shape))
+    if found is None:
+        raise BaseModelError(f"{where}: no tensor {names[0]} of shape {tuple(table.shape)} in its safetensors files")
+    file, name = found
+    with safetensors.safe_open(file, framework="pt") as opened:
+        return opened.get_tensor(name)
+
+
+def _find_stored(files: tuple[Path, ...], names: list[str], shape: tuple[int, ...]) -> tuple[Path, str] | None:
+    """File and name of a parameter that has these names in the model.
+
+    Files that were saved of the decoder alone leave the first part of a name away, others put one before it.
+    """
+    stored = {tensor.name: file for file in files for tensor in _tensors_in_one(file) if tensor.shape == shape}
+    for name in names:
+        near = [other for other in stored if name.endswith(f".{other}") or other.endswith(f".{name}")]
+        if name in stored or len(near) == 1:
+            chosen = name if name in stored else near[0]
+            return stored[chosen], chosen
+    return None
 
 
 @dataclass(frozen=True)
@@ -405,7 +442,7 @@ def describe(
     return BaseFacts(
         base_id=base_id,
         fingerprint=fingerprint or _fingerprint(model.config.to_dict(), tokenizer, _tensors_of(model)),
-        tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         **_feature_facts(model, feature_dim),
         max_window_tokens=_max_window_tokens(model.config),
         projections={name: _shape(model, modules) for name, modules in find_linears(model).items()},
@@ -427,15 +464,19 @@ def find_places(where: str | Path) -> tuple[dict[str, tuple[str, ...]], bool]:
     Raises:
         BaseModelError: There is no config that transformers knows, or no block has a linear.
     """
-    where = os.path.expanduser(where)
+    skeleton = _skeleton(os.path.expanduser(where))
+    return find_linears(skeleton), has_transposed_linears(skeleton)
+
+
+def _skeleton(where: str) -> Any:
+    """The model without weights, of a config on this machine."""
     with _quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False, local_files_only=True)
             with torch.device("meta"):
-                skeleton = transformers.AutoModelForCausalLM.from_config(config)
+                return transformers.AutoModelForCausalLM.from_config(config)
         except _LOADER_ERRORS as error:
             raise BaseModelError(f"{where}: no base whose modules can be looked up: {_first_line(error)}") from None
-    return find_linears(skeleton), has_transposed_linears(skeleton)
 
 
 def has_transposed_linears(model: Any) -> bool:
@@ -514,6 +555,19 @@ def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
 # --- fingerprints ----------------------------------------------------------------------------------------------------
 
 
+def fingerprint_of(where: str | Path) -> str:
+    """A base's fingerprint, from its files on this machine; every byte of the weights is read.
+
+    Raises:
+        BaseModelError: The base is not on this machine.
+    """
+    where = os.path.expanduser(where)
+    with _quiet():
+        files = _files_of(where, is_local=True)
+        tokenizer = _load_tokenizer(where, is_local=True)
+    return _fingerprint(_read_config(where, files.config), tokenizer, _tensors_in(files.weights))
+
+
 @dataclass(frozen=True)
 class _RawTensor:
     name: str
@@ -524,14 +578,15 @@ class _RawTensor:
 
 def _fingerprint(config: dict[str, Any], tokenizer: Any, tensors: list[_RawTensor]) -> str:
     stable = {key: value for key, value in config.items() if key not in _VOLATILE_KEYS}
-    digest = hashlib.sha256(_canonical([stable, _tokenizer_fingerprint(tokenizer)]))
+    digest = hashlib.sha256(_canonical([stable, tokenizer_fingerprint(tokenizer)]))
     for tensor in sorted(tensors, key=lambda tensor: tensor.name):
         digest.update(_canonical([tensor.name, tensor.dtype, tensor.shape]))
         digest.update(tensor.data)
     return digest.hexdigest()
 
 
-def _tokenizer_fingerprint(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Of its vocabulary, rules and special tokens; how the last text was cut or padded is not in it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
     if isinstance(content, dict):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinylora_coordinator.dashboard import lookup
-from tinylora_coordinator.dashboard.lookup import Ends, MappedTable, TextRouter, posterior_of, table_bytes, way_of
+from tinylora_coordinator.dashboard.lookup import Ends, MappedTable, TextRouter, table_bytes
 from tinylora_coordinator.folder import RunFolder, write_run
 from tinylora_coordinator.lookup_tables import lookup_tables, make_lookup
 
@@ -20,8 +20,10 @@ from tinylora.demo.experiment import BASE_DIR
 from tinylora.errors import BaseModelError, DataError
 from tinylora.federation.events import GatesSolved, RunStarted
 from tinylora.ledger.sqlite import SqliteLedger
+from tinylora.routing import ways
 from tinylora.routing.gates import Gate, Gates
 from tinylora.routing.policy import Policy, Router, reference_posterior
+from tinylora.routing.ways import posterior_of, way_of
 from tinylora.tree import Topology
 
 TREE = Topology(("000", "001", "01", "10", "110", "111"))
@@ -121,7 +123,7 @@ def test_a_tree_of_one_leaf_has_no_way() -> None:
 
 
 def test_a_mean_over_many_tokens_counts_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(ways, "_ROWS_AT_ONCE", 3)
     table = np.arange(40, dtype=np.float32).reshape(20, 2)
     (tmp_path / "table").write_bytes(table_bytes(table, Ends(), feature_hash="h"))
     mapped = MappedTable.open(tmp_path / "table", feature_hash="h")

@@ -18,6 +18,7 @@ PURE = (
     "tinylora.routing.decision",
     "tinylora.routing.statistics",
     "tinylora.routing.gates",
+    "tinylora.routing.ways",
     "tinylora.federation.loop",
     "tinylora.federation.ledger_memory",
     "tinylora.ledger.sqlite",

@@ -244,10 +244,17 @@ def _make_table(
     embeddings: Float[Tensor, "vocab embed"], projection: Float[Tensor, "feature embed"] | None
 ) -> Float[Tensor, "vocab feature"]:
     """((E - Ē) / std) Pᵀ in float32, computed in float64 a few thousand rows at a time."""
+    mean, scale = table_moments(embeddings)
+    centred = ((chunk.double() - mean) * scale for chunk in embeddings.detach().split(_CHUNK_ROWS))
+    return torch.cat([(rows if projection is None else rows @ projection.double().T).float() for rows in centred])
+
+
+def table_moments(
+    embeddings: Float[Tensor, "vocab embed"],
+) -> tuple[Float64[Tensor, " embed"], Float64[Tensor, ""]]:
+    """Mean row Ē of a table and 1 / std of what is around it (1 where there is nothing), summed in float64."""
     chunks = embeddings.detach().split(_CHUNK_ROWS)
     mean = torch.stack([chunk.double().sum(dim=0) for chunk in chunks]).sum(dim=0) / len(embeddings)
     squares = torch.stack([(chunk.double() - mean).square().sum() for chunk in chunks]).sum()
     std = (squares / embeddings.numel()).sqrt()
-    scale = torch.where(std > 0, 1 / std, torch.ones_like(std))
-    centred = ((chunk.double() - mean) * scale for chunk in chunks)
-    return torch.cat([(rows if projection is None else rows @ projection.double().T).float() for rows in centred])
+    return mean, torch.where(std > 0, 1 / std, torch.ones_like(std))

@@ -10,7 +10,6 @@ mapped, not read: only those rows come into memory. The gates are those of the l
 """
 
 import json
-import math
 import mmap
 import struct
 import threading
@@ -25,7 +24,8 @@ import safetensors.numpy
 from tinylora.errors import DataError, StorageError
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.routing.gates import Gates
-from tinylora.tree import NodePath, children
+from tinylora.routing.ways import likeliest, mean_row, posterior_of, way_of
+from tinylora.tree import NodePath
 from tinylora_coordinator.dashboard.documents import GatePass, LeafPosterior, Lookup
 from tinylora_coordinator.dashboard.gate_blobs import read_gates
 from tinylora_coordinator.folder import RunFolder
@@ -35,7 +35,6 @@ MAX_LEAVES = 64
 """In an answer."""
 MOST_FLOAT32_BYTES = 64 << 20
 """A larger table is kept in float16: its rows' rounding, some 1e-4, is lost in the mean over a text."""
-_ROWS_AT_ONCE = 4096
 _LENGTH_BYTES, _MAX_HEADER_BYTES = 8, 1 << 16
 Notes: TypeAlias = Callable[[], Mapping[NodePath, tuple[str, ...]]]
 """What the holders of each leaf say of their text."""
@@ -116,56 +115,9 @@ class MappedTable:
         Raises:
             DataError: The tokenizer knows tokens that the table does not.
         """
-        tokens, counts = np.unique(np.asarray(ids, dtype=np.int64), return_counts=True)
-        if len(tokens) and tokens[-1] >= len(self.rows):
-            raise DataError(f"token {tokens[-1]}: not in the table; `tinylora-coordinator lookup` makes it anew")
-        total = np.zeros(self.rows.shape[1], dtype=np.float64)
-        for first in range(0, len(tokens), _ROWS_AT_ONCE):
-            part = slice(first, first + _ROWS_AT_ONCE)
-            total += counts[part] @ self.rows[tokens[part]].astype(np.float64)
-        return total / max(len(ids), 1)
-
-
-# --- the way ----------------------------------------------------------------------------------------------------------
-
-
-def way_of(gates: Gates, feature: np.ndarray) -> tuple[GatePass, ...]:
-    """From the root down, each gate deciding by its score."""
-    passes: list[GatePass] = []
-    node = ""
-    while node in gates.nodes:
-        right, turn = _judged(gates, node, feature)
-        passes.append(GatePass(path=node, right=right, went=turn))
-        node += turn
-    return tuple(passes)
-
-
-def posterior_of(gates: Gates, feature: np.ndarray) -> dict[NodePath, float]:
-    """Probability of every leaf below the gates: the product of what the gates on its way say."""
-    found: dict[NodePath, float] = {}
-    to_do = [("", 1.0)]
-    while to_do:
-        node, share = to_do.pop()
-        if node not in gates.nodes:
-            found[node] = share
-            continue
-        right, _ = _judged(gates, node, feature)
-        to_do += zip(children(node), (share * (1 - right), share * right), strict=True)
-    return found
-
-
-def _judged(gates: Gates, node: NodePath, feature: np.ndarray) -> "tuple[float, Any]":
-    """Probability of the right side, and the side that the gate decides for."""
-    gate = gates.nodes[node]
-    score = float(feature @ gate.w) + gate.b
-    return _sigmoid(gate.tau * score), "1" if score >= 0 else "0"
-
-
-def _sigmoid(logit: float) -> float:
-    if logit >= 0:
-        return 1 / (1 + math.exp(-logit))
-    odds = math.exp(max(logit, -700.0))
-    return odds / (1 + odds)
+        if max(ids, default=0) >= len(self.rows):
+            raise DataError(f"token {max(ids)}: not in the table; `tinylora-coordinator lookup` makes it anew")
+        return mean_row(self.rows, ids)
 
 
 # --- for the page -----------------------------------------------------------------------------------------------------
@@ -229,15 +181,14 @@ class TextRouter:
         if gates.nodes and gates.dim != len(feature):
             raise DataError(f"the table has {len(feature)} numbers a token, the gates {gates.dim}")
         posterior, notes = posterior_of(gates, feature), self._notes()
-        likeliest = sorted(posterior, key=lambda leaf: (-posterior[leaf], leaf))[:MAX_LEAVES]
         way = way_of(gates, feature)
         return Lookup(
             path="".join(step.went for step in way),
             n_tokens=len(ids),
-            gates=way,
+            gates=tuple(GatePass(path=step.node, right=step.right, went=step.went) for step in way),
             leaves=tuple(
                 LeafPosterior(path=leaf, posterior=min(posterior[leaf], 1.0), data_notes=notes.get(leaf, ()))
-                for leaf in likeliest
+                for leaf in likeliest(posterior)[:MAX_LEAVES]
             ),
             router_version=version,
         )
