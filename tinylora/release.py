@@ -1,6 +1,7 @@
 """The tree of a run as one bundle, from its state and its blobs. The same accepted updates give the same bytes."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -9,7 +10,7 @@ import torch
 
 from tinylora import tensors
 from tinylora.adapters.tied import shared_factors
-from tinylora.bundle import Bundle, summarise
+from tinylora.bundle import Bundle, LeafStatistics, StatisticsKind, summarise
 from tinylora.errors import DataError
 from tinylora.federation.campaign import Campaign, apply, fold
 from tinylora.federation.events import BundlePublished, WorkerRevoked
@@ -43,11 +44,13 @@ def make_bundle(
     *,
     projection: torch.Tensor | None = None,
     policy: str = "soft",
-    with_statistics: bool = True,
+    statistics: StatisticsKind = "leaf",
     report: dict[str, Any] | None = None,
     is_router_averaged: bool = False,
     without: str = "",
     leaf: NodePath | None = None,
+    data_notes: Mapping[NodePath, Sequence[str]] | None = None,
+    licences: Sequence[str] = (),
 ) -> Bundle:
     """The run's tree as it stands: a node that nobody trained has no adapter, so every prefix of a run is usable.
 
@@ -56,11 +59,13 @@ def make_bundle(
         ledger: Its blobs.
         projection: (feature, embedding), where the base's embeddings are wider than the routing feature.
         policy: How a reader should route unless told otherwise.
-        with_statistics: Whether to tell what the leaves' texts look like to the router.
+        statistics: What to tell of how the leaves' texts look to the router; see `bundle.summarise`.
         report: To travel in the bundle; it should hold no time, duration or host.
         is_router_averaged: Whether to take the averaged weights that `router_sync = "both"` keeps for comparison.
         without: A worker whose share is left out, as if it were revoked now; the ledger stays as it is.
         leaf: Read the adapters on the way to this leaf alone; the others are missing, as if nobody had trained them.
+        data_notes: What the workers of each leaf say of their text; other paths than the tree's leaves are left out.
+        licences: Under which the bundle is given away.
 
     Raises:
         DataError: The run has no tree yet, keeps no averaged weights, or does not know the worker to leave out.
@@ -86,10 +91,12 @@ def make_bundle(
         gates=_gates(campaign, blobs, solved, is_averaged=is_router_averaged),
         policy=policy,
         projection=projection,
-        statistics=_statistics(campaign, blobs) if with_statistics else None,
+        statistics=None if statistics == "none" else _statistics(campaign, blobs, is_pooled=statistics == "pooled"),
         contributors=_contributors(campaign),
         versions=_versions(campaign),
         report=json.loads(json.dumps(report or {})),
+        data_notes={leaf: tuple(notes) for leaf, notes in (data_notes or {}).items() if leaf in topology.leaves},
+        licences=tuple(licences),
     )
 
 
@@ -153,9 +160,10 @@ def _gates(campaign: Campaign, blobs: Blobs, solved: Arrays | None, *, is_averag
     return replace(found, dim=dim)
 
 
-def _statistics(campaign: Campaign, blobs: Blobs) -> Any:
+def _statistics(campaign: Campaign, blobs: Blobs, *, is_pooled: bool) -> LeafStatistics | None:
     by_leaf = leaf_statistics(campaign, blobs)
-    return summarise({leaf: sum_statistics(items) for leaf, items in by_leaf.items() if items})
+    sums = {leaf: sum_statistics(items) for leaf, items in by_leaf.items() if items}
+    return summarise(sums, pooled=is_pooled)
 
 
 def _contributors(campaign: Campaign) -> tuple[str, ...]:

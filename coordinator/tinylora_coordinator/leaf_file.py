@@ -39,7 +39,7 @@ def leaf_file(root: Path, leaf: NodePath, out: Path, *, base: str = "") -> dict[
     places = _places(root, base)
 
     def write(ledger: SqliteLedger, campaign: Campaign) -> dict[str, Any]:
-        bundle = make_bundle(campaign, ledger, with_statistics=False, leaf=leaf)
+        bundle = make_bundle(campaign, ledger, statistics="none", leaf=leaf)
         known = campaign.leaves
         if leaf not in known:
             told = ", ".join(path or "root" for path in known[:16])

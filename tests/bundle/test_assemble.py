@@ -132,6 +132,11 @@ def test_what_a_bundle_keeps_is_enough_to_solve_its_gates_anew():
     kept = summarise(statistics | {"nobody": RouterStatistics.zero(5)})
     assert kept is not None
     assert kept.counts == dict.fromkeys(TREE.leaves, 40.0)
+    assert all(np.array_equal(kept.covariance_of(leaf), statistics[leaf].covariance()) for leaf in TREE.leaves)
+    assert kept.kind == "leaf"
+    pooled = summarise(statistics, pooled=True)
+    assert pooled is not None and pooled.kind == "pooled"
+    assert np.array_equal(pooled.covariance, kept.covariance)
     again = solve_gates(
         {leaf: as_sums(kept.counts[leaf], kept.means[leaf], kept.covariance) for leaf in kept.counts}, TREE
     )

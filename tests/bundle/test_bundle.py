@@ -1,6 +1,7 @@
 """The released file: what goes in comes out, equal bundles are equal bytes, and no byte changes unnoticed."""
 
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from tinylora import bundle as bundles
 from tinylora import tensors
 from tinylora.adapters.spec import AdapterSpec
-from tinylora.bundle import Bundle, LeafStatistics, check_base, read_bundle, write_bundle
+from tinylora.bundle import Bundle, LeafStatistics, check_base, pack, read_bundle, write_bundle
+from tinylora.bundle.metadata import canonical, metadata_sum
 from tinylora.config import BaseFacts, ProjectionShape
 from tinylora.errors import BaseModelError, BundleError, ProtocolError, SettingError, StorageError
 from tinylora.routing.features import feature_hash
@@ -75,7 +77,7 @@ def make(topology: Topology = DEPTH_1, **changes) -> Bundle:
         statistics=LeafStatistics(
             counts={leaf: 10.0 + index for index, leaf in enumerate(topology.leaves)},
             means={leaf: np.full(FEATURES, index / 3) for index, leaf in enumerate(topology.leaves)},
-            covariance=np.eye(FEATURES) / 3,
+            covariances={leaf: pack(np.eye(FEATURES) / (3 + index)) for index, leaf in enumerate(topology.leaves)},
         ),
         contributors=("zoë", "ann"),
         versions={"router": 3, "topology": 1, "node.0": 2},
@@ -102,8 +104,8 @@ def rewrite(file: Path, change: Callable[[dict], None], named: tensors.Tensors |
         fields = json.loads(stored.metadata()["tinylora"])
         named = named or {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118  # no mapping
     change(fields)
-    fields["metadata_sha256"] = bundles._metadata_sum(fields)
-    file.write_bytes(tensors.to_bytes(named, {"tinylora": bundles._canonical(fields)}))
+    fields["metadata_sha256"] = metadata_sum(fields)
+    file.write_bytes(tensors.to_bytes(named, {"tinylora": canonical(fields)}))
 
 
 def assert_same(left: Bundle, right: Bundle) -> None:
@@ -134,6 +136,8 @@ def test_round_trip(tmp_path):
     assert torch.equal(read.projection, PROJECTION)
     assert read.statistics.counts == whole.statistics.counts
     assert np.array_equal(read.statistics.means["1"], whole.statistics.means["1"])
+    assert read.statistics.covariances.keys() == whole.statistics.covariances.keys()
+    assert np.array_equal(read.statistics.covariance_of("1"), whole.statistics.covariance_of("1"))
     assert np.array_equal(read.statistics.covariance, whole.statistics.covariance)
 
 
@@ -200,7 +204,7 @@ def test_equal_bundles_are_equal_bytes(tmp_path):
 
 def test_the_returned_sum_is_the_files(tmp_path):
     file = tmp_path / "bundle.safetensors"
-    assert write_bundle(make(), file) == bundles.hashlib.sha256(file.read_bytes()).hexdigest()
+    assert write_bundle(make(), file) == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_reading_and_writing_again_changes_nothing(tmp_path):
@@ -212,11 +216,11 @@ def test_the_library_reads_it(tmp_path):
     with safetensors.safe_open(written(tmp_path), "pt") as stored:
         assert list(stored.metadata()) == ["tinylora"]
         fields = json.loads(stored.metadata()["tinylora"])
-        assert fields["format"] == 1
+        assert fields["format"] == 2
         assert fields["leaves"] == ["0", "1"]
         names = set(stored.keys())
         assert {"node.0.self_attn.q_proj.lora_A", "router..w", "router..b", "router..tau", "router.projection"} <= names
-        assert {"leaf.0.count", "leaf.1.mean", "router.covariance"} <= names
+        assert {"leaf.0.count", "leaf.1.mean", "leaf.1.covariance"} <= names
         assert names == set(fields["tensors"])
         assert stored.get_tensor("node.1.mlp.down_proj.lora_B").dtype == torch.bfloat16
         assert stored.get_tensor("router..w").dtype == torch.float64
@@ -233,7 +237,7 @@ def test_inspect_reads_the_header_only(tmp_path):
     data = file.read_bytes()
     file.write_bytes(flip(data, len(data) - 1, 1))
     told = bundles.inspect(file)
-    assert (told["run"], told["rank"], told["format"], told["n_bytes"]) == ("first", RANK, 1, len(data))
+    assert (told["run"], told["rank"], told["format"], told["n_bytes"]) == ("first", RANK, 2, len(data))
     assert told["base"]["base_id"] == "tiny"
     assert "tensors" not in told
     json.dumps(told)
@@ -298,8 +302,10 @@ def test_bytes_after_the_end(tmp_path):
 
 def test_unknown_format(tmp_path):
     file = written(tmp_path)
-    rewrite(file, lambda fields: fields.update(format=2, kind="unheard of"))
-    with pytest.raises(BundleError, match=r"a bundle of format 2, this version of TinyLoRA reads format 1; install"):
+    rewrite(file, lambda fields: fields.update(format=3, kind="unheard of"))
+    with pytest.raises(
+        BundleError, match=r"a bundle of format .3., this version of TinyLoRA reads formats 1 and 2; install"
+    ):
         read_bundle(file)
 
 
@@ -317,8 +323,10 @@ def test_unknown_format(tmp_path):
         ({"rank": 3}, r"tensor node.0.mlp.down_proj.lora_A: expected BF16 \(1, 3, 5\), got BF16 \(1, 2, 5\)"),
         ({"dtype": "F32"}, r"tensor node.0.mlp.down_proj.lora_A: expected F32"),
         ({"nodes": ["0"]}, r"unexpected tensor node.1.mlp.down_proj.lora_A"),
-        ({"statistics": None}, r"unexpected tensor leaf.0.count"),
-        ({"statistics": ["0", "01"]}, r"statistics of node '01': no such node"),
+        ({"statistics": "none", "sketched": []}, r"unexpected tensor leaf.0.count"),
+        ({"statistics": None}, r"metadata field statistics: Input should be"),
+        ({"statistics": "pooled"}, r"unexpected tensor leaf.0.covariance"),
+        ({"sketched": ["0", "01"]}, r"statistics of node '01': no such node"),
         ({"embed_dim": None}, r"unexpected tensor router.projection"),
         ({"tensors": {}}, r"a sha256 for other tensors than the file has, first leaf.0.count"),
         ({"base": NOBODY.model_dump(mode="json")}, r"tensor router.projection is not the one that the base tiny needs"),
@@ -463,3 +471,60 @@ def test_an_adapter_that_diverged_is_not_written(tmp_path):
         ProtocolError, match=r"bundle of run first, tensor node\.0\.mlp\.down_proj\.lora_A: expected finite"
     ):
         write_bundle(make(nodes={"0": diverged}), tmp_path / "bundle.safetensors")
+
+
+# --- format 2: what is told of the text, and format 1 ----------------------------------------------------------------
+
+
+def test_notes_licences_and_origins_come_back(tmp_path):
+    told = {
+        "data_notes": {"0": ("recipes, 1950 to 1980", "letters")},
+        "licences": ("mit", "apache-2.0"),
+        "derived_from": ("ab" * 32,),
+    }
+    file = written(tmp_path, make(**told))
+    read = read_bundle(file)
+    assert read.data_notes == told["data_notes"]
+    assert (read.licences, read.derived_from) == (("apache-2.0", "mit"), told["derived_from"])
+    assert bundles.to_bytes(read) == file.read_bytes()
+
+
+def test_texts_are_made_plain_when_they_are_written(tmp_path):
+    loud = make(run="a\x1b[31mred\nrun", data_notes={"0": ("one\ttwo\u202e", "x" * 1000), "1": ()})
+    read = read_bundle(written(tmp_path, loud))
+    assert read.run == "a [31mred run"
+    assert read.data_notes == {"0": ("one two", "x" * 500)}
+
+
+def test_pooled_statistics(tmp_path):
+    leaf = make().statistics
+    assert leaf is not None
+    pooled = LeafStatistics(leaf.counts, leaf.means, pooled=leaf.covariance)
+    file = written(tmp_path, make(statistics=pooled))
+    read = read_bundle(file).statistics
+    assert read is not None and read.kind == "pooled" and not read.covariances
+    assert np.array_equal(read.covariance, leaf.covariance)
+    assert np.array_equal(read.covariance_of("0"), leaf.covariance)
+    assert bundles.inspect(file)["statistics"] == "pooled"
+
+
+def test_a_file_of_format_1_is_read():
+    file = Path(__file__).with_name("format-1.safetensors")
+    read, now = read_bundle(file), make()
+    assert bundles.inspect(file)["format"] == 1
+    assert read.statistics is not None and read.statistics.kind == "pooled"
+    assert np.array_equal(read.statistics.covariance, np.eye(FEATURES) / 3)
+    assert (read.data_notes, read.licences, read.derived_from) == ({}, (), ())
+    assert_same(replace(read, statistics=now.statistics), now)
+    assert "not signed" in bundles.verify(file)[3]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("data_notes", {}), ("licences", []), ("signed_by", ""), ("signature", ""), ("sketched", [])]
+)
+def test_a_file_of_format_1_has_no_field_of_format_2(tmp_path, field, value):
+    file = tmp_path / "bundle.safetensors"
+    file.write_bytes(Path(__file__).with_name("format-1.safetensors").read_bytes())
+    rewrite(file, lambda fields: fields.update({field: value}))
+    with pytest.raises(BundleError, match="of a later format"):
+        read_bundle(file)

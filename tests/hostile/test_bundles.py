@@ -13,9 +13,9 @@ import torch
 from tests.bundle.test_bundle import NOBODY, make
 from tests.hostile.files import FILES, Change
 from tests.hostile.measured import MAX_BYTES, MAX_SECONDS, measured
-from tinylora import bundle as bundles
 from tinylora import tensors
 from tinylora.bundle import read_bundle, verify, write_bundle
+from tinylora.bundle.metadata import canonical, metadata_sum
 from tinylora.errors import BundleError
 
 
@@ -31,8 +31,8 @@ def _fields(change: Callable[[dict[str, Any]], object]) -> Change:
 
 
 def _put_together(data: bytes, fields: dict[str, Any]) -> bytes:
-    fields["metadata_sha256"] = bundles._metadata_sum(fields)
-    return tensors.to_bytes(tensors.from_bytes(data), {"tinylora": bundles._canonical(fields)})
+    fields["metadata_sha256"] = metadata_sum(fields)
+    return tensors.to_bytes(tensors.from_bytes(data), {"tinylora": canonical(fields)})
 
 
 def _set(**values: object) -> Change:
@@ -80,16 +80,16 @@ BUNDLES: dict[str, tuple[Change, str]] = {
     "a hundred thousand brackets in each other": (_raw_metadata("[" * 60_000 + "]" * 60_000), "metadata_sum"),
     "a bit of the numbers flipped": (_flipped(1), "tensor_sum"),
     "a header padded by somebody else": (_padded, "layout"),
-    "a format to come": (_set(format=2), "format"),
+    "a format to come": (_set(format=3), "format"),
     "a field too many": (_set(code="import os"), "description"),
-    "a rank of zero": (_set(rank=0), "description"),
-    "a rank of a million": (_set(rank=1_000_000), "description"),
-    "a scale in words": (_set(scale="large"), "description"),
-    "a leaf that is a path of files": (_set(leaves=["0", "../1"]), "description"),
-    "a negative version": (_set(versions={"router": -1}), "description"),
+    "a rank of zero": (_set(rank=0), "description.rank"),
+    "a rank of a million": (_set(rank=1_000_000), "description.rank"),
+    "a scale in words": (_set(scale="large"), "description.scale"),
+    "a leaf that is a path of files": (_set(leaves=["0", "../1"]), "description.leaves"),
+    "a negative version": (_set(versions={"router": -1}), "description.versions"),
     "leaves of no tree": (_set(leaves=["0"]), "tree"),
     "a leaf under a leaf": (_set(leaves=["0", "00", "01", "1"]), "tree"),
-    "an adapter of no node": (_set(leaves=[""], statistics=None), "node"),
+    "an adapter of no node": (_set(leaves=[""], sketched=[]), "node"),
     "a kind of adapter that is none": (_set(kind="pickle"), "contradiction"),
     "a policy that is none": (_set(policy="sideways"), "contradiction"),
     "another rank than the tensors have": (_set(rank=3), "kind"),
