@@ -11,6 +11,7 @@ from benchmarks.measure import write_result
 
 NAMES = (
     "training_step",
+    "mixed_leaves",
     "accepted_update",
     "worker_start",
     "leaf_memory",

@@ -52,18 +52,40 @@ def take_turns(
         repeat: Calls in a round, for things that are over too soon for the clock.
         warm_up: Rounds of each before that.
     """
-    times: tuple[list[float], list[float]] = ([], [])
+    times = interleave({"ours": ours, "other": other}, n_rounds=n_rounds, repeat=repeat, warm_up=warm_up)
+    return Rounds(times["ours"], times["other"])
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    n_rounds: int,
+    repeat: int = 1,
+    warm_up: int = 2,
+    seconds_of: Callable[[Callable[[], object], int], float] | None = None,
+) -> dict[str, tuple[float, ...]]:
+    """Run A, B, C, A, B, C, ...: seconds of each round of each, as in `take_turns`.
+
+    Args:
+        calls: What takes turns, by name.
+        n_rounds: Rounds of each that count.
+        repeat: Calls in a round, for things that are over too soon for the clock.
+        warm_up: Rounds of each before that.
+        seconds_of: The clock: seconds of one call among so many; CPU time unless given.
+    """
+    clock = seconds_of or _cpu_seconds
+    times: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
     gc.disable()
     try:
         for number in range(warm_up + n_rounds):
-            for side, call in zip(times, (ours, other), strict=True):
-                elapsed = _cpu_seconds(call, repeat)
+            for name, call in calls.items():
+                elapsed = clock(call, repeat)
                 if number >= warm_up:
-                    side.append(elapsed)
+                    times[name].append(elapsed)
     finally:
         gc.enable()
-    return Rounds(tuple(times[0]), tuple(times[1]))
+    return {name: tuple(values) for name, values in times.items()}
 
 
 def write_result(name: str, result: Mapping[str, Any]) -> Path:
