@@ -28,12 +28,13 @@ from tinylora.base_model import LoadedBase
 from tinylora.bundle import Bundle, check_base
 from tinylora.errors import BaseModelError, SettingError, ShapeMismatch
 from tinylora.generation import generate
+from tinylora.hub import TreeHub
 from tinylora.likelihood import IGNORED_LABEL, nll, summed_nll, targets_of
 from tinylora.mixture import Impl, Routing
 from tinylora.recomputing import recomputing
 from tinylora.routing.policy import Policy, Router, RouterState
 from tinylora.tensors import Tensors
-from tinylora.tree import by_level, is_under
+from tinylora.tree import NodePath, by_level, is_under
 
 SOFT = Policy.parse("soft")
 _CHUNK_NUMBERS = 2**22  # logits that are in memory at once while a loss is taken
@@ -48,7 +49,7 @@ class TreeOutput:
     state: RouterState | None
 
 
-class TreeModel(nn.Module):
+class TreeModel(TreeHub, nn.Module):
     """A base with the adapters of `nodes`, stacked in this order, and a router over them.
 
     Without a router every token has all nodes: one, or several on one path, whose updates add up; or none, which is the
@@ -107,7 +108,13 @@ class TreeModel(nn.Module):
         self.attach_adapters()
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, base: LoadedBase, policy: Policy | str | None = None) -> "TreeModel":
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        base: LoadedBase,
+        policy: Policy | str | None = None,
+        leaves: Collection[NodePath] | None = None,
+    ) -> "TreeModel":
         """Put a bundle's adapters and gates on its base.
 
         Every leaf has a place in the model. One that nobody has trained stays zero there: text that is routed to it
@@ -117,6 +124,7 @@ class TreeModel(nn.Module):
             bundle: As read by `read_bundle`, or fresh from a run.
             base: The base it was made for. It carries the adapters until the model's `detach_adapters`.
             policy: How the gates decide; None takes the bundle's own.
+            leaves: Make places for these alone, where the bundle was read without the others.
 
         Raises:
             BaseModelError: The bundle was made for another base, or the base carries adapters already.
@@ -125,7 +133,7 @@ class TreeModel(nn.Module):
         base = base.with_feature(bundle.base.feature_dim)
         check_base(bundle, base.facts)
         wanted = policy if isinstance(policy, Policy) else Policy.parse(policy or bundle.policy)
-        nodes = by_level({*bundle.topology.leaves, *bundle.nodes})
+        nodes = by_level({*(bundle.topology.leaves if leaves is None else leaves), *bundle.nodes})
         model = cls(
             base,
             nodes=nodes,
@@ -137,6 +145,7 @@ class TreeModel(nn.Module):
         )
         for path, state in bundle.nodes.items():
             model.load_node(path, state)
+        model.origin = replace(bundle, nodes={})
         return model
 
     # --- adapters ----------------------------------------------------------------------------------------------------
