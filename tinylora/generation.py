@@ -53,7 +53,8 @@ def continue_prompts(
     model: Continuable,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
+    n_begun: Sequence[int] | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int | None = None,
@@ -68,7 +69,9 @@ def continue_prompts(
     Args:
         model: A `TreeModel`.
         prompts: Tokens, without padding.
-        max_new_tokens: At most so many tokens are added to each.
+        max_new_tokens: At most so many tokens are added to each; a sequence has a number for each row.
+        n_begun: Of each prompt, how many tokens at its end are its continuation already, as where another process has
+            begun it: they count as new ones, and the row goes on as if it had not been interrupted.
         temperature: 0 takes the likeliest token; otherwise the logits are divided by it and a token is drawn.
         top_p: Draw among the likeliest tokens only, those that hold this much of the probability.
         top_k: Draw among so many of the likeliest tokens only; None is all.
@@ -85,14 +88,22 @@ def continue_prompts(
     Raises:
         SettingError: A number out of range, an empty prompt or stop text, or more tokens than the base's window.
     """
-    _check(model.base, prompts, max_new_tokens, temperature, top_p, top_k, stop)
+    limits = _for_each("max_new_tokens", max_new_tokens, len(prompts))
+    begun = _for_each("n_begun", n_begun or 0, len(prompts))
+    _check(model.base, prompts, limits, begun, temperature, top_p, top_k, stop)
     if not prompts:
         return []
     ends = _ends(model.base, eos_token_id)
-    streams = [TextStream(model.base.tokenizer, stop=stop, after=prompt[-_END_TOKENS_BEFORE:]) for prompt in prompts]
+    cut = [len(prompt) - n for prompt, n in zip(prompts, begun, strict=True)]
+    after = [prompt[:n][-_END_TOKENS_BEFORE:] for prompt, n in zip(prompts, cut, strict=True)]
+    streams = [TextStream(model.base.tokenizer, stop=stop, after=tokens) for tokens in after]
     must_read = bool(stop) or on_text is not None
-    rows = [_Row(stream, ends, max_new_tokens, must_read=must_read) for stream in streams]
+    rows = [_Row(stream, ends, n, must_read=must_read) for stream, n in zip(streams, limits, strict=True)]
     draws = [np.random.default_rng(own) for own in _row_seeds(seed, len(prompts))]
+    for row, draw, prompt, n in zip(rows, draws, prompts, cut, strict=True):
+        for token in prompt[n:]:
+            row.add(token)
+            draw.random()
     running = list(range(len(prompts)))
     passes = _Passes(model, prompts)
     while True:
@@ -253,14 +264,20 @@ def _ends(base: LoadedBase, eos_token_id: int | Collection[int] | None) -> froze
     return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
 
 
+def _for_each(name: str, wanted: int | Sequence[int], n_rows: int) -> list[int]:
+    if isinstance(wanted, int):
+        return [wanted] * n_rows
+    if len(wanted) != n_rows:
+        raise SettingError(f"{name}: expected one for each of {n_rows} rows, got {len(wanted)}")
+    return list(wanted)
+
+
 def _row_seeds(seed: int | Sequence[int] | None, n_rows: int) -> list[int | None]:
     if seed is None:
         return [None] * n_rows
     if isinstance(seed, int):
         return [row_seed(seed, row) for row in range(n_rows)]
-    if len(seed) != n_rows:
-        raise SettingError(f"seed: expected one for each of {n_rows} rows, got {len(seed)}")
-    return list(seed)
+    return list(_for_each("seed", seed, n_rows))
 
 
 def _without_padding(input_ids: Tensor, mask: Tensor) -> list[list[int]]:
@@ -273,22 +290,25 @@ def _without_padding(input_ids: Tensor, mask: Tensor) -> list[list[int]]:
 def _check(
     base: LoadedBase,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    limits: Sequence[int],
+    begun: Sequence[int],
     temperature: float,
     top_p: float,
     top_k: int | None,
     stop: Sequence[str],
 ) -> None:
-    window, longest = base.facts.max_window_tokens, max((len(prompt) for prompt in prompts), default=0)
-    if not all(prompts):
-        raise SettingError("prompt: expected at least one token in each row")
-    if max_new_tokens < 1:
-        raise SettingError(f"max_new_tokens {max_new_tokens}: expected at least 1")
-    if longest + max_new_tokens > window:
-        raise SettingError(
-            f"prompt of {longest} tokens and {max_new_tokens} new ones: this base attends to {window} "
-            "at most; shorten the prompt or ask for fewer"
-        )
+    window = base.facts.max_window_tokens
+    for prompt, limit, n in zip(prompts, limits, begun, strict=True):
+        n_prompt = len(prompt) - n
+        if n < 0 or n_prompt < 1:
+            raise SettingError("prompt: expected at least one token in each row")
+        if limit <= n:
+            raise SettingError(f"max_new_tokens {limit}: expected at least {n + 1}")
+        if n_prompt + limit > window:
+            raise SettingError(
+                f"prompt of {n_prompt} tokens and {limit} new ones: this base attends to {window} at most; shorten the "
+                "prompt or ask for fewer"
+            )
     if not temperature >= 0 or not 0 < top_p <= 1:
         raise SettingError(f"temperature {temperature}, top_p {top_p}: expected temperature >= 0 and 0 < top_p <= 1")
     if top_k is not None and top_k < 1:

@@ -12,6 +12,7 @@ from tests.helpers import byte_tokenizer
 from tests.model.families import family_base, fill_randomly, some_ids
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.base_model import LoadedBase, wrap_tokenizer
+from tinylora.errors import SettingError
 from tinylora.generation import Continuation, TextStream, continue_prompts, left_pad, row_seed
 from tinylora.model import TreeModel
 from tinylora.routing.gates import Gate, Gates
@@ -144,6 +145,25 @@ def test_a_stop_text_ends_its_row(model: TreeModel) -> None:
         assert row.tokens == whole.tokens[: len(row.tokens)]
         assert row.finish == ("stop" if stop in whole.text else "length")
     assert heard == [row.text for row in found]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_a_row_that_was_begun_elsewhere_goes_on_as_if_it_had_not_been(model: TreeModel, temperature: float) -> None:
+    prompts = prompts_of(model)
+    options = {"temperature": temperature, "seed": 5, "eos_token_id": ()}
+    whole = continue_prompts(model, prompts, max_new_tokens=8, **options)
+    n_begun = [i % 4 for i in range(len(prompts))]
+    limits = [max(1, n) for n in n_begun]
+    begun = continue_prompts(model, prompts, max_new_tokens=limits, **options)
+    assert [len(row.tokens) for row in begun] == limits
+    again = [[*prompt, *row.tokens[:n]] for prompt, row, n in zip(prompts, begun, n_begun, strict=True)]
+    assert continue_prompts(model, again, max_new_tokens=8, n_begun=n_begun, **options) == whole
+    stop = whole[2].text[1:3]  # its first token was made elsewhere, the second is made here
+    stopped = continue_prompts(model, prompts, max_new_tokens=8, stop=[stop], **options)
+    assert stopped[2].finish == "stop" and len(stopped[2].tokens) < 8
+    assert continue_prompts(model, again, max_new_tokens=8, n_begun=n_begun, stop=[stop], **options) == stopped
+    with pytest.raises(SettingError, match="max_new_tokens 3: expected at least 4"):
+        continue_prompts(model, [prompts[0] * 4], max_new_tokens=3, n_begun=[3])
 
 
 def test_nothing_in_nothing_out(model: TreeModel) -> None:
