@@ -176,6 +176,22 @@ def _contributors(campaign: Campaign) -> tuple[str, ...]:
     )
 
 
+def data_notes(campaign: Campaign) -> dict[NodePath, tuple[str, ...]]:
+    """What the holders of each leaf said of their text, each thing once; leaves of which nothing was said are missing."""
+    holders = [worker for _, worker in sorted(campaign.workers.items()) if worker.node is not None and worker.data_note]
+    found = {
+        leaf: tuple(dict.fromkeys(worker.data_note for worker in holders if is_under(leaf, worker.node or "")))
+        for leaf in campaign.leaves
+    }
+    return {leaf: notes for leaf, notes in found.items() if notes}
+
+
+def licences(campaign: Campaign) -> tuple[str, ...]:
+    """Licences of text that the bundle was made of, in its owners' words."""
+    found = {campaign.workers[name].data_licence for name in _contributors(campaign)}
+    return tuple(sorted(found - {""}))
+
+
 def _versions(campaign: Campaign) -> dict[str, int]:
     nodes = {f"node.{top}": node.version for top, node in sorted(campaign.nodes.items())}
     return {"topology": campaign.topology_version, "router": campaign.router.version, **nodes}

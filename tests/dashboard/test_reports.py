@@ -25,8 +25,9 @@ from tinylora.flower.link import PublicRoutes
 from tinylora.flower.reach import Address, Trust
 from tinylora.flower.receipts import signed_headers
 from tinylora.flower.reporting import Answer, ReportLine
+from tinylora.protocol.documents import MAX_NOTE
 from tinylora.protocol.plain import MAX_MARKS
-from tinylora.protocol.report import MAX_DETAIL, MAX_GPU, MAX_NOTE, MAX_REPORT_BYTES, WorkerReport
+from tinylora.protocol.report import MAX_DETAIL, MAX_GPU, MAX_REPORT_BYTES, WorkerReport
 from tinylora.protocol.standstill import WorkerState
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic and pathspec, about flwr's use

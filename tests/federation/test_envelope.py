@@ -69,6 +69,8 @@ CHANGES = {
     "max_rank": 1,
     "max_leaves": 1,
     "log_volume": 1.0,
+    "data_note": "poems",
+    "data_licence": "CC0-1.0",
     "heldout_nll_before": 1.0,
     "heldout_nll_after": 1.0,
     "losses": (2.5,),

@@ -128,7 +128,7 @@ def test_a_ledger_from_before_there_were_rules_is_read():
     campaign, events, _ = run_world(crowd(3), depth=1, min_workers=3)
     later = {
         "unit_leased": {"factors", "nodes", "frozen", "prefix_rank"},
-        "update_accepted": {"nodes", "max_rank", "max_leaves", "log_volume"},
+        "update_accepted": {"nodes", "max_rank", "max_leaves", "log_volume", "data_note", "data_licence"},
         "lease_expired": {"is_returned"},
         "node_averaged": {"mismatch", "momentum"},
     }

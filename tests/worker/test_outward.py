@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tinylora_worker.agent.bench import UnderWay
 from tinylora_worker.agent.desk import Orders, UnitOrder
-from tinylora_worker.agent.outward import HIDDEN, Discretion, declared, make_report
+from tinylora_worker.agent.outward import HIDDEN, Discretion, declared, make_report, with_statement
 from tinylora_worker.limits import Limits
 
 from tests.flower.helpers import make_unit
+from tinylora.protocol.documents import Update
 from tinylora.protocol.report import WorkerReport
 from tinylora.protocol.standstill import Reason, WorkerState
 
@@ -76,6 +77,18 @@ def test_limits_are_declared_without_names() -> None:
     }
     assert declared(Limits()) == {}
     assert reported(AT_WORK, limits=limits).note == "poems"
+
+
+def test_the_owners_word_goes_with_the_sketch_alone() -> None:
+    limits = Limits(note="poems\x07  and letters", data_licence="CC0-1.0")
+    sketch = Update(
+        unit_id="u", run="r", kind="sketch", worker="w", nonce="n", shard_version="0" * 64, payload_sha256="0" * 64
+    )
+    said = with_statement(sketch, limits)
+    assert (said.data_note, said.data_licence) == ("poems and letters", "CC0-1.0")
+    assert with_statement(sketch, Limits()) == sketch
+    train = sketch.model_copy(update={"kind": "train"})
+    assert with_statement(train, limits) == train
 
 
 @pytest.mark.parametrize(

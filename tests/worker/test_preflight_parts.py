@@ -186,6 +186,13 @@ def test_consent_names_what_is_sent_and_what_never_is() -> None:
     assert "none" in dict(consent_lines(""))["Your name"]
 
 
+def test_consent_tells_that_note_and_licence_are_published() -> None:
+    told = dict(consent_lines("", "poems", "CC0-1.0"))
+    for heading, said in (("Your note", "poems"), ("Its licence", "CC0-1.0")):
+        assert said in told[heading] and "published with its bundle" in told[heading]
+    assert "published with its bundle" in " ".join(SENT) and "not told" in dict(consent_lines(""))["Its licence"]
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"), [("", True), ("Y\n", True), ("yes", True), ("n", False), ("No ", False), ("perhaps", None)]
 )

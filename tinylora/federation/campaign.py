@@ -337,6 +337,8 @@ def _sketched(state: Campaign, event: UpdateAccepted) -> Campaign:
         sketch=event.blob,
         sketch_version=event.shard_version,
         log_volume=event.log_volume,
+        data_note=event.data_note,
+        data_licence=event.data_licence,
         leaf_statistics="",
     )
     first_at_s = event.at_s if state.first_sketch_at_s is None else state.first_sketch_at_s

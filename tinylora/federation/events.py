@@ -10,7 +10,18 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from tinylora.config import BaseFacts, RunSettings
-from tinylora.protocol.documents import Count, Factor, Finite, Name, PathText, ProbeResult, Sha256, UnitKind
+from tinylora.protocol.documents import (
+    Count,
+    DataLicence,
+    DataNote,
+    Factor,
+    Finite,
+    Name,
+    PathText,
+    ProbeResult,
+    Sha256,
+    UnitKind,
+)
 
 Part = Literal["adapters", "histogram", "statistics", "weights_router"]
 
@@ -127,6 +138,10 @@ class UpdateAccepted(_Event):
     heldout_nll_before: Finite | None = None
     heldout_nll_after: Finite | None = None
     log_volume: Finite | None = None
+    data_note: DataNote = ""
+    """Of a sketch: what the owner says of the text."""
+    data_licence: DataLicence = ""
+    """Of a sketch: the text's licence, in the owner's words."""
     losses: tuple[Finite, ...] = ()
     parts: tuple[Part, ...] = ()
     """What the payload holds, so that a fold need not open blobs."""

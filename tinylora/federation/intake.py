@@ -92,6 +92,8 @@ class Intake:
             heldout_nll_before=update.heldout_nll_before,
             heldout_nll_after=update.heldout_nll_after,
             log_volume=update.log_volume,
+            data_note=update.data_note if lease.kind == "sketch" else "",
+            data_licence=update.data_licence if lease.kind == "sketch" else "",
             losses=update.losses,
             parts=parts,
             is_pending=lease.kind == "train" and self._record.state.settings.probes > 0,

@@ -63,6 +63,7 @@ def _taken_out(state: Campaign, name: str, standing: Standing, reason: str) -> C
         refusal=reason,
         node=None,
         sketch="",
+        data_note="",
         leaf_statistics="",
         histogram="",
         mass={},

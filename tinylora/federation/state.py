@@ -52,6 +52,10 @@ class Worker:
     """Shard version that the sketch describes."""
     log_volume: float | None = None
     """How widely its texts differ among each other."""
+    data_note: str = ""
+    """What its owner said of the text that the sketch describes."""
+    data_licence: str = ""
+    """That text's licence, in the owner's words."""
     leaf_statistics: str = ""
     """Blob with the sums of its shard by leaf, from its latest subtree unit."""
     histogram: str = ""

@@ -17,18 +17,21 @@ Tensor names inside the blobs:
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.config import MAX_FEATURE_DIM
 from tinylora.errors import ProtocolError
+from tinylora.protocol.plain import plain
 from tinylora.tree import by_level
 
 PROTOCOL_VERSION = 1
 MAX_DOCUMENT_BYTES = 1_000_000
 MAX_LOSSES = 100
+MAX_NOTE, MAX_LICENCE = 200, 64
+"""Characters of what an owner says of the text, and of its licence."""
 
 UnitKind = Literal["sketch", "train", "probe"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -43,6 +46,16 @@ Manifest = dict[str, tuple[str, tuple[int, ...]]]
 """Tensor name to (safetensors dtype such as "BF16", shape)."""
 
 
+def plain_line(text: str) -> str:
+    """The text as `plain` leaves it, however long."""
+    return plain(text, at_most=len(text))
+
+
+DataNote = Annotated[str, Field(max_length=MAX_NOTE), AfterValidator(plain_line)]
+"""What a worker's owner chose to say of the text."""
+DataLicence = Annotated[str, Field(max_length=MAX_LICENCE), AfterValidator(plain_line)]
+"""Licence of the text, such as CC-BY-4.0, in the owner's words."""
+
 AnyEntry = TypeVar("AnyEntry")
 AnyDocument = TypeVar("AnyDocument", bound="Document")  # not Self: the type checker of the tests does not know it
 
@@ -52,9 +65,14 @@ class Document(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
+    LEFT_OUT_WHERE_EMPTY: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came after the first signatures: documents without them have the bytes that they always had."""
+
     def to_json(self) -> str:
         """Canonical JSON: the same document gives the same bytes everywhere."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        told = self.model_dump(mode="json")
+        told = {key: value for key, value in told.items() if value or key not in self.LEFT_OUT_WHERE_EMPTY}
+        return json.dumps(told, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls: type[AnyDocument], text: str) -> AnyDocument:
@@ -193,6 +211,8 @@ class ProbeResult(BaseModel):
 class Update(Document):
     """What a worker claims to have done; the ledger believes an `AcceptedUpdate` instead."""
 
+    LEFT_OUT_WHERE_EMPTY = frozenset({"data_note", "data_licence"})
+
     protocol: Literal[1] = PROTOCOL_VERSION
     unit_id: Name
     run: Name
@@ -221,6 +241,10 @@ class Update(Document):
     heldout_nll_after: Nats | None = None
     log_volume: Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)] | None = None
     """Of a sketch: how widely the texts differ among each other (`routing.sketch.log_volume`)."""
+    data_note: DataNote = ""
+    """Of a sketch: what the owner says of the text, for whoever uses the bundle."""
+    data_licence: DataLicence = ""
+    """Of a sketch: the text's licence, in the owner's words."""
     losses: Annotated[tuple[Nats, ...], Field(max_length=MAX_LOSSES)] = ()
     """Training loss in nats, a few values along the unit."""
     probe: ProbeResult | None = None

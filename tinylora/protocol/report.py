@@ -9,19 +9,23 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from tinylora.errors import ProtocolError
-from tinylora.protocol.documents import PROTOCOL_VERSION, AnyDocument, Count, Document, Name, Nats
-from tinylora.protocol.plain import plain
+from tinylora.protocol.documents import (
+    PROTOCOL_VERSION,
+    AnyDocument,
+    Count,
+    DataNote,
+    Document,
+    Name,
+    Nats,
+    plain_line,
+)
 from tinylora.protocol.standstill import Reason, WorkerState
 
 MAX_REPORT_BYTES = 49_152
 """As it travels; the longest lawful report has less."""
-MAX_DETAIL, MAX_GPU, MAX_NOTE, MAX_LIMIT, MAX_LINE = 160, 80, 200, 120, 200
+MAX_DETAIL, MAX_GPU, MAX_LIMIT, MAX_LINE = 160, 80, 120, 200
 """Characters of each kind of text; longer ones are refused."""
 MAX_LIMITS, MAX_LINES = 16, 8
-
-
-def _plain(text: str) -> str:
-    return plain(text, at_most=len(text))
 
 
 LimitName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
@@ -35,7 +39,7 @@ class WorkerReport(Document):
     state: WorkerState
     reason: Reason | Literal[""] = ""
     """Why it does not work."""
-    detail: Annotated[str, Field(max_length=MAX_DETAIL), AfterValidator(_plain)] = ""
+    detail: Annotated[str, Field(max_length=MAX_DETAIL), AfterValidator(plain_line)] = ""
     """Further words to that reason, where they tell nothing of the machine but its limits."""
     resumes_in_s: Seconds | None = None
     """Seconds until it goes on by itself; None where nobody knows."""
@@ -47,17 +51,17 @@ class WorkerReport(Document):
     """Of late; 0 where nothing is trained."""
     loss: Nats | None = None
     """Training loss of the last step."""
-    gpu: Annotated[str, Field(max_length=MAX_GPU), AfterValidator(_plain)] = ""
+    gpu: Annotated[str, Field(max_length=MAX_GPU), AfterValidator(plain_line)] = ""
     """Model of the device."""
     memory_bytes: Count = 0
     """Of the device, in all; 0 where nobody knows."""
-    note: Annotated[str, Field(max_length=MAX_NOTE), AfterValidator(_plain)] = ""
+    note: DataNote = ""
     """What the owner chose to say of the text."""
-    limits: dict[LimitName, Annotated[str, Field(max_length=MAX_LIMIT), AfterValidator(_plain)]] = Field(
+    limits: dict[LimitName, Annotated[str, Field(max_length=MAX_LIMIT), AfterValidator(plain_line)]] = Field(
         default={}, max_length=MAX_LIMITS
     )
     """What the owner allows, by its name; what is not limited is left out."""
-    log: tuple[Annotated[str, Field(max_length=MAX_LINE), AfterValidator(_plain)], ...] = Field(
+    log: tuple[Annotated[str, Field(max_length=MAX_LINE), AfterValidator(plain_line)], ...] = Field(
         default=(), max_length=MAX_LINES
     )
     """Lines for people since the report before, oldest first; empty unless the owner chose to share them."""

@@ -72,7 +72,17 @@ Name = Annotated[
 ]
 Note = Annotated[
     str,
-    typer.Option("--note", help="What others may know of your text: shown publicly, and kept.", rich_help_panel=SEEN),
+    typer.Option(
+        "--note",
+        help="What others may know of your text: shown publicly, published with the bundle, and kept.",
+        rich_help_panel=SEEN,
+    ),
+]
+DataLicence = Annotated[
+    str,
+    typer.Option(
+        "--data-licence", help="Licence of your text, such as CC-BY-4.0: published as the note.", rich_help_panel=SEEN
+    ),
 ]
 ShareLog = Annotated[
     bool, typer.Option("--share-log", help="Show this worker's log on the run's pages.", rich_help_panel=SEEN)
@@ -140,6 +150,7 @@ def join(
     base: Base = "",
     name: Name = "",
     note: Note = "",
+    data_licence: DataLicence = "",
     share_log: ShareLog = False,
     yes: Yes = False,
     dry_run: DryRun = False,
@@ -171,7 +182,8 @@ def join(
     manner = Manner(yes, dry_run, self_audit, parse_skips(skip_check or ()), as_json, quiet)
     secret = _given_token(token, token_file) or _asked_token(place)
     said = _said(data, base, name, device, dtype, vram_limit, threads, quantise, max_rank, columns, text_column, allow)
-    announced = ({"note": note} if note else {}) | ({"share_log": True} if share_log else {})
+    told = {"note": note, "data_licence": data_licence, "share_log": share_log}
+    announced = {key: value for key, value in told.items() if value}
     _begin_log(verbose)
     raise typer.Exit(_join(url, secret, place, said, manner, announced))
 
@@ -575,7 +587,7 @@ def _join(
     from tinylora_worker.volunteer import Way
 
     options = Options(url=url, token=token, home=home, **said)
-    limits = check({**load(home).model_dump(), **announced}, "--note, --share-log: ")
+    limits = check({**load(home).model_dump(), **announced}, "--note, --data-licence, --share-log: ")
     kept = {key: getattr(limits, key) for key in announced}
     return Way(options, manner, Talk.of_process(is_quiet=manner.is_quiet), limits, kept).go()
 

@@ -25,8 +25,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from tinylora import durable
 from tinylora.errors import SettingError, StorageError
+from tinylora.protocol.documents import MAX_LICENCE, MAX_NOTE
 from tinylora.protocol.plain import plain
-from tinylora.protocol.report import MAX_NOTE
 from tinylora_worker.schedule import EXPECTED as EXPECTED_SCHEDULE
 from tinylora_worker.schedule import Schedule
 from tinylora_worker.toml_lines import edit
@@ -45,6 +45,7 @@ _PER_MONTH = re.compile(r"(.*?)\s*(?:/|per\s+)\s*month", re.IGNORECASE)
 _GPU = re.compile(r"auto|cpu|mps|cuda|(?:cuda:)?\d{1,3}|(?:GPU|MIG)-[0-9a-fA-F/-]{4,}", re.IGNORECASE)
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _SWITCHES = ("on_battery", "share_log")
+_SAID = ("note", "data_licence")
 NOTHING = ("", "none", "off", "unlimited")
 """What `set` takes for "no limit"."""
 
@@ -114,6 +115,12 @@ def _note(text: str) -> str:
     return plain(text, at_most=MAX_NOTE)
 
 
+def _licence(text: str) -> str:
+    if len(text) > MAX_LICENCE:
+        raise ValueError("too long")
+    return plain(text, at_most=MAX_LICENCE)
+
+
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("a truth value is no number")
@@ -175,8 +182,13 @@ class Limits(BaseModel):
     )
     note: Annotated[str, AfterValidator(_note)] = Field(
         default="",
-        description="what others may know of your text; shown to all who may look at the run",
+        description="what others may know of your text; shown to all who may look, and published with the bundle",
         examples=[f"a line of at most {MAX_NOTE} characters"],
+    )
+    data_licence: Annotated[str, AfterValidator(_licence)] = Field(
+        default="",
+        description="licence of your text; published with the run's bundle",
+        examples=[f'a name such as "CC-BY-4.0", of at most {MAX_LICENCE} characters'],
     )
     share_log: bool = Field(
         default=False,
@@ -266,6 +278,7 @@ EXAMPLES = {
     "exclusive_apps": '["game.exe"]',
     "max_temp_c": "80",
     "note": '"medical questions, in English"',
+    "data_licence": '"CC-BY-4.0"',
     "share_log": "false",
 }
 """What the file proposes, commented out, where nothing is set."""
@@ -445,7 +458,7 @@ def _value(key: str, text: str) -> object:
         return None
     if key in ("schedule", "exclusive_apps"):
         return _typed_list(text)
-    if key == "note":
+    if key in _SAID:
         return plain(text, at_most=MAX_NOTE + 1)
     if key in _SWITCHES:
         return _WORDS.get(text.lower(), text)
@@ -464,7 +477,7 @@ def _typed_list(text: str) -> object:
 
 
 def _told(key: str, value: object) -> str:
-    if key == "note":
+    if key in _SAID:
         return str(value or "none")
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -179,7 +179,9 @@ class Way:
         self.talk.say(*heading_lines(self._consent_lines()), "")
 
     def _consent_lines(self) -> list[tuple[str, str]]:
-        return consent_lines(self.options.name, self.limits.note, shares_log=self.limits.share_log)
+        return consent_lines(
+            self.options.name, self.limits.note, self.limits.data_licence, shares_log=self.limits.share_log
+        )
 
     # --- asking -------------------------------------------------------------------------------------------------------
 

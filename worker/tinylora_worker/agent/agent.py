@@ -47,7 +47,7 @@ from tinylora_worker.agent.keeper import BACKOFF_S, Keeper, Prepared
 from tinylora_worker.agent.loading import Loader, MakeTrainer, facts_of, make_trainer
 from tinylora_worker.agent.lookout import Lookout
 from tinylora_worker.agent.options import Options
-from tinylora_worker.agent.outward import Discretion, make_report
+from tinylora_worker.agent.outward import Discretion, make_report, with_statement
 from tinylora_worker.agent.report import Traffic, Who, make_status
 from tinylora_worker.agent.reporter import Reporter, SharedLog, private_words
 from tinylora_worker.agent.signals import two_stages
@@ -191,7 +191,7 @@ class Agent:
             self._keeper,
             self._board,
             refresh=self.refresh,
-            sign=lambda update: sign(update, self._identity.sign),
+            sign=lambda update: sign(with_statement(update, self._limits.current()), self._identity.sign),
             say=self._journal.say,
             wall=self._wall,
             backoff_s=self._backoff_s,

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tinylora.protocol.documents import MAX_LICENCE, MAX_NOTE, Update
 from tinylora.protocol.plain import plain
 from tinylora.protocol.report import (
     MAX_DETAIL,
@@ -17,7 +18,6 @@ from tinylora.protocol.report import (
     MAX_LIMIT,
     MAX_LINE,
     MAX_LINES,
-    MAX_NOTE,
     WorkerReport,
 )
 from tinylora.protocol.standstill import Reason, WorkerState
@@ -131,6 +131,14 @@ def make_report(
         limits=declared(limits),
         log=tuple(log)[-MAX_LINES:],
     )
+
+
+def with_statement(update: Update, limits: Limits) -> Update:
+    """A sketch with what its owner says of the text; other updates as they are."""
+    if update.kind != "sketch":
+        return update
+    note, licence = plain(limits.note, at_most=MAX_NOTE), plain(limits.data_licence, at_most=MAX_LICENCE)
+    return update.model_copy(update={"data_note": note, "data_licence": licence})
 
 
 def declared(limits: Limits) -> dict[str, str]:
