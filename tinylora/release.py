@@ -1,7 +1,6 @@
 """The tree of a run as one bundle, from its state and its blobs. The same accepted updates give the same bytes."""
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -49,8 +48,6 @@ def make_bundle(
     is_router_averaged: bool = False,
     without: str = "",
     leaf: NodePath | None = None,
-    data_notes: Mapping[NodePath, Sequence[str]] | None = None,
-    licences: Sequence[str] = (),
 ) -> Bundle:
     """The run's tree as it stands: a node that nobody trained has no adapter, so every prefix of a run is usable.
 
@@ -64,8 +61,6 @@ def make_bundle(
         is_router_averaged: Whether to take the averaged weights that `router_sync = "both"` keeps for comparison.
         without: A worker whose share is left out, as if it were revoked now; the ledger stays as it is.
         leaf: Read the adapters on the way to this leaf alone; the others are missing, as if nobody had trained them.
-        data_notes: What the workers of each leaf say of their text; other paths than the tree's leaves are left out.
-        licences: Under which the bundle is given away.
 
     Raises:
         DataError: The run has no tree yet, keeps no averaged weights, or does not know the worker to leave out.
@@ -93,10 +88,10 @@ def make_bundle(
         projection=projection,
         statistics=None if statistics == "none" else _statistics(campaign, blobs, is_pooled=statistics == "pooled"),
         contributors=_contributors(campaign),
+        data_notes=data_notes(campaign),
+        licences=licences(campaign),
         versions=_versions(campaign),
         report=json.loads(json.dumps(report or {})),
-        data_notes={leaf: tuple(notes) for leaf, notes in (data_notes or {}).items() if leaf in topology.leaves},
-        licences=tuple(licences),
     )
 
 
@@ -177,7 +172,7 @@ def _contributors(campaign: Campaign) -> tuple[str, ...]:
 
 
 def data_notes(campaign: Campaign) -> dict[NodePath, tuple[str, ...]]:
-    """What the holders of each leaf said of their text, each thing once; leaves of which nothing was said are missing."""
+    """What those who hold each leaf said of their text, each thing once; leaves without a word are missing."""
     holders = [worker for _, worker in sorted(campaign.workers.items()) if worker.node is not None and worker.data_note]
     found = {
         leaf: tuple(dict.fromkeys(worker.data_note for worker in holders if is_under(leaf, worker.node or "")))

@@ -130,15 +130,16 @@ class TextRouter:
             BundleError: The file is not a sound bundle.
             BaseModelError: The base is not on this machine, or is another one than the bundle's.
         """
-        bundle, told = bundles.read_bundle(file), bundles.inspect(file)
+        bundle, told = bundles.read_bundle(file, leaves=()), bundles.inspect(file)
         tokenizer = base_model.load_tokenizer(base_where)
         _check_tokenizer(bundle.base, tokenizer)
         if check_base:
             _check_weights(bundle.base, base_where)
         embeddings = base_model.load_embeddings(base_where)
         feature = EmbeddingMean(embeddings, bundle.projection, n_signs=_n_signs(bundle, embeddings.shape[1]))
-        notes = getattr(bundle, "data_notes", {})
-        return cls(tokenizer, feature, bundle.gates, bundle.topology, trained=told["nodes"], data_notes=notes)
+        return cls(
+            tokenizer, feature, bundle.gates, bundle.topology, trained=told["nodes"], data_notes=bundle.data_notes
+        )
 
     def ids_of(self, text: str) -> list[int]:
         """Tokens of a text as a model reads it that is to go on with it: nothing behind it; markup is text."""

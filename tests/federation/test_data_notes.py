@@ -10,7 +10,7 @@ from tinylora.errors import ProtocolError
 from tinylora.federation.campaign import apply, fold
 from tinylora.federation.events import UpdateAccepted, WorkerErased, WorkerQuarantined, WorkerRevoked
 from tinylora.protocol.documents import Update, WorkUnit
-from tinylora.release import data_notes, licences
+from tinylora.release import data_notes, licences, make_bundle
 
 DOCUMENT = Update(
     unit_id="u", run="r", kind="sketch", worker="w", nonce="n", shard_version="0" * 64, payload_sha256="0" * 64
@@ -40,7 +40,7 @@ def talking(*said: tuple[str, str]) -> list:
 
 def test_notes_go_to_the_leaves_of_those_who_said_them():
     said = ("poems", "CC0-1.0"), ("letters", ""), ("poems", "CC-BY-4.0"), ("", "CC0-1.0")
-    campaign, events, _ = run_world(talking(*said), depth=1, min_workers=4)
+    campaign, events, ledger = run_world(talking(*said), depth=1, min_workers=4)
     told = {event.worker: event.data_note for event in only(events, UpdateAccepted) if event.kind == "sketch"}
     assert told == {"w0": "poems", "w1": "letters", "w2": "poems", "w3": ""}
     assert not any(event.data_note for event in only(events, UpdateAccepted) if event.kind != "sketch")
@@ -52,6 +52,9 @@ def test_notes_go_to_the_leaves_of_those_who_said_them():
             expected.setdefault(node, {})[note] = None
     assert data_notes(campaign) == {leaf: tuple(notes) for leaf, notes in expected.items()}
     assert licences(campaign) == ("CC-BY-4.0", "CC0-1.0")
+    bundle = make_bundle(campaign, ledger)
+    assert bundle.data_notes == data_notes(campaign) and bundle.licences == licences(campaign)
+    assert "CC-BY-4.0" not in make_bundle(campaign, ledger, without="w2").licences
 
 
 def test_who_is_taken_out_says_nothing_any_more():

@@ -45,6 +45,7 @@ def bundle_of(base: LoadedBase) -> Bundle:
     return Bundle(
         run="ways", topology=TREE, base=base.facts, spec=spec, scale=1.0,
         nodes=states, gates=gates_of(base.facts.feature_dim), projection=base.routing_feature.projection,
+        data_notes={"010": ("poems", "letters")},
     )  # fmt: skip
 
 
@@ -96,6 +97,7 @@ def test_untrained_leaves_are_told(tmp_path: Path) -> None:
     write_bundle(bundle_of(base), tmp_path / "bundle")
     router = TextRouter.open(tmp_path / "bundle", tiny_base_dir())
     assert router.trained_leaves == ("010", "011", "1")
+    assert router.way("a").data_notes == {"010": ("poems", "letters")}
 
 
 # --- the wrong base ---------------------------------------------------------------------------------------------------

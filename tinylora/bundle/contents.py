@@ -76,7 +76,7 @@ class Bundle:
     data_notes: dict[NodePath, tuple[str, ...]] = field(default_factory=dict)
     """What the workers of each leaf said of their text."""
     licences: tuple[str, ...] = ()
-    """Under which the bundle is given away, such as "apache-2.0"."""
+    """Of the text that it was trained on, in the words of those who own it, such as "CC-BY-4.0"."""
     derived_from: tuple[str, ...] = ()
     """sha256 of the files that it was made of, in the order in which they were named."""
 
