@@ -402,24 +402,36 @@ def bundle(
     without: Annotated[
         str, typer.Option("--without", metavar="WORKER", help="Leave this worker's share out; the run stays as it is.")
     ] = "",
+    statistics: Annotated[
+        Literal["leaf", "pooled", "none"],
+        typer.Option(
+            "--statistics",
+            help="What it tells of the leaves' texts; with `leaf`, leaves are dropped and bundles merged exactly.",
+        ),
+    ] = "leaf",
+    no_statistics: Annotated[bool, typer.Option("--no-statistics", help="The same as --statistics none.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the run's tree as it stands as one bundle: at any time, served or not.
+    """Write the run's tree as it stands as one bundle, signed by the run's key: at any time, served or not.
 
     Without --out it is published: GET /api/v1/bundle answers with it from then on. So does the end of the run. --json
     says of which log it is: its length, its hash, the version of the routers.
     """
     from tinylora_coordinator.desk import check_output
     from tinylora_coordinator.folder import RunFolder
+    from tinylora_coordinator.keys import run_public
 
+    kind = "none" if no_statistics else statistics
     out = out or RunFolder(folder).bundle_file
     check_output(out)
     from tinylora_coordinator.service import bundle as write
 
-    made = write(folder, out, without=without)
+    made = write(folder, out, without=without, statistics=kind)
+    key = run_public(RunFolder(folder).keys)
     if as_json:
-        _print_json({"file": str(out), "without": without, **made.model_dump(mode="json", exclude={"type"})})
-    _say(f"{out}: sha256 {made.sha256}, of the first {made.n_events} events")
+        told = made.model_dump(mode="json", exclude={"type"})
+        _print_json({"file": str(out), "without": without, "statistics": kind, **told, "signed_by": key})
+    _say(f"{out}: sha256 {made.sha256}, of the first {made.n_events} events, signed by key {key}")
 
 
 @app.command(epilog=f"{CODES} 3 the run has no tree yet; 4 the base is not here.")

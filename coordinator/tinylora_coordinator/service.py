@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from tinylora import tensors
-from tinylora.bundle import write_bundle
+from tinylora.bundle import Signer, StatisticsKind, write_bundle
 from tinylora.errors import DataError, DiskFull, StorageError
 from tinylora.federation.campaign import Campaign
 from tinylora.federation.events import BundlePublished
@@ -17,6 +17,7 @@ from tinylora.federation.record import past
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora.release import described, make_bundle, record
 from tinylora_coordinator.folder import RunFiles, RunFolder, read_run
+from tinylora_coordinator.keys import run_key
 from tinylora_coordinator.shelf import Shelf
 
 Made = TypeVar("Made")
@@ -25,15 +26,25 @@ _PROJECTION = "router.projection"
 _TRIES = 3
 
 
-def release(folder: RunFolder, ledger: Ledger, campaign: Campaign, file: Path, *, without: str = "") -> BundlePublished:
+def release(
+    folder: RunFolder,
+    ledger: Ledger,
+    campaign: Campaign,
+    file: Path,
+    *,
+    without: str = "",
+    statistics: StatisticsKind = "leaf",
+) -> BundlePublished:
     """Write the run's tree as it stands, or as it would without a worker; returns what the log would say of the file.
+
+    It is signed by the run's key: the same log gives the same bytes.
 
     Raises:
         DataError: The run has no tree yet, or does not know the worker.
-        StorageError: The file cannot be written.
+        StorageError: The file cannot be written, or the run's key is not there.
     """
-    made = make_bundle(campaign, ledger, projection=_projection(folder), without=without)
-    sha256 = write_bundle(made, file)
+    made = make_bundle(campaign, ledger, projection=_projection(folder), without=without, statistics=statistics)
+    sha256 = write_bundle(made, file, sign=Signer.of(run_key(folder.keys)))
     return described(campaign, ledger, sha256=sha256, n_bytes=file.stat().st_size)
 
 
@@ -62,13 +73,14 @@ def projection_bytes(projection: Any) -> bytes | None:
     return None if projection is None else tensors.to_bytes({_PROJECTION: projection})
 
 
-def bundle(root: Path, out: Path, *, without: str = "") -> BundlePublished:
+def bundle(root: Path, out: Path, *, without: str = "", statistics: StatisticsKind = "leaf") -> BundlePublished:
     """Write the bundle of the run in `root`, whether it is being served, stopped or finished.
 
     Args:
         root: The run's folder.
         out: The file to write.
         without: A worker whose share is left out; the run stays as it is.
+        statistics: What the file tells of the leaves' texts; see `tinylora.bundle.summarise`.
 
     Returns:
         What the file is: its hash, and of which log.
@@ -81,7 +93,9 @@ def bundle(root: Path, out: Path, *, without: str = "") -> BundlePublished:
     folder = RunFolder(root)
     if not out.parent.is_dir():
         raise StorageError(f"{out}: no such folder; make it first")
-    made = reading(root, lambda ledger, campaign: release(folder, ledger, campaign, out, without=without))
+    made = reading(
+        root, lambda ledger, campaign: release(folder, ledger, campaign, out, without=without, statistics=statistics)
+    )
     if out == folder.bundle_file and not without:
         _note(root, made)
     return made

@@ -377,20 +377,24 @@ def test_an_output_that_cannot_be_written_is_refused_before_work(
 def test_a_bundle_may_leave_a_worker_out(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    asked: list[tuple[Path, Path, str]] = []
+    asked: list[tuple[Path, Path, str, str]] = []
 
-    def write(root: Path, out: Path, *, without: str) -> BundlePublished:
-        asked.append((root, out, without))
+    def write(root: Path, out: Path, *, without: str, statistics: str) -> BundlePublished:
+        asked.append((root, out, without, statistics))
         return BundlePublished(sha256="ab" * 32, bytes=9, n_events=7, log_sha256="cd" * 32, router_version=2, at_s=1.5)
 
     monkeypatch.setattr("tinylora_coordinator.service.bundle", write)
     out = tmp_path / "b.safetensors"
     assert call("bundle", run, "--out", out) == 0 == call("bundle", run, "--out", out, "--without", "w-1")
-    assert asked == [(run, out, ""), (run, out, "w-1")] and f"{out}: sha256 abab" in capsys.readouterr().err
+    assert asked == [(run, out, "", "leaf"), (run, out, "w-1", "leaf")]
+    assert f"{out}: sha256 abab" in capsys.readouterr().err
     assert printed(capsys, "bundle", run, "--out", out) == {
         "file": str(out), "without": "", "sha256": "ab" * 32, "bytes": 9, "n_events": 7, "log_sha256": "cd" * 32,
-        "router_version": 2, "at_s": 1.5,
+        "router_version": 2, "at_s": 1.5, "statistics": "leaf", "signed_by": run_public(RunFolder(run).keys),
     }  # fmt: skip
+    assert call("bundle", run, "--out", out, "--no-statistics") == 0 and asked[-1][3] == "none"
+    assert call("bundle", run, "--out", out, "--statistics", "pooled") == 0 and asked[-1][3] == "pooled"
+    assert call("bundle", run, "--out", out, "--statistics", "some") == 2
 
 
 def test_looking_whether_it_can_be_written_leaves_nothing(tmp_path: Path) -> None:

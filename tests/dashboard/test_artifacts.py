@@ -12,6 +12,7 @@ from tinylora_coordinator.dashboard import documents as doc
 from tinylora_coordinator.dashboard.artifacts import KEEP_LEAVES, RunArtifacts
 from tinylora_coordinator.dashboard.press import Ended, Press
 from tinylora_coordinator.folder import RunFolder, write_run
+from tinylora_coordinator.keys import run_public
 from tinylora_coordinator.leaf_file import leaf_file
 from tinylora_coordinator.operator_store import OperatorStore
 from tinylora_coordinator.service import bundle, publish
@@ -20,6 +21,7 @@ from tests.dashboard.fakes import FakeViews
 from tests.federation.events import JOINED, STARTED
 from tests.federation.facts import DIM, FACTS, SETTINGS
 from tests.federation.world import crowd
+from tinylora.bundle import inspect, read_bundle, verify
 from tinylora.errors import BaseModelError, SettingError, StorageError
 from tinylora.export import Places
 from tinylora.federation.campaign import fold
@@ -215,5 +217,16 @@ def test_the_end_names_its_bundle_once_and_the_command_says_of_which_log(finishe
         (named,) = [event for event in ledger.events() if isinstance(event, BundlePublished)]
         assert named.log_sha256 == ledger.chain_at(named.n_events)
     assert named.sha256 == hashlib.sha256(folder.bundle_file.read_bytes()).hexdigest()
+    assert inspect(folder.bundle_file)["signed_by"] == run_public(folder.keys)
+    assert verify(folder.bundle_file, key=run_public(folder.keys))
     told = bundle(finished, tmp_path / "b.safetensors")
     assert told.sha256 == named.sha256 and told.n_events == named.n_events + 1
+
+
+def test_a_bundle_may_tell_less_of_the_texts(finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "b.safetensors"
+    for kind in ("leaf", "pooled", "none"):
+        bundle(finished, file, statistics=kind)
+        assert inspect(file)["statistics"] == kind
+        told = read_bundle(file).statistics
+        assert (told is None) == (kind == "none")

@@ -63,19 +63,20 @@ def inspect(file: Path) -> dict[str, Any]:
     return {"format": number, **told, **sizes}
 
 
-def verify(file: Path, *, key: str = "") -> list[str]:
+def verify(file: Path, *, key: str | None = None) -> list[str]:
     """Check every byte of a bundle; returns sentences about what was found.
 
     Args:
         file: The bundle.
-        key: Public key of the run that must have signed it, 64 hex digits; empty takes whoever did, or nobody.
+        key: Public key of the run that must have signed it, 64 hex digits; None takes whoever did, or nobody.
 
     Raises:
         BundleError: Missing, truncated, altered, no bundle, of a format that this version does not read, or not signed
             by the key.
+        SettingError: `key` is no key.
     """
     bundle, facts = read_bundle(file), inspect(file)
-    if key:
+    if key is not None:
         check_signer(facts["signed_by"], key, where=str(file))
     rank = highest_rank(bundle.spec, bundle.base)
     findings = [
@@ -92,7 +93,7 @@ def verify(file: Path, *, key: str = "") -> list[str]:
     return findings
 
 
-def _told_of_signature(signed_by: str, key: str) -> str:
+def _told_of_signature(signed_by: str, key: str | None) -> str:
     if not signed_by:
         return "not signed: its sums guard against accidents, and say nothing of who made it"
     whose = "the key that was asked for" if key else "compare it with the run's own, or give it with --key"

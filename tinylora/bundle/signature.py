@@ -5,16 +5,18 @@ same signature, so signed bundles are equal bytes too. A bundle need not be sign
 accidents alone. Whether the key is the right one only the reader knows, who has it from the run (`verify --key`).
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinylora.errors import BundleError
+from tinylora.errors import BundleError, SettingError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 DOMAIN = b"tinylora bundle 2\n"
+_KEY = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,18 @@ def check_signer(signed_by: str, key: str, *, where: str) -> None:
         where: The file, for the message.
 
     Raises:
+        SettingError: `key` is none.
         BundleError: It is not signed, or by another key.
     """
+    key = key.strip().lower()
+    if not _KEY.fullmatch(key):
+        raise SettingError(f"key {key[:80]!r}: expected 64 hex digits, as `tinylora-coordinator bundle` prints them")
     if not signed_by:
         raise BundleError(
             f"{where}: not signed; expected the signature of key {key[:16]}...; fetch the bundle from the run itself",
             rule="unsigned",
         )
-    if signed_by != key.strip().lower():
+    if signed_by != key:
         raise BundleError(
             f"{where}: signed by key {signed_by[:16]}..., expected {key[:16]}...; it is another run's bundle, or "
             "somebody altered it and signed it anew",
