@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tests.bundle.test_bundle import make, rewrite, written
+from tests.bundle.test_bundle import NOBODY, make, rewrite, written
+from tests.helpers import tiny_base_dir, tiny_base_model
 from tinylora import bundle as bundles
 from tinylora.bundle import Signer, read_bundle, verify, write_bundle
+from tinylora.cli import app
+from tinylora.command_line import exit_code_of
 from tinylora.errors import BundleError, SettingError
 
 RUN = Signer.of(Ed25519PrivateKey.from_private_bytes(b"r" * 32))
@@ -83,3 +86,21 @@ def test_a_wrong_signature_is_refused_by_every_reader(tmp_path):
 def test_a_key_is_64_hex_digits(tmp_path, key):
     with pytest.raises(SettingError, match="64 hex digits"):
         verify(signed(tmp_path), key=key)
+
+
+def call(*words: object) -> int:
+    return exit_code_of(lambda: app([str(word) for word in words]))
+
+
+def test_the_command_demands_a_key_and_a_base(tmp_path, capsys):
+    facts = tiny_base_model().facts
+    base = NOBODY.model_copy(update={"fingerprint": facts.fingerprint})
+    fitting, strange = signed(tmp_path, base=base, projection=None), tmp_path / "strange.safetensors"
+    write_bundle(make(), strange)
+    assert call("verify", fitting, "--key", RUN.public_key, "--base", tiny_base_dir()) == 0
+    assert capsys.readouterr().out.endswith(f"{tiny_base_dir()}: the base that it was made for\n")
+    assert call("verify", fitting, "--key", OTHER.public_key) == 5
+    assert "it is another run's bundle" in capsys.readouterr().err
+    assert call("verify", fitting, "--key", "x") == 2
+    assert call("verify", strange, "--base", tiny_base_dir()) == 4
+    assert "is another one" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Bad input ends with one sentence, its exit code, no traceback, and nothing half-written."""
 
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -149,14 +151,10 @@ def test_a_prompt_that_is_too_long(bundle, capsys):
 
 
 def test_a_full_disk(bundle, text, capsys, monkeypatch, place):
-    import errno
-
-    from tinylora import bundle as bundles
-
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(place / "full" / "bundle.safetensors"))
 
-    monkeypatch.setattr(bundles.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     arguments = ("--base", tiny_base_dir(), "--depth", 0, "--leaf-steps", 1, "--data", text, "--out", place / "full")
     assert run("simulate", *arguments) == 8
     says(capsys, 8, "disk")

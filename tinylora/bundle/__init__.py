@@ -30,7 +30,7 @@ what the signature says. Files of format 1, which had pooled statistics and no s
 
 from tinylora.bundle.contents import Bundle, LeafStatistics, StatisticsKind, pack, summarise, unpack
 from tinylora.bundle.metadata import FORMAT, METADATA_KEY, AdapterDtype, Description
-from tinylora.bundle.reading import check_base, inspect, read_bundle, verify
+from tinylora.bundle.reading import check_base, check_fingerprint, inspect, read_bundle, verify
 from tinylora.bundle.signature import Signer
 from tinylora.bundle.writing import to_bytes, write_bundle
 
@@ -44,6 +44,7 @@ __all__ = [
     "Signer",
     "StatisticsKind",
     "check_base",
+    "check_fingerprint",
     "inspect",
     "pack",
     "read_bundle",

@@ -120,6 +120,26 @@ def check_base(bundle: Bundle, facts: BaseFacts) -> None:
         )
 
 
+def check_fingerprint(file: Path, fingerprint: str, *, of: str) -> None:
+    """Check that a bundle's file names the base that has this fingerprint.
+
+    Args:
+        file: The bundle; only its header is read.
+        fingerprint: See `base_model.fingerprint_of`.
+        of: Where that base is, for the message.
+
+    Raises:
+        BundleError: The file is no bundle.
+        BaseModelError: It was made for another base.
+    """
+    needed = _read_description(file)[2].base
+    if needed.fingerprint != fingerprint:
+        raise BaseModelError(
+            f"{file}: needs the base {needed.base_id} (fingerprint {needed.fingerprint[:12]}), {of} is another one "
+            f"({fingerprint[:12]})"
+        )
+
+
 # --- the header ------------------------------------------------------------------------------------------------------
 
 

@@ -12,12 +12,26 @@ app = typer.Typer()
 
 
 @app.command()
-def verify(bundle: BundleFile) -> None:
-    """Check a bundle: structure, names, shapes, hashes, finite values."""
+def verify(
+    bundle: BundleFile,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Public key of the run that must have signed it, 64 hex digits.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base that it must have been made for: a local folder or a hub id.")
+    ] = None,
+) -> None:
+    """Check a bundle: structure, names, shapes, hashes, finite values, signature; with --base, that it fits."""
+    from tinylora.bundle import check_fingerprint
     from tinylora.bundle import verify as verify_bundle
 
-    for line in verify_bundle(bundle):
+    for line in verify_bundle(bundle, key=key):
         typer.echo(line)
+    if base is not None:
+        from tinylora.base_model import fingerprint_of
+
+        check_fingerprint(bundle, fingerprint_of(base), of=base)
+        typer.echo(f"{base}: the base that it was made for")
 
 
 @app.command()
