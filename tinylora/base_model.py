@@ -456,8 +456,23 @@ def _feature_facts(model: Any, dim: int) -> dict[str, Any]:
     return {"feature_dim": dim, "feature_hash": feature_hash(projection, embed_dim, dim)}
 
 
-def find_places(where: str | Path) -> tuple[dict[str, tuple[str, ...]], bool]:
-    """As `find_linears` and `has_transposed_linears` of the base in a folder or the hub's local cache.
+@dataclass(frozen=True)
+class Structure:
+    """What a base's config alone tells of the model that it describes."""
+
+    modules: dict[str, tuple[str, ...]]
+    """As `find_linears`."""
+    shapes: dict[str, ProjectionShape]
+    is_transposed: bool
+    """As `has_transposed_linears`."""
+    architecture: str
+    """Name of the model's class, such as "LlamaForCausalLM"."""
+    is_quantised: bool
+    """Whether its weights are stored in bits that no adapter can be merged into."""
+
+
+def find_structure(where: str | Path) -> Structure:
+    """The modules of the base in a folder or the hub's local cache.
 
     Only its config is read: the model is built without weights, and the network is not asked.
 
@@ -465,7 +480,14 @@ def find_places(where: str | Path) -> tuple[dict[str, tuple[str, ...]], bool]:
         BaseModelError: There is no config that transformers knows, or no block has a linear.
     """
     skeleton = _skeleton(os.path.expanduser(where))
-    return find_linears(skeleton), has_transposed_linears(skeleton)
+    modules = find_linears(skeleton)
+    return Structure(
+        modules=modules,
+        shapes={name: _shape(skeleton, members) for name, members in modules.items()},
+        is_transposed=has_transposed_linears(skeleton),
+        architecture=type(skeleton).__name__,
+        is_quantised=getattr(skeleton.config, "quantization_config", None) is not None,
+    )
 
 
 def _skeleton(where: str) -> Any:
@@ -667,3 +689,20 @@ def save_base(model: Any, tokenizer: Any, directory: Path, *, dtype: torch.dtype
     with _quiet():
         copy.deepcopy(model).to(dtype).save_pretrained(directory)
         tokenizer.save_pretrained(directory)
+
+
+def save_as_it_is(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Write model and tokenizer in transformers' format, in the dtypes that the model has in memory.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    with _quiet():
+        try:
+            model.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+        except Exception as error:  # safetensors' own error is a bare Exception, and has the number in its text
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
