@@ -1,73 +1,17 @@
 """A leaf as a PEFT adapter: PEFT loads it without a missing name, and says what our model says with hard routing."""
 
 import json
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.bundle.leaves import LEAF, make_bundle, ours, places_of, theirs
 from tests.model.families import family_base, some_ids
-from tinylora.adapters.lora import init_adapter
-from tinylora.adapters.spec import AdapterSpec
-from tinylora.adapters.tied import shared_factors
-from tinylora.base_model import LoadedBase, has_transposed_linears
-from tinylora.bundle import Bundle, read_bundle, write_bundle
+from tinylora.bundle import read_bundle, write_bundle
 from tinylora.errors import BaseModelError, SettingError, StorageError
 from tinylora.export import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Card, Places, export_leaf
-from tinylora.model import TreeModel
-from tinylora.routing.gates import Gate, Gates
 from tinylora.tensors import read_file_header
-from tinylora.tree import Topology
-
-LEAF = "01"
-
-
-def places_of(base: LoadedBase) -> Places:
-    return Places(modules=base.linears, is_transposed=has_transposed_linears(base.model))
-
-
-def make_bundle(base: LoadedBase, kind: str, nodes: tuple[str, ...], rank: int, ranks: dict[str, int]) -> Bundle:
-    """Adapters that visibly change the logits, and gates that send every text to the leaf."""
-    spec = AdapterSpec.parse(kind, rank, ranks)
-    generator = torch.Generator().manual_seed(7)
-    states = {}
-    for path in nodes:
-        drawn = init_adapter(base.facts, spec, seed=3, path=path)
-        states[path] = {name: 0.3 * torch.randn(t.shape, generator=generator) for name, t in drawn.items()}
-    topology = Topology.perfect(2)
-    towards = {"": -50.0, "0": 50.0, "1": 50.0}
-    dim = base.facts.feature_dim
-    gates = Gates({node: Gate(torch.zeros(dim).double().numpy(), b, 1.0) for node, b in towards.items()}, dim)
-    return Bundle(
-        run="two-lives", topology=topology, base=base.facts, spec=spec, scale=0.75, nodes=states, gates=gates,
-        projection=base.routing_feature.projection, contributors=("w0", "w1"),
-        shared=shared_factors(base.facts, spec, seed=3),
-    )  # fmt: skip
-
-
-def ours(bundle: Bundle, base: LoadedBase, ids: torch.Tensor) -> torch.Tensor:
-    model = TreeModel.from_bundle(bundle, base, "hard")
-    try:
-        with torch.no_grad():
-            return model(ids).logits
-    finally:
-        model.detach_adapters()
-
-
-def theirs(base: LoadedBase, folder: Path, ids: torch.Tensor) -> torch.Tensor:
-    """What PEFT makes of the folder: it misses nothing in it, and meets nothing that it does not know."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about what PEFT asks
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(base.model, str(folder)).eval()
-        again = model.load_adapter(str(folder), "again")
-    own = {name for name in again.missing_keys if "lora_" in name and ".again." in name}
-    assert not own and not again.unexpected_keys
-    with torch.no_grad():
-        return model(input_ids=ids, use_cache=False).logits
 
 
 @pytest.mark.parametrize(
@@ -121,7 +65,7 @@ def test_names_configuration_and_card(tmp_path: Path) -> None:
     assert len(names) == 2 * sum(map(len, base.linears.values()))
     assert "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight" in names
     text = (tmp_path / CARD_FILE).read_text()
-    assert text.startswith('---\nbase_model: "org/base"\nlibrary_name: peft\n')
+    assert text.startswith("---\nbase_model: org/base\nlibrary_name: peft\n")
     for said in ("exact for hard routing", "| leaf | 01, ", "| steps | 120 |", "2 workers", "abababab", "two-lives"):
         assert said in text
 
