@@ -1,6 +1,8 @@
 """Bundles whose gates send every text to one leaf, and what three programs make of it."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -60,11 +62,18 @@ def ours(bundle: Bundle, base: LoadedBase, ids: torch.Tensor) -> torch.Tensor:
         model.detach_adapters()
 
 
-def theirs(base: LoadedBase, folder: Path, ids: torch.Tensor) -> torch.Tensor:
-    """What PEFT makes of the folder: it misses nothing in it, and meets nothing that it does not know."""
+@contextmanager
+def peft_talks() -> Iterator[None]:
+    """PEFT's own warnings, and those of transformers about what PEFT asks of it, are not ours."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about what PEFT asks
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        yield
+
+
+def theirs(base: LoadedBase, folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """What PEFT makes of the folder: it misses nothing in it, and meets nothing that it does not know."""
+    with peft_talks():
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(base.model, str(folder)).eval()

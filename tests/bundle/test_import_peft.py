@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bundle.leaves import LEAF, make_bundle, ours, places_of, theirs
+from tests.bundle.leaves import LEAF, make_bundle, ours, peft_talks, places_of, theirs
 from tests.helpers import tiny_base_dir, tiny_base_model
 from tests.model.families import some_ids
 from tinylora.base_model import LoadedBase
@@ -32,18 +32,18 @@ def base() -> LoadedBase:
     return tiny_base_model()
 
 
-def from_peft(base: LoadedBase, folder: Path, **options: Any) -> None:
+def from_peft(folder: Path, **options: Any) -> None:
     """An adapter as PEFT itself saves it, with B drawn too."""
-    from peft import LoraConfig, get_peft_model
+    with peft_talks():
+        from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(tiny_base_model().model, LoraConfig(task_type="CAUSAL_LM", **options))
+        model = get_peft_model(tiny_base_model().model, LoraConfig(task_type="CAUSAL_LM", **options))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(str(folder))
-    assert base.linears
 
 
 def shapes_of(base: LoadedBase) -> Any:
@@ -63,7 +63,7 @@ def shapes_of(base: LoadedBase) -> Any:
     ids=["two projections", "ranks, alphas and layers of their own"],
 )  # fmt: skip
 def test_what_peft_saved_is_the_same_function(tmp_path: Path, base: LoadedBase, options: dict[str, Any]) -> None:
-    from_peft(base, tmp_path / "lora", **options)
+    from_peft(tmp_path / "lora", **options)
     made = import_peft(tmp_path / "lora", tmp_path / "b.safetensors", base=tiny_base_dir())
     assert made.n_modules + made.n_without == sum(map(len, base.linears.values()))
     bundle, ids = read_bundle(tmp_path / "b.safetensors"), some_ids(base)
@@ -106,7 +106,7 @@ def test_out_and_in_again_is_the_same_update(
 def test_into_a_leaf_of_a_bundle(tmp_path: Path, base: LoadedBase, kind: str, nodes: tuple[str, ...]) -> None:
     bundle, ids = replace(make_bundle(base, kind, nodes, 3, {}), licences=("mit",)), some_ids(base)
     write_bundle(bundle, tmp_path / "old.safetensors", dtype="F32")
-    from_peft(base, tmp_path / "lora", r=5, lora_alpha=4, target_modules=["q_proj", "down_proj"])
+    from_peft(tmp_path / "lora", r=5, lora_alpha=4, target_modules=["q_proj", "down_proj"])
     (tmp_path / "lora" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     out = tmp_path / "new.safetensors"
     made = import_peft(tmp_path / "lora", out, base=tiny_base_dir(), into=tmp_path / "old.safetensors", leaf=LEAF)
@@ -154,7 +154,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory, base: LoadedBase) -> Path:
         ({"r": 0}, "rank 0: expected a whole number"),
         ({"r": "4; drop"}, "expected a whole number"),
         ({"r": True}, "expected a whole number"),
-        ({"r": 3}, r"expected \(3, 32\) of F32.* got \(2, 32\)"),
+        ({"r": 3}, r"expected \(3, \d+\) of F32.* got \(2, \d+\)"),
         ({"lora_alpha": "x"}, "lora_alpha 'x'"),
         ({"lora_alpha": 1e300}, "expected a number"),
         ({"lora_alpha": 0}, "adds nothing"),

@@ -70,7 +70,7 @@ def export_file(
         raise SettingError("--leaf: --format vllm takes all leaves; leave it out")
     check_free(out, is_forced=is_forced)
     path = None if form == "vllm" else _leaf_of(inspect(file)["leaves"], leaf)
-    bundle = read_bundle(file)
+    bundle = read_bundle(file, leaves=None if path is None else (path,))
     if nested_rank is not None:
         bundle = cut_bundle(bundle, rank=nested_rank, ranks={})
     seen = _look_at(bundle, base, default_base)
