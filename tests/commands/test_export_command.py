@@ -28,7 +28,7 @@ def bundle(place: Path) -> Path:
 
 
 def test_a_leaf_at_a_lower_rank_and_back(place: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, back, base = place / "leaf", place / "back.safetensors", tiny_base_dir()
+    out, back, more, base = (place / "leaf", place / "back.safetensors", place / "more.safetensors", tiny_base_dir())
     assert run("export", bundle, "--leaf", "leaf-01", "--base", base, "--out", out, "--nested-rank", 2, "--json") == 0
     assert json.loads(capsys.readouterr().out)["rank"] == 2
     config = json.loads((out / "adapter_config.json").read_text())
@@ -37,9 +37,9 @@ def test_a_leaf_at_a_lower_rank_and_back(place: Path, bundle: Path, capsys: pyte
     assert "leaf root of rank 2, on 14 linears of the base, zeros on 0" in capsys.readouterr().out
     whole, cut = leaf_state(read_bundle(bundle), LEAF), leaf_state(read_bundle(back), "")
     assert torch.equal(cut["mlp.up_proj.lora_A"], whole["mlp.up_proj.lora_A"][:, :2])
-    assert run("import", out, "--base", base, "--into", bundle, "--leaf", "10", "--out", place / "more.safetensors") == 0
+    assert run("import", out, "--base", base, "--into", bundle, "--leaf", "10", "--out", more) == 0
     assert "plain LoRAs now" in capsys.readouterr().out
-    assert sorted(read_bundle(place / "more.safetensors").nodes) == ["00", "01", "10"]
+    assert sorted(read_bundle(more).nodes) == ["00", "01", "10"]
 
 
 def test_vllm_says_the_command_alone_on_stdout(place: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +67,7 @@ def test_merged(place: Path, bundle: Path) -> None:
         (["--format", "gguf"], 2, "expected peft, vllm, merged"),
         (["--format", "vllm", "--leaf", "00"], 2, "takes all leaves"),
         ([], 2, "name one of 00, 01, 10, 11"),
-        (["--leaf", "0"], 2, "no such leaf"),
+        (["--leaf", "0"], 2, "no leaf '0'"),
         (["--leaf", "11"], 2, "nobody has trained it"),
         (["--leaf", "00", "--nested-rank", "9"], 2, "expected 1 to 4"),
         (["--leaf", "00", "--base", "/nothing/here"], 4, "/nothing/here"),

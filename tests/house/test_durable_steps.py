@@ -24,8 +24,11 @@ NEED_NOT_LAST = {
     "write_recording: beside.replace(file)",
     "take_leaf: file.replace(target)",
     "write_leaf: beside.replace(out)",
+    "_flush: os.fsync(stream.fileno())",
+    "whole_folder: out.replace(old)",
+    "whole_folder: beside.replace(out)",
 }
-"""Moves of what may be lost: an old log, a folder that dies with its process, what can be made again."""
+"""Steps for what may be lost: an old log, a folder that dies with its process, what can be made again."""
 
 
 def is_durable(call: ast.Call) -> bool:
