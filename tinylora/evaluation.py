@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tinylora.errors import DataError, SettingError
 from tinylora.model import TreeModel
-from tinylora.routing.features import FeatureState
 from tinylora.routing.policy import Policy, Router, RouterState
 from tinylora.shards import Document
 from tinylora.tree import NodePath
@@ -130,7 +129,7 @@ def _nll_of(model: TreeModel, texts: Sequence[Tensor], window_tokens: int) -> li
     state: RouterState | None = None
     for start in range(0, max(0, len(texts[0]) - 1), window_tokens):
         parts = [text[start : start + window_tokens + 1] for text in texts if len(text) - 1 > start]
-        state = None if state is None else _first_rows(state, len(parts))
+        state = None if state is None else state.first(len(parts))
         nll, state = model.token_nll(_pad(parts).to(device), state=state)
         for row, part in enumerate(parts):
             found[row].append(nll[row, : len(part) - 1].double().cpu())
@@ -140,12 +139,6 @@ def _nll_of(model: TreeModel, texts: Sequence[Tensor], window_tokens: int) -> li
 def _pad(parts: Sequence[Tensor]) -> Tensor:
     """One row per part, filled up on the right: nothing before the filling can see it, so no mask is needed."""
     return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
-
-
-def _first_rows(state: RouterState, n_rows: int) -> RouterState:
-    """The state of those documents that go on, which stand first."""
-    feature = FeatureState(state.feature.total[:n_rows], state.feature.count[:n_rows])
-    return RouterState(feature, state.held[:n_rows])
 
 
 # --- systems ---------------------------------------------------------------------------------------------------------

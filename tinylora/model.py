@@ -10,7 +10,7 @@ prompts of different length for `generate` are padded on the left (`generation.l
 
 import inspect
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +30,7 @@ from tinylora.errors import BaseModelError, SettingError, ShapeMismatch
 from tinylora.generation import generate
 from tinylora.hub import TreeHub
 from tinylora.likelihood import IGNORED_LABEL, nll, summed_nll, targets_of
-from tinylora.mixture import Impl, Routing
+from tinylora.mixture import ByRow, Fixed, Impl, Routing
 from tinylora.recomputing import recomputing
 from tinylora.routing.policy import Policy, Router, RouterState
 from tinylora.tensors import Tensors
@@ -96,10 +96,10 @@ class TreeModel(TreeHub, nn.Module):
         self.router, self.policy = router, policy
         self.is_recomputing = False
         """Gradient checkpointing, in losses alone; may be set anew between calls."""
-        self._fixed: Routing | None = None
+        self._fixed: Fixed | ByRow | None = None
         self._rank: int | None = None
         self._plan: RankPlan = {}
-        self._shared = SharedRouting(Routing(None), impl, is_lower_frozen=spec.is_lower_frozen)
+        self._shared = SharedRouting(Fixed(), impl, is_lower_frozen=spec.is_lower_frozen)
         self._has_plain_head = base.is_head_plain
         self._accepts_positions = "position_ids" in inspect.signature(base.model.forward).parameters
         self.model: Any = base.model
@@ -158,15 +158,14 @@ class TreeModel(TreeHub, nn.Module):
 
     def _make_layers(self, projection: str, shared: Tensors) -> list[AdapterLinear]:
         shape, device = self.base.facts.projections[projection], self.model.device
-        of_nodes = [
-            tied_pairs(self.spec, projection, shape, shared, device)
-            if self.spec.kind == "tied"
-            else lora_pairs(shape, self.spec.rank_of(projection), device)
-            for _ in self.nodes
-        ]
+        if self.spec.kind == "tied":
+            of_nodes = [tied_pairs(self.spec, projection, shape, shared, device) for _ in self.nodes]
+            of_layers = list(zip(*of_nodes, strict=True))
+        else:
+            of_layers = lora_pairs(len(self.nodes), shape, self.spec.rank_of(projection), device)
         return [
             AdapterLinear(self.model.get_submodule(name), pairs, scale=self.scale, shared=self._shared)
-            for name, pairs in zip(self.base.linears[projection], zip(*of_nodes, strict=True), strict=True)
+            for name, pairs in zip(self.base.linears[projection], of_layers, strict=True)
         ]
 
     def attach_adapters(self) -> None:
@@ -301,19 +300,37 @@ class TreeModel(TreeHub, nn.Module):
 
     # --- routing -----------------------------------------------------------------------------------------------------
 
-    def route_to(self, path: str | None) -> None:
+    def route_to(self, path: str | Sequence[str] | None) -> None:
         """Send every token to all adapters on the way to `path`, as an oracle would; None gives the choice back.
 
         Back to the router, or without one to the whole path that the model holds.
 
+        Args:
+            path: A node, or one for every row of the batches that follow.
+
         Raises:
-            SettingError: No adapter of this model belongs to `path`.
+            SettingError: No adapter of this model belongs to a path.
         """
-        if path is not None:
-            self._index(path)
-            self._fixed = Routing(None, tuple(i for i, node in enumerate(self.nodes) if is_under(path, node)))
+        for each in (path,) if isinstance(path, str) else path or ():
+            self._index(each)
+        if isinstance(path, str):
+            self._fixed = Fixed(tuple(self._way_to(path)))
+        elif path is not None:
+            self._fixed = self._by_row(path)
         else:
-            self._fixed = Routing(None, tuple(range(len(self.nodes)))) if self.router is None else None
+            self._fixed = Fixed(tuple(range(len(self.nodes)))) if self.router is None else None
+
+    def _way_to(self, path: str) -> list[int]:
+        return [index for index, node in enumerate(self.nodes) if is_under(path, node)]
+
+    def _by_row(self, paths: Sequence[str]) -> ByRow:
+        """A list of nodes for each row; how many tokens each has is said by the pass."""
+        ways = [self._way_to(path) for path in paths]
+        width, device = max(map(len, ways), default=1), self.model.device
+        nodes = torch.tensor([way + [0] * (width - len(way)) for way in ways], device=device)
+        gates = torch.tensor([[[1.0] * len(way) + [0.0] * (width - len(way))] for way in ways], device=device)
+        is_full = all(len(way) == width for way in ways)
+        return ByRow(nodes, None if is_full else gates, 0, len(self.nodes))
 
     def _route(
         self, input_ids: Tensor, documents: Tensor | None, mask: Tensor | None, state: RouterState | None
@@ -323,7 +340,7 @@ class TreeModel(TreeHub, nn.Module):
             raise BaseModelError(f"{self.base.facts.base_id}: the adapters are detached; attach_adapters() comes first")
         self._shared.rank = self._rank
         if self._fixed is not None or self.router is None:
-            self._shared.routing = self._fixed or Routing(None)
+            self._shared.routing = self._fixed_for(input_ids)
             return state
         where = self.router.start.device  # the model's own, except beside a device without float64
         routing, state = self.router(
@@ -333,9 +350,16 @@ class TreeModel(TreeHub, nn.Module):
             state=state,
             policy=self.policy,
         )
-        weights = None if routing.weights is None else routing.weights.to(input_ids.device)
-        self._shared.routing = replace(routing, weights=weights)
+        self._shared.routing = routing.to(input_ids.device)
         return state
+
+    def _fixed_for(self, input_ids: Tensor) -> Routing:
+        if not isinstance(self._fixed, ByRow):
+            return self._fixed or Fixed()
+        n_rows, n_tokens = input_ids.shape
+        if n_rows != len(self._fixed.nodes):
+            raise SettingError(f"a batch of {n_rows} rows: route_to was given a node for {len(self._fixed.nodes)}")
+        return replace(self._fixed, n_tokens=n_tokens)
 
     # --- passes ------------------------------------------------------------------------------------------------------
 

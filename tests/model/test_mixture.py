@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from tests.helpers import ramp
 from tinylora.errors import ShapeMismatch
-from tinylora.mixture import Impl, Routing, leaf_lora
+from tinylora.mixture import Fixed, Impl, Routing, Weighted, leaf_lora
 
-IMPLS: tuple[Impl, ...] = ("reference", "soft")
+IMPLS: tuple[Impl, ...] = ("reference", "torch")
 
 
 def case(
@@ -19,7 +19,7 @@ def case(
     x, base_out = torch.randn(2, 5, 4, dtype=dtype), torch.randn(2, 5, 6, dtype=dtype)
     lora_a, lora_b = torch.randn(n_nodes, rank, 4, dtype=dtype), torch.randn(n_nodes, 6, rank, dtype=dtype)
     weights = torch.rand(2, 5, n_nodes, dtype=dtype) if is_weighted else None
-    return x, base_out, lora_a, lora_b, Routing(weights)
+    return x, base_out, lora_a, lora_b, Fixed() if weights is None else Weighted(weights)
 
 
 def mix(
@@ -32,7 +32,7 @@ def mix(
     impl: Impl = "auto",
 ) -> torch.Tensor:
     """`leaf_lora` on stacked adapters."""
-    return leaf_lora(x, base_out, lora_a.unbind(), lora_b.unbind(), routing, scale, impl)
+    return leaf_lora(x, base_out, lora_a, lora_b, routing, scale, impl)
 
 
 def token_by_token(x, base_out, lora_a, lora_b, routing, scale):
@@ -56,7 +56,7 @@ def test_is_the_formula(impl: Impl) -> None:
 def test_numbers_on_paper(impl: Impl) -> None:
     x, base_out = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[10.0]]])
     lora_a, lora_b = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]), torch.tensor([[[3.0]], [[5.0]]])
-    routing = Routing(torch.tensor([[[0.5, 0.25]]]))
+    routing = Weighted(torch.tensor([[[0.5, 0.25]]]))
     # 10 + 2 · (0.5 · 3 · 1 + 0.25 · 5 · 2)
     assert mix(x, base_out, lora_a, lora_b, routing, 2.0, impl).item() == 18.0
 
@@ -65,12 +65,12 @@ def test_numbers_on_paper(impl: Impl) -> None:
 def test_both_agree_forward_and_backward(n_nodes: int, rank: int, seed: int) -> None:
     torch.manual_seed(seed)
     *tensors, routing = case(n_nodes, rank)
-    assert routing.weights is not None
+    assert isinstance(routing, Weighted)
     outputs, gradients = [], []
     for impl in IMPLS:
         leaves = [tensor.clone().requires_grad_() for tensor in (*tensors, routing.weights)]
         x, base_out, lora_a, lora_b, weights = leaves
-        out = mix(x, base_out, lora_a, lora_b, Routing(weights), 0.7, impl)
+        out = mix(x, base_out, lora_a, lora_b, Weighted(weights), 0.7, impl)
         out.mul(ramp(*out.shape)).sum().backward()
         outputs.append(out)
         gradients.append([leaf.grad for leaf in leaves])
@@ -84,11 +84,11 @@ def test_both_agree_forward_and_backward(n_nodes: int, rank: int, seed: int) -> 
 def test_gradients_are_right(impl: Impl, is_weighted: bool) -> None:
     *tensors, routing = case(is_weighted=is_weighted)
     leaves = [tensor.requires_grad_() for tensor in tensors]
-    if routing.weights is not None:
+    if isinstance(routing, Weighted):
         leaves.append(routing.weights.requires_grad_())
 
     def mixed(x, base_out, lora_a, lora_b, weights=None) -> torch.Tensor:
-        return mix(x, base_out, lora_a, lora_b, Routing(weights, (0, 2)), 0.7, impl)
+        return mix(x, base_out, lora_a, lora_b, Fixed((0, 2)) if weights is None else Weighted(weights), 0.7, impl)
 
     assert torch.autograd.gradcheck(mixed, leaves)
 
@@ -98,15 +98,15 @@ def test_without_weights_one_node_takes_every_token(impl: Impl) -> None:
     x, base_out, lora_a, lora_b, _ = case()
     for node in range(3):
         plain = base_out + 0.7 * F.linear(F.linear(x, lora_a[node]), lora_b[node])
-        assert torch.allclose(mix(x, base_out, lora_a, lora_b, Routing(None, (node,)), 0.7, impl), plain)
+        assert torch.allclose(mix(x, base_out, lora_a, lora_b, Fixed((node,)), 0.7, impl), plain)
         one_hot = F.one_hot(torch.tensor(node), 3).expand(2, 5, 3).double()
-        assert torch.allclose(mix(x, base_out, lora_a, lora_b, Routing(one_hot), 0.7, impl), plain)
+        assert torch.allclose(mix(x, base_out, lora_a, lora_b, Weighted(one_hot), 0.7, impl), plain)
 
 
 def test_without_weights_other_nodes_get_no_gradient() -> None:
     x, base_out, lora_a, lora_b, _ = case()
     lora_b.requires_grad_()
-    mix(x, base_out, lora_a, lora_b, Routing(None, (1,)), 0.7).sum().backward()
+    mix(x, base_out, lora_a, lora_b, Fixed((1,)), 0.7).sum().backward()
     assert lora_b.grad is not None
     assert [bool(node.any()) for node in lora_b.grad] == [False, True, False]
 
@@ -115,11 +115,11 @@ def test_without_weights_other_nodes_get_no_gradient() -> None:
 @pytest.mark.parametrize("nodes", [(0, 2), (2, 1, 0)])
 def test_without_weights_the_updates_of_several_nodes_add_up(impl: Impl, nodes: tuple[int, ...]) -> None:
     x, base_out, lora_a, lora_b, _ = case()
-    together = mix(x, base_out, lora_a, lora_b, Routing(None, nodes), 0.7, impl)
-    parts = [mix(x, base_out, lora_a, lora_b, Routing(None, (node,)), 0.7, impl) - base_out for node in nodes]
+    together = mix(x, base_out, lora_a, lora_b, Fixed(nodes), 0.7, impl)
+    parts = [mix(x, base_out, lora_a, lora_b, Fixed((node,)), 0.7, impl) - base_out for node in nodes]
     assert torch.allclose(together, base_out + torch.stack(parts).sum(dim=0))
     ones = torch.tensor([float(node in nodes) for node in range(3)], dtype=x.dtype).expand(2, 5, 3)
-    assert torch.allclose(together, mix(x, base_out, lora_a, lora_b, Routing(ones), 0.7, impl))
+    assert torch.allclose(together, mix(x, base_out, lora_a, lora_b, Weighted(ones), 0.7, impl))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -127,11 +127,11 @@ def test_without_weights_the_updates_of_several_nodes_add_up(impl: Impl, nodes: 
 def test_zero_b_and_zero_weights_leave_the_base_as_it_is(impl: Impl, dtype: torch.dtype) -> None:
     x, base_out, lora_a, lora_b, routing = case(dtype=dtype)
     assert torch.equal(mix(x, base_out, lora_a, torch.zeros_like(lora_b), routing, 0.7, impl), base_out)
-    assert torch.equal(mix(x, base_out, lora_a, torch.zeros_like(lora_b), Routing(None), 0.7, impl), base_out)
-    assert routing.weights is not None
+    assert torch.equal(mix(x, base_out, lora_a, torch.zeros_like(lora_b), Fixed(), 0.7, impl), base_out)
+    assert isinstance(routing, Weighted)
     weights = routing.weights.clone()
     weights[0, 2:4] = 0
-    out = mix(x, base_out, lora_a, lora_b, Routing(weights), 0.7, impl)
+    out = mix(x, base_out, lora_a, lora_b, Weighted(weights), 0.7, impl)
     assert torch.equal(out[0, 2:4], base_out[0, 2:4])
     assert not torch.equal(out[0, 1], base_out[0, 1])
 

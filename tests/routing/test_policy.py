@@ -34,8 +34,7 @@ def a_router(topology: Topology = UNEVEN, *, nodes=None, seed: int = 0, tau: flo
 
 def weights_of(router: Router, ids: torch.Tensor, policy: str, **options) -> torch.Tensor:
     routing, _ = router(ids, policy=Policy.parse(policy), **options)
-    assert routing.weights is not None
-    return routing.weights
+    return routing.dense()
 
 
 # --- a slow, obvious router ------------------------------------------------------------------------------------------
@@ -158,7 +157,7 @@ def test_a_carried_state_is_one_pass(topology, policy, cuts):
     state, parts = None, []
     for start, stop in zip([0, *cuts], [*cuts, 17], strict=True):
         routing, state = router(ids[:, start:stop], policy=Policy.parse(policy), state=state)
-        parts.append(routing.weights)
+        parts.append(routing.dense())
     assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-7)
     packed = weights_of(router, ids, policy, documents=documents)
     assert torch.equal(packed[:, :6], whole[:, :6])
@@ -172,9 +171,8 @@ def test_padding_changes_nothing(policy):
     padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), ids, torch.zeros(1, 4, dtype=torch.long)], dim=1)
     mask = torch.tensor([[False] * 5 + [True] * 12 + [False] * 4])
     found, after = router(padded, mask=mask, policy=Policy.parse(policy))
-    assert found.weights is not None and expected.weights is not None
-    assert torch.allclose(found.weights[:, 5:17], expected.weights, atol=1e-7)
-    assert torch.allclose(after.held, end.held, atol=1e-7) and torch.equal(after.feature.total, end.feature.total)
+    assert torch.allclose(found.dense()[:, 5:17], expected.dense(), atol=1e-7)
+    assert torch.allclose(after.held.dense(4), end.held.dense(4), atol=1e-7) and torch.equal(after.feature.total, end.feature.total)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -284,7 +282,7 @@ def test_frozen_gates_read_a_few_numbers_of_each_token_and_decide_alike(topology
     ids, documents = token_rows(2, 40), torch.arange(40).div(15, rounding_mode="floor").expand(2, -1)
     policy, routers = Policy("soft"), (a_router(topology), a_router(topology, trainable=True))
     (frozen, state), (trained, whole) = (router(ids, documents=documents, policy=policy) for router in routers)
-    assert torch.allclose(frozen.weights, trained.weights, atol=1e-6)
+    assert torch.allclose(frozen.dense(), trained.dense(), atol=1e-6)
     assert state.feature.total.shape[1] == len(topology.inner) and whole.feature.total.shape[1] == DIM
 
 
@@ -347,7 +345,7 @@ def test_gates_may_be_more_than_the_tree_needs():
 
 def test_state_of_a_fresh_batch():
     state = a_router(nodes=("", "0")).initial_state(2)
-    assert isinstance(state, RouterState) and state.held.tolist() == [[1, 0], [1, 0]]
+    assert isinstance(state, RouterState) and state.held.dense(2).tolist() == [[1, 0], [1, 0]]
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ The state of one node is a dict of tensors, stacked over the layers that have th
 names and shapes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -17,9 +17,10 @@ from tinylora.adapters.drawing import draw
 from tinylora.adapters.nested import prefix
 from tinylora.adapters.shapes import check_projections
 from tinylora.adapters.spec import AdapterSpec
+from tinylora.adapters.stacks import Stack
 from tinylora.adapters.tied import TiedPair, init_tied
 from tinylora.config import BaseFacts, ProjectionShape
-from tinylora.mixture import Impl, Routing, leaf_lora
+from tinylora.mixture import Fixed, Impl, Routing, leaf_lora
 from tinylora.tensors import Tensors
 
 
@@ -47,9 +48,12 @@ def init_adapter(facts: BaseFacts, spec: AdapterSpec, *, seed: int, path: str) -
 class LoraPair(nn.Module):
     """One node's A and B on one linear, both trained.
 
-    Nodes have parameters of their own, so that some can be trained while others are frozen, and a lone node is used as
-    it lies in memory.
+    Nodes have parameters of their own, so that some can be trained while others are frozen; those of all nodes on one
+    linear lie side by side in a `Stack`.
     """
+
+    has_own_factors = True
+    """Whether the product's factors are this pair's own parameters."""
 
     def __init__(self, lora_a: Float[Tensor, "rank in"], lora_b: Float[Tensor, "out rank"]) -> None:
         super().__init__()
@@ -64,14 +68,14 @@ class LoraPair(nn.Module):
         return {"lora_A": self.lora_a, "lora_B": self.lora_b}
 
 
-def lora_pairs(shape: ProjectionShape, rank: int, device: torch.device) -> list[LoraPair]:
-    """One node's pairs on all layers of a projection, all zero."""
-    return [
-        LoraPair(
-            torch.zeros(rank, shape.in_features, device=device), torch.zeros(shape.out_features, rank, device=device)
-        )
-        for _ in range(shape.n_layers)
-    ]
+def lora_pairs(n_nodes: int, shape: ProjectionShape, rank: int, device: torch.device) -> list[list[LoraPair]]:
+    """Pairs of all nodes, layer by layer of a projection, all zero; those of one layer share two stacks."""
+    layers = []
+    for _ in range(shape.n_layers):
+        stack_a = torch.zeros(n_nodes, rank, shape.in_features, device=device)
+        stack_b = torch.zeros(n_nodes, shape.out_features, rank, device=device)
+        layers.append([LoraPair(lora_a, lora_b) for lora_a, lora_b in zip(stack_a, stack_b, strict=True)])
+    return layers
 
 
 Pair: TypeAlias = LoraPair | TiedPair
@@ -108,6 +112,7 @@ class AdapterLinear(nn.Module):
         self.shared = shared
         self.limit: int | None = None
         """Rows beyond this are neither used nor trained in this layer; None is no limit."""
+        self._stack = Stack(list(pairs))
 
     @property
     def weight(self) -> Tensor:
@@ -121,10 +126,26 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         """What the linear makes of `x`, plus what the current routing's nodes add."""
-        shared, pairs = self.shared, [pair.product() for pair in self.pairs]
+        shared, base_out = self.shared, self.base(x)
+        routing = shared.routing
+        if type(routing) is Fixed:  # stacks of these alone: the others cost nothing, and get no gradient
+            lora_a, lora_b = self._stack.of(x.dtype, routing.nodes)
+            routing = Fixed(tuple(range(len(routing.nodes))))
+        else:
+            lora_a, lora_b = self._stack.of(x.dtype)
         if self.limit is not None:
-            pairs = [prefix(*pair, self.limit) for pair in pairs]
+            lora_a, lora_b = prefix(lora_a, lora_b, self.limit)
         if shared.rank is not None:
-            pairs = [prefix(*pair, shared.rank, is_lower_frozen=shared.is_lower_frozen) for pair in pairs]
-        lora_a, lora_b = zip(*pairs, strict=True)
-        return leaf_lora(x, self.base(x), lora_a, lora_b, shared.routing, self.scale, shared.impl)
+            lora_a, lora_b = prefix(lora_a, lora_b, shared.rank, is_lower_frozen=shared.is_lower_frozen)
+        return leaf_lora(x, base_out, lora_a, lora_b, routing, self.scale, shared.impl)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdapterLinear":
+        """Move or cast; parameters that moved lie elsewhere than in their stacks, and are put together again."""
+        super()._apply(fn, recurse)
+        self._stack = Stack(list(self.pairs))
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy's parameters have memory of their own, too."""
+        super().__setstate__(state)
+        self._stack = Stack(list(self.pairs))

@@ -87,19 +87,23 @@ def nested_loss(
 
 
 def prefix(
-    lora_a: Float[Tensor, "rank in"], lora_b: Float[Tensor, "out rank"], rank: int, *, is_lower_frozen: bool = False
-) -> tuple[Float[Tensor, "cut in"], Float[Tensor, "out cut"]]:
-    """The first `rank` rows of A and columns of B, or all where there are fewer.
+    lora_a: Float[Tensor, "*node rank in"],
+    lora_b: Float[Tensor, "*node out rank"],
+    rank: int,
+    *,
+    is_lower_frozen: bool = False,
+) -> tuple[Float[Tensor, "*node cut in"], Float[Tensor, "*node out cut"]]:
+    """The first `rank` rows of A and columns of B, or all where there are fewer; of one node or of a stack.
 
     With the lower ones frozen the gradient reaches row and column number `rank` only: nothing, where they do not exist.
     """
-    lora_a, lora_b = lora_a[:rank], lora_b[:, :rank]
+    lora_a, lora_b = lora_a[..., :rank, :], lora_b[..., :rank]
     if not is_lower_frozen:
         return lora_a, lora_b
     low = rank - 1
     return (
-        torch.cat([lora_a[:low].detach(), lora_a[low:]]),
-        torch.cat([lora_b[:, :low].detach(), lora_b[:, low:]], dim=1),
+        torch.cat([lora_a[..., :low, :].detach(), lora_a[..., low:, :]], dim=-2),
+        torch.cat([lora_b[..., :low].detach(), lora_b[..., low:]], dim=-1),
     )
 
 

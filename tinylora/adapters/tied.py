@@ -81,6 +81,8 @@ class TiedPair(nn.Module):
     The same A and B stand in the pairs of all layers, so their gradients add up.
     """
 
+    has_own_factors = False
+    """Whether the product's factors are this pair's own parameters."""
     lora_a: Float[Tensor, "rank in"]
     lora_b: Float[Tensor, "out rank"]
 

@@ -2,7 +2,8 @@
 
 The posteriors of all leaves are one matrix product away from the gates' scores: with G the log probabilities of turning
 right and left at every inner node, log p(leaf) = G @ M, where M marks the turns on the way to each leaf. This holds for
-uneven trees, and for a tree that is one leaf.
+uneven trees, and for a tree that is one leaf. Where one leaf or two are chosen, what comes out is a short list of nodes
+for each token (`mixture.routing`), not a weight for every node of the tree: linears then cost what those nodes cost.
 
 Everything is causal and goes on from a `RouterState`: the weights of a token depend on the tokens up to it, and are the
 same whether the text came in one pass or token by token.
@@ -14,12 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinylora.errors import ShapeMismatch
-from tinylora.mixture import Routing
+from tinylora.mixture import ByRow, ByToken, Routing, Weighted
 from tinylora.routing.decision import Policy
 from tinylora.routing.features import FeatureState, RoutingFeature, document_starts
 from tinylora.routing.gates import Gate, Gates
@@ -29,11 +30,50 @@ __all__ = ["Policy", "Router", "RouterState", "reference_posterior"]
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Nodes and how much of each, at every place; places are a batch, or the tokens of one."""
+
+    nodes: Int[Tensor, "*place width"] | None
+    """Short lists; None is all nodes of the router, in its order."""
+    gates: Float[Tensor, "*place width"] | None
+    """None is 1 of each."""
+
+    def at(self, token: int) -> "Choice":
+        """Of one token of every row, detached."""
+        nodes = None if self.nodes is None else self.nodes[:, token]
+        return Choice(nodes, None if self.gates is None else self.gates[:, token].detach())
+
+    def first(self, n_rows: int) -> "Choice":
+        """Of the first rows alone."""
+        cut = (None if part is None else part[:n_rows] for part in (self.nodes, self.gates))
+        return Choice(*cut)
+
+    def listed(self, n_nodes: int, width: int) -> tuple[Tensor, Tensor]:
+        """Lists and gates of at least this width."""
+        if self.nodes is None:
+            assert self.gates is not None
+            return torch.arange(n_nodes, device=self.gates.device).expand(self.gates.shape), self.gates
+        gates = torch.ones_like(self.nodes, dtype=torch.float32) if self.gates is None else self.gates
+        missing = width - gates.shape[-1]
+        return (self.nodes, gates) if missing <= 0 else (F.pad(self.nodes, (0, missing)), F.pad(gates, (0, missing)))
+
+    def dense(self, n_nodes: int) -> Float[Tensor, "*place node"]:
+        """A weight for every node."""
+        nodes, gates = self.listed(n_nodes, 0)
+        return gates if self.nodes is None else gates.new_zeros(*nodes.shape[:-1], n_nodes).scatter_add(-1, nodes, gates)
+
+
+@dataclass(frozen=True)
 class RouterState:
-    """Where a batch of rows stands: their running means, and the weights that were decided last."""
+    """Where a batch of rows stands: their running means, and what was decided last."""
 
     feature: FeatureState
-    held: Float[Tensor, "batch node"]
+    held: Choice
+
+    def first(self, n_rows: int) -> "RouterState":
+        """Of the first rows alone."""
+        feature = FeatureState(self.feature.total[:n_rows], self.feature.count[:n_rows])
+        return RouterState(feature, self.held.first(n_rows))
 
 
 class Router(nn.Module):
@@ -54,9 +94,13 @@ class Router(nn.Module):
     b: Float[Tensor, " inner"]
     tau: Float[Tensor, " inner"]
     turns: Float[Tensor, "turn leaf"]
-    depths: Float[Tensor, " leaf"]
     below: Float[Tensor, "leaf node"]
-    start: Float[Tensor, " node"]
+    signs: Float[Tensor, "inner leaf"]
+    minus_depths: Float[Tensor, " leaf"]
+    way: Int[Tensor, "leaf width"]
+    is_on_way: Float[Tensor, "leaf width"]
+    start: Int[Tensor, " width"]
+    is_started: Float[Tensor, " width"]
 
     def __init__(
         self,
@@ -89,16 +133,26 @@ class Router(nn.Module):
         self._reader = feature if trainable else feature.through(self.w)
 
     def _register_tree(self) -> None:
-        """The tree as matrices of zeros and ones."""
+        """The tree as matrices of zeros and ones, and as lists of the nodes on the way to each leaf."""
         leaves, inner = self.topology.leaves, self.topology.inner
-        turns = [[leaf.startswith(node + turn) for leaf in leaves] for turn in "10" for node in inner]
+        turns = torch.tensor([[leaf.startswith(node + turn) for leaf in leaves] for turn in "10" for node in inner])
+        turns = turns.reshape(2 * len(inner), len(leaves)).double()
+        upper_first = sorted(range(len(self.nodes)), key=lambda index: len(self.nodes[index]))
+        ways = [[index for index in upper_first if is_under(leaf, self.nodes[index])] for leaf in leaves]
+        width = max(1, *map(len, ways))
+        at_root = [index for index, node in enumerate(self.nodes) if node == ""]
         tables = {
-            "turns": torch.tensor(turns, dtype=torch.float64).reshape(2 * len(inner), len(leaves)),
-            "depths": torch.tensor([float(len(leaf)) for leaf in leaves], dtype=torch.float64),
+            "turns": turns,
             "below": torch.tensor([[is_under(leaf, node) for node in self.nodes] for leaf in leaves]).double(),
+            "signs": (turns[: len(inner)] - turns[len(inner) :]).float(),
+            "minus_depths": torch.tensor([-float(len(leaf)) for leaf in leaves]),
+            "way": torch.tensor([way + [0] * (width - len(way)) for way in ways]),
+            "is_on_way": torch.tensor([[1.0] * len(way) + [0.0] * (width - len(way)) for way in ways]),
             # The root is on every path, so it needs no decision.
-            "start": torch.tensor([node == "" for node in self.nodes]).float(),
+            "start": torch.tensor([*at_root, *[0] * width][:width]),
+            "is_started": torch.tensor([*[1.0] * len(at_root), *[0.0] * width][:width]),
         }
+        self._is_way_full = all(len(way) == width for way in ways)
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 
@@ -123,21 +177,38 @@ class Router(nn.Module):
             state: From the pass before, over the same rows.
             policy: How gates become weights.
         """
-        state = state or self.initial_state(len(input_ids))
-        scores, counts, feature_state = self._read(input_ids, documents, mask, state.feature)
-        weights = self.decide(scores, policy)
+        known = state or self.initial_state(len(input_ids))
+        scores, counts, feature_state = self._read(input_ids, documents, mask, known.feature)
+        choice = self.choose(scores, policy)
         if policy.granularity != "token":
             is_decision = counts % policy.size == 0 if policy.granularity == "window" else counts == policy.size
             is_decision = is_decision & (counts > 0) if mask is None else is_decision & (counts > 0) & mask
             starts = None if documents is None else document_starts(documents, mask)
-            weights = _hold(weights, is_decision, starts, state.held, self.start)
-        held = weights[:, -1].detach() if input_ids.shape[1] else state.held
-        return Routing(weights), RouterState(feature_state, held)
+            choice = self._hold(choice, is_decision, starts, known.held)
+        held = choice.at(-1) if input_ids.shape[1] else known.held
+        decides_once = policy.granularity == "sequence" and state is None and documents is None
+        return self._routing(choice, decides_once), RouterState(feature_state, held)
+
+    def _routing(self, choice: Choice, decides_once: bool) -> Routing:
+        """What linears are told; rows that begin here and decide once have one list each, and perhaps not from the
+        first token on."""
+        nodes, gates, n_nodes = choice.nodes, choice.gates, len(self.nodes)
+        if nodes is None:
+            assert gates is not None
+            return Weighted(gates)
+        n_tokens = nodes.shape[1]
+        if n_tokens == 1:
+            return ByRow(nodes[:, 0], gates, 1, n_nodes)
+        if decides_once and n_tokens and gates is not None:
+            # Before the decision there is the root alone, which is the first of every list.
+            last = nodes[:, -1]
+            return ByRow(last, gates * (nodes == last[:, None]), n_tokens, n_nodes)
+        return ByToken(nodes, gates, n_nodes)
 
     def initial_state(self, batch: int) -> RouterState:
         """Before the first token of `batch` rows."""
         feature = FeatureState.zero(batch, self._reader.dim, self._reader.table.device)
-        return RouterState(feature, self.start.expand(batch, -1))
+        return RouterState(feature, Choice(self.start.expand(batch, -1), self.is_started.expand(batch, -1)))
 
     def _read(
         self, input_ids: Tensor, documents: Tensor | None, mask: Tensor | None, state: FeatureState | None
@@ -157,21 +228,54 @@ class Router(nn.Module):
         return torch.cat([F.logsigmoid(logits), F.logsigmoid(-logits)], dim=-1) @ self.turns
 
     def decide(self, scores: Float[Tensor, "batch token inner"], policy: Policy) -> Float[Tensor, "batch token node"]:
-        """Weights of every node, decided anew at every token. Gradients pass through `soft` and `top2`."""
-        if policy.decision == "soft":
-            weights = self.log_posterior(scores).exp() @ self.below
-        elif policy.decision == "top2":
-            weights = _top2(self.log_posterior(scores)) @ self.below
-        else:
-            weights = self._hard(scores) @ self.below
-            if policy.decision == "elastic":
-                weights = weights * (self.log_posterior(scores).exp() @ self.below > policy.threshold)
-        return weights.float()
+        """Weights of every node, decided anew at every token."""
+        return self.choose(scores, policy).dense(len(self.nodes))
 
-    def _hard(self, scores: Float[Tensor, "batch token inner"]) -> Float[Tensor, "batch token leaf"]:
-        """One at the leaf that all gates on its way point to."""
-        is_right = (scores >= 0).double()
-        return (torch.cat([is_right, 1 - is_right], dim=-1) @ self.turns == self.depths).double()
+    def choose(self, scores: Float[Tensor, "batch token inner"], policy: Policy) -> Choice:
+        """Nodes of every token, decided anew at each. Gradients pass through `soft` and `top2`."""
+        if policy.decision == "soft":
+            return Choice(None, (self.log_posterior(scores).exp() @ self.below).float())
+        if policy.decision == "top2":
+            return self._top2(scores)
+        leaf = self._leaf(scores)
+        nodes = self.way[leaf]
+        if policy.decision == "hard":
+            return Choice(nodes, None if self._is_way_full else self.is_on_way[leaf])
+        is_sure = (self.log_posterior(scores).exp() @ self.below).gather(-1, nodes) > policy.threshold
+        return Choice(nodes, self.is_on_way[leaf] * is_sure)
+
+    def _leaf(self, scores: Float[Tensor, "batch token inner"]) -> Int[Tensor, "batch token"]:
+        """The one that all gates on its way point to: as many turns agree as it is deep, and at others fewer."""
+        turns = torch.where(scores >= 0, 1.0, -1.0)
+        return (turns @ self.signs + self.minus_depths).argmax(dim=-1)
+
+    def _top2(self, scores: Float[Tensor, "batch token inner"]) -> Choice:
+        """The paths to the two likeliest leaves, by their posterior, which sums to one; a node of both stands twice."""
+        log_posterior = self.log_posterior(scores)
+        top = log_posterior.topk(min(2, log_posterior.shape[-1]), dim=-1)
+        gates = top.values.softmax(dim=-1).float().unsqueeze(-1) * self.is_on_way[top.indices]
+        return Choice(self.way[top.indices].flatten(-2), gates.flatten(-2))
+
+    def _hold(
+        self,
+        fresh: Choice,
+        is_decision: Bool[Tensor, "batch token"],
+        starts: Bool[Tensor, "batch token"] | None,
+        before: Choice,
+    ) -> Choice:
+        """At each token the document's last decision; before its first one, `before`, or the root where it began here.
+
+        `before` is for the document that the rows came in with.
+        """
+        start = Choice(self.start, self.is_started)
+        n_nodes = len(self.nodes)
+        if fresh.nodes is None:
+            assert fresh.gates is not None
+            return Choice(None, _hold(fresh.gates, is_decision, starts, before.dense(n_nodes), start.dense(n_nodes)))
+        width = max(choice.shape[-1] for choice in (fresh.nodes, before.listed(n_nodes, 0)[0]))
+        held = zip(*(choice.listed(n_nodes, width) for choice in (fresh, before, start)), strict=True)
+        nodes, gates = (_hold(now, is_decision, starts, earlier, at_start) for now, earlier, at_start in held)
+        return Choice(nodes, gates)
 
     def entropy(
         self,
@@ -209,31 +313,27 @@ def _gate_of(gates: Gates, node: NodePath, dim: int) -> Gate:
     return gate
 
 
-def _top2(log_posterior: Float[Tensor, "batch token leaf"]) -> Float[Tensor, "batch token leaf"]:
-    """The posterior of the two likeliest leaves, and nothing elsewhere, summing to one."""
-    top = log_posterior.topk(min(2, log_posterior.shape[-1]), dim=-1)
-    return torch.zeros_like(log_posterior).scatter(-1, top.indices, top.values.softmax(dim=-1))
-
-
 def _hold(
-    weights: Float[Tensor, "batch token node"],
+    fresh: Shaped[Tensor, "batch token width"],
     is_decision: Bool[Tensor, "batch token"],
     starts: Bool[Tensor, "batch token"] | None,
-    held: Float[Tensor, "batch node"],
-    start: Float[Tensor, " node"],
-) -> Float[Tensor, "batch token node"]:
-    """At each token the weights of the document's last decision; before its first one, `held` or `start`.
+    held: Shaped[Tensor, "batch width"],
+    start: Shaped[Tensor, " width"],
+) -> Shaped[Tensor, "batch token width"]:
+    """At each token what stood at the document's last decision; before its first one, `held` or `start`.
 
     `held` is for the document that the rows came in with, `start` for one that begins within them.
     """
-    index = torch.arange(is_decision.shape[1], device=weights.device).expand_as(is_decision)
+    if starts is None and is_decision.shape[1] == 1:
+        return torch.where(is_decision.unsqueeze(-1), fresh, held.unsqueeze(1))
+    index = torch.arange(is_decision.shape[1], device=fresh.device).expand_as(is_decision)
     last = torch.where(is_decision, index, -1).cummax(dim=1).values if is_decision.shape[1] else index
-    before = held.unsqueeze(1).expand_as(weights)
+    before = held.unsqueeze(1).expand_as(fresh)
     if starts is not None:
         began = torch.where(starts, index, -1).cummax(dim=1).values
         before = torch.where((began >= 0).unsqueeze(-1), start, before)
         last = torch.where(last >= began, last, -1)
-    decided = weights.gather(1, last.clamp(min=0).unsqueeze(-1).expand_as(weights))
+    decided = fresh.gather(1, last.clamp(min=0).unsqueeze(-1).expand_as(fresh))
     return torch.where((last >= 0).unsqueeze(-1), decided, before)
 
 
