@@ -56,7 +56,7 @@ def by_model(base: LoadedBase, ids: list[int], policy: str) -> tuple[dict[str, f
     scores = router.scores(means)[:, -1:]
     posterior = router.log_posterior(scores).exp()[0, 0].tolist()
     hard = router.decide(scores, Policy("hard"))[0, 0]
-    held = router(torch.tensor([ids]), policy=Policy.parse(policy))[1].held[0].tolist()
+    held = router(torch.tensor([ids]), policy=Policy.parse(policy))[1].held.dense(len(TREE.nodes))[0].tolist()
     leaf = next(leaf for leaf in TREE.leaves if hard[TREE.nodes.index(leaf)])
     return dict(zip(TREE.leaves, posterior, strict=True)), leaf, dict(zip(TREE.nodes, held, strict=True))
 

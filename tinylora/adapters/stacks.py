@@ -58,7 +58,7 @@ class Stack:
         are computed as those of tied pairs are, the dtype is the parameters' own.
         """
         if self._factors is None:
-            chosen = [pair.product() for pair in (self._pairs if nodes is None else map(self._pairs.__getitem__, nodes))]
+            chosen = [self._pairs[node].product() for node in nodes or range(len(self._pairs))]
             return torch.stack([a for a, _ in chosen]), torch.stack([b for _, b in chosen])
         a, b = self._factors
         if torch.is_grad_enabled():
@@ -109,10 +109,10 @@ class _Traced(torch.autograd.Function):
         return stack.view_as(stack)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Each parameter's own part; a copy where it would keep the memory of parts that nobody wants."""
         needs = ctx.needs_input_grad[1:]
-        parts = gradient.unbind()
+        parts = gradients[0].unbind()
         if not all(needs):
             parts = tuple(part.clone() if is_wanted else None for part, is_wanted in zip(parts, needs, strict=True))
         return None, *parts

@@ -82,8 +82,11 @@ class GroupedLora(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """Gradients of base_out, x, A, B and gates."""
+        (gradient,) = gradients
         gathered, hidden, lora_a, lora_b, gates = ctx.saved_tensors
         order, is_grouped, needs = ctx.order, ctx.is_grouped, ctx.needs_input_grad
         factor = ctx.scale if gates is None else gates

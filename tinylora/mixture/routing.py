@@ -37,8 +37,8 @@ class ByRow:
     """One list of nodes for each row of the batch."""
 
     nodes: Int[Tensor, "row width"]
-    gates: Float[Tensor, "row #token width"] | None
-    """How much of each node a token has; None is 1. A row without any node has gates of zero."""
+    gates: Float[Tensor, "row _ width"] | None
+    """How much of each node a token has, or all tokens of a row; None is 1. Without any node gates are zero."""
     n_tokens: int
     """In each row."""
     n_nodes: int
@@ -54,7 +54,7 @@ class ByRow:
         """The same as a weight for every node."""
         gates = torch.ones_like(self.nodes, dtype=torch.float32)[:, None] if self.gates is None else self.gates
         nodes = self.nodes[:, None].expand(-1, self.n_tokens, -1)
-        return _scatter(nodes, gates.expand(nodes.shape), self.n_nodes)
+        return scatter(nodes, gates.expand(nodes.shape), self.n_nodes)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ByToken:
     def dense(self) -> Float[Tensor, "row token node"]:
         """The same as a weight for every node."""
         gates = torch.ones_like(self.nodes, dtype=torch.float32) if self.gates is None else self.gates
-        return _scatter(self.nodes, gates, self.n_nodes)
+        return scatter(self.nodes, gates, self.n_nodes)
 
     def gathered(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "entry in"]:
         """Each entry's row of `x`, in the order; without gradient.
@@ -175,6 +175,9 @@ def _to(gates: Tensor | None, device: torch.device) -> Tensor | None:
     return None if gates is None else gates.to(device)
 
 
-def _scatter(nodes: Tensor, gates: Tensor, n_nodes: int) -> Tensor:
+def scatter(
+    nodes: Int[Tensor, "*place width"], gates: Float[Tensor, "*place width"], n_nodes: int
+) -> Float[Tensor, "*place node"]:
+    """Lists of nodes as a weight for every node."""
     empty = gates.new_zeros(*nodes.shape[:-1], n_nodes)
     return empty.scatter_add(-1, nodes, gates) if n_nodes else empty

@@ -48,13 +48,12 @@ def leaf_lora(
         lora_a, lora_b = lora_a.to(x.dtype), lora_b.to(x.dtype)
     if impl == "reference":
         return _reference(x, base_out, lora_a, lora_b, routing, scale)
-    kind = type(routing)
-    if kind is Fixed:
+    if isinstance(routing, Fixed):
         return add_all(x, base_out, *_chosen(lora_a, lora_b, routing.nodes), scale)
     n_wide = lora_a.shape[0] * lora_a.shape[1]
-    if kind is ByRow:
+    if isinstance(routing, ByRow):
         return _by_row(x, base_out, lora_a, lora_b, routing, scale)
-    if kind is ByToken and n_wide > thresholds(x.dtype, x.device).wide_rank * routing.nodes.shape[-1]:
+    if isinstance(routing, ByToken) and n_wide > thresholds(x.dtype, x.device).wide_rank * routing.nodes.shape[-1]:
         return _by_token(x, base_out, lora_a, lora_b, routing, scale)
     return _wide(x, base_out, lora_a, lora_b, routing, scale)
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from tinylora.errors import ShapeMismatch
 from tinylora.mixture import ByRow, ByToken, Routing, Weighted
+from tinylora.mixture.routing import scatter
 from tinylora.routing.decision import Policy
 from tinylora.routing.features import FeatureState, RoutingFeature, document_starts
 from tinylora.routing.gates import Gate, Gates
@@ -60,7 +61,7 @@ class Choice:
     def dense(self, n_nodes: int) -> Float[Tensor, "*place node"]:
         """A weight for every node."""
         nodes, gates = self.listed(n_nodes, 0)
-        return gates if self.nodes is None else gates.new_zeros(*nodes.shape[:-1], n_nodes).scatter_add(-1, nodes, gates)
+        return gates if self.nodes is None else scatter(nodes, gates, n_nodes)
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,7 @@ class Router(nn.Module):
         return self._routing(choice, decides_once), RouterState(feature_state, held)
 
     def _routing(self, choice: Choice, decides_once: bool) -> Routing:
-        """What linears are told; rows that begin here and decide once have one list each, and perhaps not from the
-        first token on."""
+        """What linears are told; rows that begin here and decide once have one list each, from some token on."""
         nodes, gates, n_nodes = choice.nodes, choice.gates, len(self.nodes)
         if nodes is None:
             assert gates is not None
