@@ -1,8 +1,10 @@
 """Bundles made from bundles: what they compute, and what is refused."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,12 +16,13 @@ from tinylora.adapters.lora import init_adapter
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.adapters.tied import shared_factors
 from tinylora.base_model import LoadedBase
-from tinylora.bundle import Bundle, check_base, inspect, read_bundle, verify, write_bundle
+from tinylora.bundle import Bundle, LeafStatistics, check_base, inspect, pack, read_bundle, verify, write_bundle
 from tinylora.command_line import exit_code_of
 from tinylora.derive import cut_bundle, leaf_state, mush_bundle
 from tinylora.errors import SettingError
 from tinylora.model import TreeModel
 from tinylora.tensors import Tensors
+from tinylora.tree import Topology
 
 NESTED = AdapterSpec("nested", 4, {"mlp.up_proj": 2})
 
@@ -88,7 +91,7 @@ def test_single_projections_get_ranks_of_their_own(base: LoadedBase) -> None:
         "self_attn.q_proj": 4,
         "mlp.up_proj": 2,
     }
-    assert small.report["cut"]["mlp.down_proj"] == 1
+    assert small.report["cut"]["ranks"]["mlp.down_proj"] == 1
 
 
 def test_cutting_by_command(base: LoadedBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,6 +128,103 @@ def test_tied_adapters_have_no_prefixes(base: LoadedBase) -> None:
     tied = bundle(base, AdapterSpec("tied", 4, trained=("A", "B")))
     with pytest.raises(SettingError, match="kind tied:A,B, whose prefixes are no adapters"):
         cut_bundle(tied, 2, {}, is_forced=True)
+
+
+# --- subtrees ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("paths", [("0", "10", "11"), ("", "1", "10", "11", "0"), ("", "10", "0")], ids=len)
+@pytest.mark.parametrize("spec", [NESTED, AdapterSpec("tied", 3, {"mlp.up_proj": 1}, ("A", "uv"))], ids=str)
+def test_a_subtree_is_what_the_whole_tree_is_below_it(
+    base: LoadedBase, spec: AdapterSpec, paths: tuple[str, ...]
+) -> None:
+    """Leaf by leaf, and by its gates where the whole tree's way to the subtree is fixed."""
+    whole = told_of(bundle(base, spec, paths))
+    small = cut_bundle(whole, subtree="1")
+    assert small.topology == Topology(("0", "1"))
+    for leaf in small.topology.leaves:
+        torch.testing.assert_close(logits(small, base, leaf), logits(whole, base, "1" + leaf), atol=1e-5, rtol=1e-5)
+    root = whole.gates.nodes[""]
+    fixed = replace(whole.gates, nodes=whole.gates.nodes | {"": replace(root, w=root.w * 0, b=1e3)})
+    expected = routed(replace(whole, gates=fixed), base)
+    torch.testing.assert_close(routed(small, base), expected, atol=1e-5, rtol=1e-5)
+    assert np.array_equal(small.gates.nodes[""].w, whole.gates.nodes["1"].w)
+    assert small.statistics is not None and whole.statistics is not None
+    assert small.statistics.counts == {"0": 20.0, "1": 30.0}
+    assert np.array_equal(small.statistics.covariances["1"], whole.statistics.covariances["11"])
+    assert small.data_notes == {"1": ("notes of 11",)}
+    assert (small.run, small.contributors, small.licences) == (whole.run, whole.contributors, whole.licences)
+    assert small.versions == {"router": 4, "node.": 3, "node.1": 7}
+
+
+def test_a_leaf_and_the_root_are_subtrees_too(base: LoadedBase) -> None:
+    whole = bundle(base, paths=("", "1", "0", "10", "11"))
+    leaf = cut_bundle(whole, subtree="10")
+    assert (leaf.topology.leaves, leaf.gates.nodes, leaf.spec.rank) == (("",), {}, 12)
+    torch.testing.assert_close(logits(leaf, base, ""), logits(whole, base, "10"), atol=1e-5, rtol=1e-5)
+    same = cut_bundle(whole, subtree="")
+    assert same.topology == whole.topology and same.spec == whole.spec
+    assert all(same.nodes[path] is whole.nodes[path] for path in whole.nodes)
+
+
+def test_subtree_and_rank_together(base: LoadedBase) -> None:
+    whole = bundle(base, paths=("", "1", "0", "10", "11"))
+    small = cut_bundle(whole, 2, subtree="1")
+    assert (small.spec.kind, small.spec.rank) == ("lora", 4)
+    for leaf in "01":
+        torch.testing.assert_close(logits(small, base, leaf), logits(whole, base, "1" + leaf, 2), atol=1e-5, rtol=1e-5)
+    assert small.report["cut"]["subtree"] == "1"
+
+
+def test_cutting_a_subtree_by_command(base: LoadedBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "whole.safetensors", tmp_path / "small.safetensors"
+    whole = told_of(bundle(base, paths=("", "1", "0", "10", "11")))
+    write_bundle(whole, file)
+    assert run("cut", file, "--subtree", "1", "--out", out) == 0
+    assert "subtree '1', 2 leaves, 3 adapters of rank 8, BF16" in capsys.readouterr().out
+    made = read_bundle(out)
+    assert made.derived_from == (hashlib.sha256(file.read_bytes()).hexdigest(),)
+    read = read_bundle(file)
+    assert torch.equal(logits(made, base, "0"), logits(cut_bundle(read, subtree="1"), base, "0"))
+    for arguments, words in (
+        (("--subtree", "2"), "subtree '2': no such node; the leaves of the tree are '0', '10', '11'"),
+        (("--subtree", "111"), "subtree '111': no such node"),
+        ((), "nothing to cut: expected --subtree, --rank or --ranks"),
+    ):
+        written = out.read_bytes()
+        assert run("cut", file, "--out", out, *arguments) == 2
+        assert words in capsys.readouterr().err
+        assert out.read_bytes() == written
+    for place, words in ((tmp_path, "not a file"), (tmp_path / "no" / "where", "there is no folder")):
+        assert run("cut", file, "--subtree", "1", "--out", place) == 8
+        assert words in capsys.readouterr().err
+
+
+def told_of(made: Bundle) -> Bundle:
+    """With all that a bundle tells of its leaves."""
+    generator, dim = np.random.default_rng(5), made.base.feature_dim
+    statistics = LeafStatistics(
+        {"0": 10.0, "10": 20.0, "11": 30.0},
+        {leaf: generator.normal(size=dim) for leaf in TREE.leaves},
+        {leaf: pack(np.diag(generator.uniform(1, 2, size=dim))) for leaf in TREE.leaves},
+    )
+    return replace(
+        made,
+        policy="hard",
+        statistics=statistics,
+        contributors=("ann", "ben"),
+        licences=("mit",),
+        data_notes={"0": ("notes of 0",), "11": ("notes of 11",)},
+        versions={"router": 4, "node.0": 2, "node.1": 3, "node.11": 7},
+    )
+
+
+@torch.no_grad()
+def routed(made: Bundle, base: LoadedBase) -> torch.Tensor:
+    model = TreeModel.from_bundle(made, base, "hard")
+    found = model(IDS).logits
+    model.detach_adapters()
+    return found
 
 
 # --- mush -------------------------------------------------------------------------------------------------------------

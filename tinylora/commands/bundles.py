@@ -1,6 +1,8 @@
-"""Bundle in, facts or another bundle out: `verify`, `inspect`, `cut`, `mush`. No base is loaded."""
+"""Bundle in, facts or another bundle out; no base is loaded.
 
-import json
+`verify`, `inspect` and `diff` tell; `cut`, `merge`, `drop` and `mush` write.
+"""
+
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,7 @@ import typer
 from tinylora.commands.options import AsJson, BundleFile, print_json
 
 app = typer.Typer()
+OutFile = Annotated[Path, typer.Option("--out", help="Bundle to write; one that stands there is replaced.")]
 
 
 @app.command()
@@ -36,36 +39,88 @@ def verify(
 
 @app.command()
 def inspect(bundle: BundleFile, as_json: AsJson = False) -> None:
-    """Tell what is in a bundle."""
-    from tinylora.bundle import inspect as inspect_bundle
+    """Tell what is in a bundle and draw its tree; the header alone is read."""
+    from tinylora.derive.drawing import describe_file, in_words
 
-    found = inspect_bundle(bundle)
+    found = describe_file(bundle)
     if as_json:
         print_json(found)
         return
-    for key, value in found.items():
-        typer.echo(f"{key}: {value if isinstance(value, str | int | float) else json.dumps(value, default=str)}")
+    for line in in_words(found):
+        typer.echo(line)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Bundle file.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Bundle file to compare with it.")],
+    as_json: AsJson = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="End with 1 where they differ, as git does.")] = False,
+) -> None:
+    """Tell what differs between two bundles: tree, updates, gates, statistics; ends with 0 but for --exit-code."""
+    from tinylora.derive.comparing import diff_files, differs, in_words
+
+    found = diff_files(first, second)
+    if as_json:
+        print_json(found)
+    else:
+        for line in in_words(found):
+            typer.echo(line)
+    if exit_code and differs(found):
+        raise typer.Exit(1)
 
 
 @app.command()
 def cut(
     bundle: BundleFile,
-    rank: Annotated[int, typer.Option("--rank", min=1, help="Rows of every adapter that are kept.")],
-    out: Annotated[Path, typer.Option("--out", help="Bundle to write.")],
+    out: OutFile,
+    subtree: Annotated[
+        str | None, typer.Option("--subtree", metavar="PATH", help="Node that becomes the new root, such as 01.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rows of every adapter that are kept.")] = None,
     ranks: Annotated[str, typer.Option("--ranks", help="Other ranks, such as mlp.up_proj=4,mlp.down_proj=2.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Cut plain LoRAs too: expect them to be bad.")] = False,
 ) -> None:
-    """Cut the nested adapters of a bundle to a lower rank; no training, no base."""
+    """Cut a bundle to one of its subtrees, or its nested adapters to a lower rank, or both; no training, no base."""
     from tinylora.adapters.spec import parse_ranks
     from tinylora.derive import cut_file
 
-    typer.echo(cut_file(bundle, out, rank=rank, ranks=parse_ranks(ranks), is_forced=force))
+    typer.echo(cut_file(bundle, out, rank=rank, ranks=parse_ranks(ranks), subtree=subtree, is_forced=force))
+
+
+@app.command()
+def merge(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Bundle file; its tree comes left of the new root.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Bundle file; its tree comes right of the new root.")],
+    out: OutFile,
+    name: Annotated[str, typer.Option("--name", help="Of the new bundle's run; default: both names.")] = "",
+) -> None:
+    """Put two runs on one base under a new root; its gate is solved from the leaf statistics in both bundles."""
+    from tinylora.derive import merge_files
+
+    typer.echo(merge_files(first, second, out, name=name))
+
+
+@app.command()
+def drop(
+    bundle: BundleFile,
+    leaf: Annotated[str, typer.Option("--leaf", metavar="PATH", help="Leaf to take out, such as 01.")],
+    out: OutFile,
+    keep_gates: Annotated[
+        bool, typer.Option("--keep-gates", help="Leave the gates as they are, for bundles without statistics.")
+    ] = False,
+) -> None:
+    """Take a leaf's adapter, statistics and notes out of a bundle; the gates are solved from what is left."""
+    from tinylora.derive import drop_file
+
+    for line in drop_file(bundle, out, leaf=leaf, keeps_gates=keep_gates):
+        typer.echo(line)
 
 
 @app.command()
 def mush(
     bundle: BundleFile,
-    out: Annotated[Path, typer.Option("--out", help="Bundle to write.")],
+    out: OutFile,
     how: Annotated[str, typer.Option("--how", help="uniform: the mean of the leaves; concat: their sum.")] = "uniform",
     rank: Annotated[int | None, typer.Option("--rank", help="Compress to it; default: all ranks, exact.")] = None,
     leaves: Annotated[str | None, typer.Option("--leaves", help="Such as 00,01; default: all trained ones.")] = None,
