@@ -175,17 +175,42 @@ def header_bytes(manifest: Manifest, metadata: dict[str, str] | None = None) -> 
     Raises:
         ValueError: A name that the reader would refuse, or more than one metadata entry.
     """
-    if metadata and len(metadata) > 1:
-        raise ValueError(f"at most one metadata key, because several have no fixed order; got {sorted(metadata)}")
-    header: dict[str, Any] = {_METADATA: metadata} if metadata else {}
+    return layout_bytes(file_layout(manifest), metadata)
+
+
+def file_layout(manifest: Manifest) -> dict[str, Entry]:
+    """Where each tensor lies in the file that `to_bytes` would write, in the order of the file.
+
+    Raises:
+        ValueError: A name that the reader would refuse.
+    """
+    entries: dict[str, Entry] = {}
     end = 0
     for name in _file_order(manifest):
         if not _NAME.fullmatch(name):
             raise ValueError(f"tensor name {name!r}: expected letters, digits, dots, '_' and '-', at most 200")
         dtype, shape = manifest[name]
         start, end = end, end + _n_data_bytes(dtype, shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        entries[name] = Entry(dtype, shape, start, end)
+    return entries
+
+
+def layout_bytes(entries: dict[str, Entry], metadata: dict[str, str] | None = None) -> bytes:
+    """Length and header of a file laid out so.
+
+    Raises:
+        ValueError: More than one metadata entry.
+    """
+    if metadata and len(metadata) > 1:
+        raise ValueError(f"at most one metadata key, because several have no fixed order; got {sorted(metadata)}")
+    told = [f'"{_METADATA}":{json.dumps(metadata, separators=(",", ":"), ensure_ascii=False)}'] if metadata else []
+    # Written by hand, because a bundle's reader does it for thousands of tensors: no name needs an escape.
+    told += [
+        f'"{name}":{{"dtype":"{entry.dtype}","shape":[{",".join(map(str, entry.shape))}],'
+        f'"data_offsets":[{entry.start},{entry.end}]}}'
+        for name, entry in entries.items()
+    ]
+    text = f"{{{','.join(told)}}}".encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 

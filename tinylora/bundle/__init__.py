@@ -5,7 +5,8 @@
     layout.py      its tensors: names, dtypes, shapes; bundle to tensors and back
     signature.py   who made it
     writing.py     to a file, atomically
-    reading.py     from a file, strictly; part of it reads part of it
+    opening.py     the header of a file, strictly; its tensors as views of the mapped file
+    reading.py     from a file to a bundle; part of it reads part of it
 
 Tensors, all of them little-endian:
 
@@ -30,7 +31,8 @@ what the signature says. Files of format 1, which had pooled statistics and no s
 
 from tinylora.bundle.contents import Bundle, LeafStatistics, StatisticsKind, pack, summarise, unpack
 from tinylora.bundle.metadata import FORMAT, METADATA_KEY, AdapterDtype, Description
-from tinylora.bundle.reading import check_base, check_fingerprint, inspect, read_bundle, verify
+from tinylora.bundle.opening import OpenBundle, open_bundle
+from tinylora.bundle.reading import check_base, check_fingerprint, inspect, read_bundle, read_open, verify
 from tinylora.bundle.signature import Signer
 from tinylora.bundle.writing import to_bytes, write_bundle
 
@@ -41,13 +43,16 @@ __all__ = [
     "Bundle",
     "Description",
     "LeafStatistics",
+    "OpenBundle",
     "Signer",
     "StatisticsKind",
     "check_base",
     "check_fingerprint",
     "inspect",
+    "open_bundle",
     "pack",
     "read_bundle",
+    "read_open",
     "summarise",
     "to_bytes",
     "unpack",

@@ -9,7 +9,7 @@ from tinylora import tensors
 from tinylora.adapters.shapes import adapter_manifest, shared_shapes
 from tinylora.bundle.contents import Bundle, LeafStatistics, check_statistics, packed_size
 from tinylora.bundle.metadata import MAX_NOTES, AdapterDtype, Description, as_line
-from tinylora.errors import ShapeMismatch
+from tinylora.errors import ProtocolError, ShapeMismatch
 from tinylora.protocol.documents import Manifest
 from tinylora.routing.decision import Policy
 from tinylora.routing.features import possible_hashes
@@ -17,7 +17,7 @@ from tinylora.routing.gates import Gates
 from tinylora.tensors import Tensors
 from tinylora.tree import NodePath, is_under
 
-_PROJECTION = "router.projection"
+PROJECTION = "router.projection"
 _POOLED = "router.covariance"
 
 
@@ -28,13 +28,21 @@ def expected_manifest(description: Description) -> Manifest:
     """Every tensor that a bundle so described has, with dtype and shape.
 
     Raises:
-        SettingError: The leaves are none of a full binary tree.
+        SettingError: The leaves are none of a full binary tree, or the policy is none.
         ShapeMismatch: An adapter, a statistic or a note of a node that is not in the tree.
+        ProtocolError: There are more tensors than a file may hold.
     """
+    Policy.parse(description.policy)
     topology, base = description.topology, description.base
     _check_nodes("adapter", description.nodes, topology.nodes)
     _check_nodes("statistics", description.sketched, topology.leaves)
     _check_nodes("a note on the data", description.data_notes, topology.leaves)
+    if len(description.nodes) * len(base.projections) > tensors.MAX_TENSORS:  # before they are all named
+        raise ProtocolError(
+            f"adapters of {len(description.nodes)} nodes on {len(base.projections)} projections: expected at most "
+            f"{tensors.MAX_TENSORS} tensors",
+            rule="many_tensors",
+        )
     manifest: Manifest = {}
     for node in description.nodes:
         manifest |= adapter_manifest(base, description.spec, path=node, dtype=description.dtype)
@@ -44,7 +52,7 @@ def expected_manifest(description: Description) -> Manifest:
         manifest |= {f"router.{node}.w": ("F64", (base.feature_dim,))}
         manifest |= {f"router.{node}.{name}": ("F64", (1,)) for name in ("b", "tau")}
     if description.embed_dim is not None:
-        manifest[_PROJECTION] = ("F32", (base.feature_dim, description.embed_dim))
+        manifest[PROJECTION] = ("F32", (base.feature_dim, description.embed_dim))
     return manifest | _statistics_manifest(description)
 
 
@@ -66,25 +74,27 @@ def _check_nodes(what: str, paths: Iterable[NodePath], known: tuple[NodePath, ..
 
 
 def names_on_the_way(description: Description, leaves: Collection[NodePath]) -> list[str]:
-    """Names of all that is needed to route, and of the adapters that these leaves add up; nothing of statistics."""
+    """Names of the adapters that these leaves add up, and of the projection; no gates and no statistics."""
     nodes = [node for node in description.nodes if any(is_under(leaf, node) for leaf in leaves)]
-    needed = ("router.", "shared.", *(f"node.{node}." for node in nodes))
-    return [name for name in sorted(description.tensors) if name.startswith(needed) and name != _POOLED]
+    needed = (PROJECTION, "shared.", *(f"node.{node}." for node in nodes))
+    return [name for name in sorted(description.tensors) if name.startswith(needed)]
+
+
+def gate_names(description: Description) -> list[str]:
+    """Names of the tensors that are the gates."""
+    return [f"router.{node}.{part}" for node in description.topology.inner for part in ("w", "b", "tau")]
 
 
 def check_meaning(description: Description, named: Tensors, *, where: str) -> None:
-    """What dtypes and shapes do not show: the gates work, the policy exists, and the projection is the base's own.
+    """What dtypes and shapes do not show: the projection is the base's own, and the statistics are of text.
 
     Raises:
-        ProtocolError: A temperature is not positive, the statistics are of no text, or the projection is another one.
-        SettingError: The policy is none.
+        ProtocolError: They are not.
     """
-    gates_of(description, named)
-    Policy.parse(description.policy)
-    base, projection = description.base, named.get(_PROJECTION)
+    base, projection = description.base, named.get(PROJECTION)
     if base.feature_hash not in possible_hashes(projection, base.feature_dim):
         raise ShapeMismatch(
-            f"{where}: tensor {_PROJECTION} is {'missing' if projection is None else 'not the one'} that the base "
+            f"{where}: tensor {PROJECTION} is {'missing' if projection is None else 'not the one'} that the base "
             f"{base.base_id} needs: the hash of the routing feature differs",
             rule="projection",
         )
@@ -106,7 +116,7 @@ def named_tensors(bundle: Bundle, dtype: AdapterDtype) -> Tensors:
     named |= tensors.with_prefix(frozen, "shared.")
     named |= {name: _double(array) for name, array in bundle.gates.to_arrays(prefix="router.").items()}
     if bundle.projection is not None:
-        named[_PROJECTION] = bundle.projection.detach().float()
+        named[PROJECTION] = bundle.projection.detach().float()
     if bundle.statistics is not None:
         named |= _statistics_tensors(bundle.statistics)
     return named
@@ -159,19 +169,23 @@ def describe(bundle: Bundle, dtype: AdapterDtype, sums: dict[str, str], *, signe
 # --- tensors as a bundle ---------------------------------------------------------------------------------------------
 
 
-def assemble(description: Description, named: Tensors) -> Bundle:
-    """The bundle that these tensors are; adapters and statistics that were not read are missing."""
-    states = {node: tensors.strip_prefix(named, f"node.{node}.") for node in description.nodes}
+def assemble(description: Description, named: Tensors, gates: Gates) -> Bundle:
+    """The bundle that these tensors and gates are; adapters and statistics that were not read are missing."""
+    states: dict[NodePath, Tensors] = {}
+    for name in sorted(named):
+        if name.startswith("node."):
+            _, node, rest = name.split(".", 2)
+            states.setdefault(node, {})[rest] = named[name]
     return Bundle(
         run=description.run,
         topology=description.topology,
         base=description.base,
         spec=description.spec,
         scale=description.scale,
-        nodes={node: state for node, state in states.items() if state},
-        gates=gates_of(description, named),
+        nodes=states,
+        gates=gates,
         policy=description.policy,
-        projection=named.get(_PROJECTION),
+        projection=named.get(PROJECTION),
         statistics=statistics_of(description, named),
         contributors=description.contributors,
         versions=description.versions,
@@ -185,8 +199,8 @@ def assemble(description: Description, named: Tensors) -> Bundle:
 
 def gates_of(description: Description, named: Tensors) -> Gates:
     """The gates, copied out of the file."""
-    names = [f"router.{node}.{part}" for node in description.topology.inner for part in ("w", "b", "tau")]
-    return Gates.from_arrays({name: _array(named[name]) for name in names}, dim=description.base.feature_dim)
+    arrays = {name: _array(named[name]) for name in gate_names(description)}
+    return Gates.from_arrays(arrays, dim=description.base.feature_dim)
 
 
 def statistics_of(description: Description, named: Tensors) -> LeafStatistics | None:

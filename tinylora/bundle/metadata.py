@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -111,7 +112,7 @@ class Description(BaseModel):
     """Public key of the run that signed it; empty where nobody did."""
     tensors: dict[str, Sha256]
 
-    @property
+    @cached_property
     def topology(self) -> Topology:
         """The tree.
 

@@ -4,22 +4,17 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import safetensors
-
 from tinylora import tensors
 from tinylora.adapters.prefixes import highest_rank
 from tinylora.bundle.contents import Bundle
-from tinylora.bundle.layout import assemble, check_meaning, expected_manifest, names_on_the_way
-from tinylora.bundle.metadata import METADATA_KEY, Description, altered, parse_metadata
+from tinylora.bundle.layout import assemble, check_meaning, gate_names, names_on_the_way
+from tinylora.bundle.metadata import altered
+from tinylora.bundle.opening import OpenBundle, contradiction, open_bundle
 from tinylora.bundle.signature import check_signer
 from tinylora.config import BaseFacts
-from tinylora.errors import BaseModelError, BundleError, ProtocolError, SettingError, TinyLoraError
-from tinylora.protocol.documents import Manifest
-from tinylora.protocol.plain import plain
+from tinylora.errors import BaseModelError, ProtocolError, SettingError
 from tinylora.tensors import Tensors
 from tinylora.tree import NodePath
-
-_MAX_REASON = 600
 
 
 def read_bundle(file: Path, *, leaves: Collection[NodePath] | None = None, verify: bool = True) -> Bundle:
@@ -38,17 +33,30 @@ def read_bundle(file: Path, *, leaves: Collection[NodePath] | None = None, verif
         BundleError: Missing, truncated, altered, no bundle, or of a format that this version does not read.
         SettingError: There is no such leaf.
     """
-    _, _, description = _read_description(file)
-    names = sorted(description.tensors)
-    if leaves is not None:
-        names = _names_of(file, description, leaves)
-    try:
-        named = _read_tensors(file, names)
-        if verify:
-            _check_numbers(file, description, named)
-        return assemble(description, named)
-    except (ProtocolError, SettingError) as error:
-        raise _contradiction(file, error) from None
+    return read_open(open_bundle(file), leaves=leaves, verify=verify)
+
+
+def read_open(opened: OpenBundle, *, leaves: Collection[NodePath] | None = None, verify: bool = True) -> Bundle:
+    """The same of a bundle whose header was read already: once for any number of parts.
+
+    Raises:
+        BundleError: A byte was altered, or the numbers contradict the metadata.
+        SettingError: There is no such leaf.
+    """
+    names = sorted(opened.description.tensors) if leaves is None else _names_of(opened, leaves)
+    named = opened.map(names, is_part=leaves is not None)
+    if verify:
+        _check_numbers(opened, named if leaves is None else named | opened.map(gate_names(opened.description)))
+    return assemble(opened.description, named, opened.gates)
+
+
+def _names_of(opened: OpenBundle, leaves: Collection[NodePath]) -> list[str]:
+    known = opened.description.topology.leaves
+    strange = sorted(set(leaves) - set(known))
+    if strange:
+        told = ", ".join(path or "root" for path in known[:16])
+        raise SettingError(f"{opened.file}: no leaf {strange[0]!r}; the bundle has {told}")
+    return names_on_the_way(opened.description, leaves)
 
 
 def inspect(file: Path) -> dict[str, Any]:
@@ -57,10 +65,12 @@ def inspect(file: Path) -> dict[str, Any]:
     Raises:
         BundleError: Missing, truncated, no bundle, or its header was altered.
     """
-    header, number, description = _read_description(file)
-    told = description.model_dump(mode="json", exclude={"tensors"})
-    sizes = {"n_tensors": len(header.entries), "n_bytes": file.stat().st_size}
-    return {"format": number, **told, **sizes}
+    return _told_of(open_bundle(file))
+
+
+def _told_of(opened: OpenBundle) -> dict[str, Any]:
+    told = opened.description.model_dump(mode="json", exclude={"tensors"})
+    return {"format": opened.format, **told, "n_tensors": len(opened.entries), "n_bytes": opened.n_bytes}
 
 
 def verify(file: Path, *, key: str | None = None) -> list[str]:
@@ -75,9 +85,11 @@ def verify(file: Path, *, key: str | None = None) -> list[str]:
             by the key.
         SettingError: `key` is no key.
     """
-    bundle, facts = read_bundle(file), inspect(file)
+    opened = open_bundle(file)
+    facts = _told_of(opened)
     if key is not None:
         check_signer(facts["signed_by"], key, where=str(file))
+    bundle = read_open(opened)
     rank = highest_rank(bundle.spec, bundle.base)
     findings = [
         f"{facts['n_tensors']} tensors in {facts['n_bytes']} bytes, each as its sha256 says",
@@ -132,7 +144,7 @@ def check_fingerprint(file: Path, fingerprint: str, *, of: str) -> None:
         BundleError: The file is no bundle.
         BaseModelError: It was made for another base.
     """
-    needed = _read_description(file)[2].base
+    needed = open_bundle(file).description.base
     if needed.fingerprint != fingerprint:
         raise BaseModelError(
             f"{file}: needs the base {needed.base_id} (fingerprint {needed.fingerprint[:12]}), {of} is another one "
@@ -140,81 +152,17 @@ def check_fingerprint(file: Path, fingerprint: str, *, of: str) -> None:
         )
 
 
-# --- the header ------------------------------------------------------------------------------------------------------
-
-
-def _read_description(file: Path) -> tuple[tensors.Header, int, Description]:
-    """The header, the format and the metadata of a file, which fit each other and were not changed by a single byte."""
-    header, raw = _read_header(file)
-    number, description = parse_metadata(file, header.metadata.get(METADATA_KEY))
-    if tensors.header_bytes(header.manifest, header.metadata) != raw:
-        raise altered(file, "the header is not laid out as TinyLoRA writes it", "layout")
-    try:
-        expected = expected_manifest(description)
-        tensors.compare_manifests(header.manifest, expected, where=str(file))
-    except (ProtocolError, SettingError) as error:
-        raise _contradiction(file, error) from None
-    _check_sums_are_there(file, description, expected)
-    return header, number, description
-
-
-def _read_header(file: Path) -> tuple[tensors.Header, bytes]:
-    if not file.is_file():
-        what = "a folder" if file.is_dir() else "no such file"
-        raise BundleError(f"{file}: {what}; expected a bundle, such as bundle.safetensors", rule="no_file")
-    try:
-        header = tensors.read_file_header(file)
-        with file.open("rb") as stream:
-            return header, stream.read(header.n_bytes)
-    except ProtocolError as error:
-        raise BundleError(f"{_told_of(file, error)}; it is no whole bundle, fetch it again", rule=error.rule) from None
-    except OSError as error:
-        raise BundleError(f"{file}: cannot be read: {error.strerror or error}") from None
-
-
-def _check_sums_are_there(file: Path, description: Description, expected: Manifest) -> None:
-    wrong = sorted(description.tensors.keys() ^ expected.keys())
-    if wrong:
-        reason = f"the metadata have a sha256 for other tensors than the file has, first {wrong[0][:200]}"
-        raise BundleError(f"{file}: {plain(reason, at_most=_MAX_REASON)}", rule="sums")
-
-
 # --- the numbers -----------------------------------------------------------------------------------------------------
 
 
-def _names_of(file: Path, description: Description, leaves: Collection[NodePath]) -> list[str]:
-    strange = sorted(set(leaves) - set(description.topology.leaves))
-    if strange:
-        known = ", ".join(path or "root" for path in description.topology.leaves[:16])
-        raise SettingError(f"{file}: no leaf {strange[0]!r}; the bundle has {known}")
-    return names_on_the_way(description, leaves)
-
-
-def _read_tensors(file: Path, names: Collection[str]) -> Tensors:
-    """Tensors by name, mapped."""
-    try:
-        with safetensors.safe_open(file, framework="pt") as stored:
-            return {name: stored.get_tensor(name) for name in names}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise BundleError(f"{file}: cannot be read: {error}", rule="not_readable") from None
-
-
-def _check_numbers(file: Path, description: Description, named: Tensors) -> None:
+def _check_numbers(opened: OpenBundle, named: Tensors) -> None:
     """The tensors that were read are those that were written, and numbers that a bundle may hold."""
+    description = opened.description
     for name, tensor in named.items():
         if tensors.tensor_sha256(tensor) != description.tensors[name]:
-            raise altered(file, f"tensor {name} does not fit its sha256", "tensor_sum")
-    tensors.check_finite(named, where=str(file))
-    check_meaning(description, named, where=str(file))
-
-
-def _contradiction(file: Path, error: TinyLoraError) -> BundleError:
-    return BundleError(
-        f"{_told_of(file, error)}; the file contradicts its own metadata", rule=error.rule or "contradiction"
-    )
-
-
-def _told_of(file: Path, error: Exception) -> str:
-    """A reader's sentence, with the file in front of it, and nothing in it that the file put there to be acted upon."""
-    text = str(error).removeprefix("tensors: ").removeprefix(f"{file}").removeprefix(": ")
-    return f"{file}: {plain(text, at_most=_MAX_REASON)}"
+            raise altered(opened.file, f"tensor {name} does not fit its sha256", "tensor_sum")
+    try:
+        tensors.check_finite(named, where=str(opened.file))
+        check_meaning(description, named, where=str(opened.file))
+    except (ProtocolError, SettingError) as error:
+        raise contradiction(opened.file, error) from None

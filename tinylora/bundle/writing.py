@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tinylora import tensors
 from tinylora.bundle.contents import Bundle
-from tinylora.bundle.layout import check_meaning, describe, expected_manifest, named_tensors
+from tinylora.bundle.layout import check_meaning, describe, expected_manifest, gates_of, named_tensors
 from tinylora.bundle.metadata import METADATA_KEY, AdapterDtype, metadata_text
 from tinylora.bundle.signature import Signer
 from tinylora.durable import flush_folder
@@ -64,6 +64,7 @@ def _contents(bundle: Bundle, dtype: AdapterDtype, sign: Signer | None) -> tuple
         ) from None
     tensors.check_manifest(named, expected_manifest(description), where=where)
     tensors.check_finite(named, where=where)
+    gates_of(description, named)
     check_meaning(description, named, where=where)
     return named, {METADATA_KEY: metadata_text(description, sign)}
 
