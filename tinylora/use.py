@@ -1,4 +1,4 @@
-"""A bundle in use: its loss on your own files, and text that it writes."""
+"""A bundle in use: its loss on your own files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from tinylora import bundle as bundles
 from tinylora.adapters.prefixes import highest_rank
-from tinylora.base_model import LoadedBase, encode, load_base
+from tinylora.base_model import LoadedBase, load_base
 from tinylora.errors import SettingError
 from tinylora.evaluation import score_domains
 from tinylora.model import TreeModel
@@ -70,28 +70,3 @@ def evaluate_bundle(
         "comparison": comparison(scores[f"routed:{policy}"], scores["base"]),
         "window_tokens": window,
     }
-
-
-def generate_text(
-    file: Path,
-    base_where: str | Path,
-    prompt: str,
-    *,
-    policy: str = "soft",
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    threads: int = 2,
-    quantise: str | None = None,
-) -> str:
-    """The prompt's continuation, without the prompt."""
-    torch.set_num_threads(threads)
-    model, base = open_bundle(file, base_where, policy, quantise)
-    ids = encode(base.tokenizer, prompt)
-    if len(ids) > 1 and ids[-1] == base.tokenizer.eos_token_id:
-        ids = ids[:-1]  # the prompt is to be continued, not ended
-    out = model.generate(
-        torch.tensor([ids]), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
-    )
-    return base.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)

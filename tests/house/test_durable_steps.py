@@ -21,6 +21,7 @@ WAYS_BACK = {"adopt: file.replace(source)"}
 NEED_NOT_LAST = {
     "_open_log: self.log_file.replace(self.log_file.with_suffix('.log.1'))",
     "_make: fresh.rename(place / fresh.name[1:])",
+    "place_for_lines: beside.replace(file)",
     "write_recording: beside.replace(file)",
     "take_leaf: file.replace(target)",
     "write_leaf: beside.replace(out)",

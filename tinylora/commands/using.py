@@ -1,6 +1,4 @@
-"""A bundle on its base: `eval`, `generate`."""
-
-from typing import Annotated
+"""A bundle on its base: `eval`."""
 
 import typer
 
@@ -45,26 +43,3 @@ def evaluate(
         return
     for name, row in result["systems"].items():
         typer.echo(f"{name:<16} nll {row['nll_mean']:.4f}  ppl {row['ppl_mean']:.2f}  active rank {row['active_rank']}")
-
-
-@app.command()
-def generate(
-    bundle: BundleFile,
-    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
-    base: BaseWhere = DEMO_BASE,
-    policy: PolicyText = "soft",
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 1.0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    threads: Threads = 2,
-    quantise: Quantise = None,
-) -> None:
-    """Continue a text, routing every token."""
-    from tinylora.use import generate_text
-
-    text = generate_text(
-        bundle, base, prompt, policy=policy, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-        seed=seed, threads=threads, quantise=quantise,
-    )  # fmt: skip
-    typer.echo(text)

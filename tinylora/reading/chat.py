@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from tinylora.errors import DataError
 from tinylora.reading.layouts import Example, Part
 from tinylora.reading.rows import Rejected
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 PLAIN_TEMPLATE = "User: ...\\nAssistant: ...</s>\\n"
 """For people: what a base without a chat template is given; `</s>` stands for its end token, if it has one."""
+PLAIN_STOP = "\nUser:"
+"""Behind an answer by the plain template, where a base goes on without its end token."""
 _LABELS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 _BATCH_EXAMPLES = 256
 _BATCH_CHARS = 2**19
@@ -81,6 +84,24 @@ class TokenizerEncoder:
         ids = (next(short) if len(text) <= PIECE_CHARS else self._long(text) for text in texts)
         return [self._text(next(ids)) if example.layout == "text" else self._masked(example) for example in examples]
 
+    def question(self, parts: Sequence[Part]) -> list[int]:
+        """Tokens that a model goes on from: a prompt without an end, or a conversation up to where its answer begins.
+
+        Raises:
+            DataError: The base's chat template refuses the conversation.
+        """
+        if [part.role for part in parts] == ["prompt"]:
+            return [*self._bos, *self._ids([parts[0].text])[0]]
+        if self.template == "plain":
+            pieces = self._plain_pieces([*_plain_texts(parts), (f"{_LABELS['assistant']}:", False)])
+            return [token for ids, _ in pieces for token in ids]
+        messages = [{"role": part.role, "content": part.text} for part in parts]
+        try:
+            written = self._apply(messages, tokenize=False, add_generation_prompt=True)
+        except _WrongError as wrong:
+            raise DataError(str(wrong)) from None
+        return self._tokenizer(written, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+
     def _text(self, ids: list[int]) -> Encoded:
         return Encoded(_frozen([*self._bos, *ids, *self._eos]), None)
 
@@ -124,16 +145,13 @@ class TokenizerEncoder:
         if not self._has_told:
             log.warning("this base has no chat template: conversations are written as %s", PLAIN_TEMPLATE)
             self._has_told = True
-        pieces: list[tuple[str, bool]] = []
-        for part in parts:
-            is_said = part.role == "assistant"
-            pieces.append((f"{_LABELS[part.role]}:", False))
-            pieces.append((f" {part.text}", is_said))
-            pieces.append(("\n", False))
+        return _encoded(self._plain_pieces(_plain_texts(parts)))
+
+    def _plain_pieces(self, texts: Pieces) -> list[tuple[list[int], bool]]:
         found: list[tuple[list[int], bool]] = [(self._bos, False)]
-        for (_, is_target), ids in zip(pieces, self._ids([text for text, _ in pieces]), strict=True):
+        for (_, is_target), ids in zip(texts, self._ids([text for text, _ in texts]), strict=True):
             found.append((ids + self._eos if is_target else ids, is_target))
-        return _encoded(found)
+        return found
 
     def _by_marks(self, messages: list[dict[str, str]]) -> Encoded | None:
         """As the template marks what the assistant generates; None where it marks nothing after all."""
@@ -189,6 +207,14 @@ class TokenizerEncoder:
         for start, end in spans:
             is_target |= (starts >= start) & (starts < end)
         return Encoded(_frozen(found["input_ids"]), _read_only(is_target))
+
+
+def _plain_texts(parts: Sequence[Part]) -> Pieces:
+    return [
+        piece
+        for part in parts
+        for piece in ((f"{_LABELS[part.role]}:", False), (f" {part.text}", part.role == "assistant"), ("\n", False))
+    ]
 
 
 def pieces(text: str, most: int) -> Iterator[str]:

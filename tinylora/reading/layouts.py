@@ -156,6 +156,24 @@ def example_of(row: Row, layout: Layout) -> Example | Rejected | None:
     return None if is_blank else Example(row.name, row.where, layout.name, parts)
 
 
+def question_of(row: Row) -> tuple[Part, ...] | Rejected:
+    """What a row asks a model to go on from: a conversation that waits for its answer, a prompt, or a line of text."""
+    fields = {"prompt": row.fields} if isinstance(row.fields, str) else row.fields
+    column = next((name for name in ("messages", "conversations", "prompt") if name in fields), None)
+    if column is None:
+        found = ", ".join(sorted(fields)[:20]) or "(none)"
+        return Rejected(row.where, f"no column 'prompt' or 'messages'; found: {found}")
+    try:
+        if column == "prompt":
+            return (Part("prompt", _text(fields[column], "column 'prompt'")),)
+        parts = _messages(fields[column], column)
+        if not parts or parts[-1].role == "assistant":
+            raise _WrongError(f"column {column!r}: the last word is not the user's, so there is nothing to answer")
+    except _WrongError as wrong:
+        return Rejected(row.where, str(wrong))
+    return parts
+
+
 class _WrongError(Exception):
     """Why a row cannot be used."""
 
@@ -186,6 +204,13 @@ def _text(value: object, what: str) -> str:
 
 
 def _conversation(value: object, column: str) -> tuple[Part, ...]:
+    parts = _messages(value, column)
+    if not any(part.role == "assistant" and part.text.strip() for part in parts):
+        raise _WrongError(f"column {column!r}: no message of the assistant, so nothing to learn")
+    return parts
+
+
+def _messages(value: object, column: str) -> tuple[Part, ...]:
     if isinstance(value, str):  # CSV has no other way to hold one
         try:
             value = json.loads(value)
@@ -193,10 +218,7 @@ def _conversation(value: object, column: str) -> tuple[Part, ...]:
             raise _WrongError(f"column {column!r}: expected a list of messages, got text that is no JSON") from None
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise _WrongError(f"column {column!r}: expected a list of messages, got {type_name(value)}")
-    parts = tuple(_message(message, f"message {number}") for number, message in enumerate(value, start=1))
-    if not any(part.role == "assistant" and part.text.strip() for part in parts):
-        raise _WrongError(f"column {column!r}: no message of the assistant, so nothing to learn")
-    return parts
+    return tuple(_message(message, f"message {number}") for number, message in enumerate(value, start=1))
 
 
 def _message(message: object, what: str) -> Part:

@@ -1,0 +1,206 @@
+"""A bundle that answers: `generate` for a prompt or files of them, `chat` for a conversation."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tinylora.commands.options import DEMO_BASE, AsJson, BundleFile, Quantise, Threads, print_json
+
+if TYPE_CHECKING:
+    from tinylora.answering.questions import Question
+    from tinylora.answering.writing import Drawing, OnBatch
+    from tinylora.model import TreeModel
+
+app = typer.Typer()
+
+_DRAW, _LOAD = "Drawing", "Loading"
+Base = Annotated[
+    str | None,
+    typer.Option("--base", help="Folder or hub id; default: the one the bundle names, or the demo's."),
+]
+AnyPolicy = Annotated[
+    str | None,
+    typer.Option(
+        "--policy", help="soft, top2, hard, elastic; also hard@window:64, hard@sequence:32; default: its own."
+    ),
+]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, rich_help_panel=_DRAW)]
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0, help="0: always the likeliest token.", rich_help_panel=_DRAW)
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        "--top-p", min=0.01, max=1, help="Draw among the likeliest that hold this share.", rich_help_panel=_DRAW
+    ),
+]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", min=1, help="Draw among so many of the likeliest.", rich_help_panel=_DRAW)
+]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, help="Of the draws; one prompt's hang on no other's.", rich_help_panel=_DRAW)
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", help="Text that ends an answer; give it several times.", rich_help_panel=_DRAW),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_LOAD)]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="Of the base: fp32, bf16, fp16; auto: as it is stored.", rich_help_panel=_LOAD)
+]
+Leaves = Annotated[
+    str | None,
+    typer.Option("--leaves", help="Load these alone, such as 00,1: leaves or subtrees.", rich_help_panel=_LOAD),
+]
+NoVerify = Annotated[
+    bool,
+    typer.Option("--no-verify", help="Do not compare the bundle's numbers with their sums.", rich_help_panel=_LOAD),
+]
+
+
+@app.command()
+def generate(
+    bundle: BundleFile,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Text to continue, shown as it is written.")] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--in", help="Prompts: text, one a line, or rows with prompt or messages; give it several times."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Answers to --in, a line of JSON each; default: standard output.")
+    ] = None,
+    base: Base = None,
+    policy: AnyPolicy = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts at once, of any leaves.")] = 8,
+    max_new_tokens: MaxNewTokens = 64,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = None,
+    seed: Seed = 0,
+    stop: Stop = None,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    leaves: Leaves = None,
+    no_verify: NoVerify = False,
+    threads: Threads = 2,
+    quantise: Quantise = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a text, or files of prompts and conversations; every token goes to its own leaf."""
+    from tinylora.answering.opening import open_tree
+    from tinylora.answering.questions import read_questions
+    from tinylora.answering.writing import Drawing, place_for_lines
+    from tinylora.errors import SettingError
+
+    _check_what_is_asked(prompt, files, out)
+    questions = read_questions(files or []) if prompt is None else []
+    with place_for_lines(out) if out is not None else nullcontext(sys.stdout) as stream:
+        model = open_tree(
+            bundle, base, demo_base=DEMO_BASE, policy=policy, device=device, dtype=dtype, leaves=leaves,
+            verify=not no_verify, quantise=quantise, threads=threads,
+        )  # fmt: skip
+        drawing = Drawing(max_new_tokens, temperature, top_p, top_k, seed, tuple(stop or ()))
+        if "" in drawing.stop:
+            raise SettingError("--stop: an empty text would end every answer at once")
+        if prompt is not None:
+            _one(model, prompt, drawing, as_json=as_json)
+        else:
+            _many(model, questions, drawing, batch_size, stream)
+
+
+@app.command()
+def chat(
+    bundle: BundleFile,
+    base: Base = None,
+    policy: AnyPolicy = None,
+    show_route: Annotated[bool, typer.Option("--show-route", help="Say which leaf gives each answer.")] = False,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = None,
+    seed: Seed = 0,
+    stop: Stop = None,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    leaves: Leaves = None,
+    no_verify: NoVerify = False,
+    threads: Threads = 2,
+    quantise: Quantise = None,
+) -> None:
+    """Talk with a bundle: answers as they are written; /help lists what can be said besides."""
+    from tinylora.answering.chatting import Chat, Terminal
+    from tinylora.answering.opening import open_tree
+    from tinylora.answering.writing import Drawing
+
+    model = open_tree(
+        bundle, base, demo_base=DEMO_BASE, policy=policy, device=device, dtype=dtype, leaves=leaves,
+        verify=not no_verify, quantise=quantise, threads=threads,
+    )  # fmt: skip
+    drawing = Drawing(max_new_tokens, temperature, top_p, top_k, seed, tuple(stop or ()))
+    Chat(model, drawing, Terminal.of_process(), show_route=show_route).run()
+
+
+def _check_what_is_asked(prompt: str | None, files: list[Path] | None, out: Path | None) -> None:
+    from tinylora.errors import SettingError
+
+    if (prompt is None) == (not files):
+        raise SettingError("generate: expected either one text with --prompt, or files with --in")
+    if out is not None and prompt is not None:
+        raise SettingError("--out: for files with --in; a --prompt is answered on standard output")
+    if out is not None and any(out.resolve() == file.resolve() for file in files or []):
+        raise SettingError(f"--out {out}: is one of the files that are read; choose another name")
+
+
+def _one(model: "TreeModel", prompt: str, drawing: "Drawing", *, as_json: bool) -> None:
+    from tinylora.answering.questions import prompt_question
+    from tinylora.answering.writing import answer_questions
+
+    def show(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    on_text = None if as_json else show
+    (answer,) = answer_questions(model, [prompt_question(prompt)], drawing, on_text=on_text)
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo()
+
+
+def _many(model: "TreeModel", questions: "list[Question]", drawing: "Drawing", batch_size: int, stream: Any) -> None:
+    from tinylora.answering.writing import answer_questions, line_of
+
+    begun, n_written = time.monotonic(), 0
+    with _progress(len(questions)) as advance:
+
+        def on_batch(n_questions: int, n_tokens: int) -> None:
+            nonlocal n_written
+            n_written += n_tokens
+            advance(n_questions, n_tokens)
+
+        answers = answer_questions(model, questions, drawing, batch_size=batch_size, on_batch=on_batch)
+    stream.writelines(line_of(answer) + "\n" for answer in answers)
+    seconds = max(time.monotonic() - begun, 1e-9)
+    n_leaves = len({answer["leaf"] for answer in answers})
+    typer.echo(
+        f"{len(answers)} prompts of {n_leaves} leaves, {n_written} new tokens, {n_written / seconds:.0f} tokens/s",
+        err=True,
+    )
+
+
+@contextmanager
+def _progress(n_questions: int) -> "Iterator[OnBatch]":
+    """A bar on standard error where somebody looks at it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=n_questions)
+        yield lambda n_answered, _n_tokens: bar.advance(task, n_answered)
