@@ -1,8 +1,10 @@
 """A leaf as a PEFT adapter: PEFT loads it without a missing name, and says what our model says with hard routing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from tests.bundle.leaves import LEAF, make_bundle, ours, places_of, theirs
 from tests.model.families import family_base, some_ids
 from tinylora.bundle import read_bundle, write_bundle
 from tinylora.errors import BaseModelError, SettingError, StorageError
-from tinylora.export import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Card, Places, export_leaf
+from tinylora.export import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Card, Origin, Places, export_leaf
 from tinylora.tensors import read_file_header
 
 
@@ -68,6 +70,33 @@ def test_names_configuration_and_card(tmp_path: Path) -> None:
     assert text.startswith("---\nbase_model: org/base\nlibrary_name: peft\n")
     for said in ("exact for hard routing", "| leaf | 01, ", "| steps | 120 |", "2 workers", "abababab", "two-lives"):
         assert said in text
+
+
+def test_a_card_tells_licences_notes_and_results_and_no_markup_of_others(tmp_path: Path) -> None:
+    base = family_base("llama")
+    bundle = replace(
+        make_bundle(base, "lora", (LEAF,), 2, {}),
+        run="<img src=x>|`run`",
+        licences=("CC-BY-4.0",),
+        data_notes={LEAF: ("letters of 1900", "<script>")},
+        report={"systems": {"routed:hard": {"nll_mean": 2.5}, "odd": 3}},
+    )
+    origin = Origin("org/base", "0" * 40, "llama3")
+    export_leaf(bundle, LEAF, tmp_path / "leaf", places=places_of(base), base=origin)
+    text = (tmp_path / "leaf" / CARD_FILE).read_text()
+    told = huggingface_hub.metadata_load(tmp_path / "leaf" / CARD_FILE) or {}
+    assert (told["license"], told["base_model"], told["library_name"]) == ("cc-by-4.0", "org/base", "peft")
+    for said in (
+        "| licence of the base | llama3 |", "letters of 1900; (script)", "| routed:hard | 2.5000 |", "0" * 40, "w0, w1"
+    ):  # fmt: skip
+        assert said in text
+    assert "<img" not in text and "<script" not in text
+    assert json.loads((tmp_path / "leaf" / CONFIG_FILE).read_text())["revision"] == "0" * 40
+    plain = replace(bundle, licences=())
+    export_leaf(plain, LEAF, tmp_path / "folder", places=places_of(base), base=replace(origin, base="/a/folder"))
+    told = huggingface_hub.metadata_load(tmp_path / "folder" / CARD_FILE) or {}
+    assert (told["license"], told.get("base_model")) == ("llama3", None)
+    assert "/a/folder" not in (tmp_path / "folder" / CARD_FILE).read_text()
 
 
 def test_the_same_leaf_is_the_same_bytes(tmp_path: Path) -> None:

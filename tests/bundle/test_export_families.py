@@ -12,6 +12,7 @@ from tinylora.bundle import read_bundle, write_bundle
 from tinylora.derive import leaf_state
 from tinylora.errors import BaseModelError
 from tinylora.export import Origin, Places, export_leaf, export_merged, import_peft
+from tinylora.export.merged import merge_state
 
 FAMILIES = ("llama", "bloom", "gpt2", "gpt_neox", "qwen2", "mistral", "gemma", "gemma2", "phi")
 
@@ -57,6 +58,20 @@ def test_a_merged_model_keeps_its_dtype_and_its_tied_embeddings(tmp_path: Path) 
     with pytest.raises(BaseModelError, match="needs the base"):
         export_merged(bundle, LEAF, tmp_path / "again", base=tmp_path / "merged")
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["base", "merged"]
+
+
+def test_what_nothing_can_be_merged_into(tmp_path: Path) -> None:
+    made = family_base("llama")
+    bundle = make_bundle(made, "lora", (LEAF,), 2, {})
+    made.model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    made.model.config.save_pretrained(tmp_path / "base")
+    with pytest.raises(BaseModelError, match="stored quantised"):
+        export_merged(bundle, LEAF, tmp_path / "merged", base=tmp_path / "base")
+    first, second = (made.model.get_submodule(name) for name in made.linears["mlp.up_proj"])
+    second.weight = first.weight
+    with pytest.raises(BaseModelError, match="share one weight"):
+        merge_state(made.model, made.linears, leaf_state(bundle, LEAF), 1.0)
+    assert not (tmp_path / "merged").exists()
 
 
 def test_transformers_finds_the_base_of_a_leaf_and_the_leaf_comes_back(tmp_path: Path) -> None:

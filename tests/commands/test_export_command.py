@@ -70,7 +70,7 @@ def test_merged(place: Path, bundle: Path) -> None:
         (["--leaf", "0"], 2, "no leaf '0'"),
         (["--leaf", "11"], 2, "nobody has trained it"),
         (["--leaf", "00", "--nested-rank", "9"], 2, "expected 1 to 4"),
-        (["--leaf", "00", "--base", "/nothing/here"], 4, "/nothing/here"),
+        (["--leaf", "00", "--base", "org/missing"], 4, "hf download org/missing"),
         (["--leaf", "00", "--base", ""], 2, "not the base of this bundle"),
     ],
 )

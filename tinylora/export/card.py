@@ -44,12 +44,12 @@ def adapter_card(
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({_loading(origin)})
+base = AutoModelForCausalLM.from_pretrained({_loading(origin, bundle)})
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```"""
     about = "as an ordinary PEFT adapter"
     exact = _EXACT.format(what="the base with this adapter")
-    facts = _facts(bundle, leaf, nodes, origin, card) | {"rank": f"{rank}, scale {bundle.scale:g}"}
+    facts = {"rank": f"{rank}, scale {bundle.scale:g}"} | _facts(bundle, leaf, nodes, origin, card)
     matter = _front_matter(bundle, origin, library="peft", relation="adapter")
     return _document(matter, _title(leaf, bundle), about, exact, facts, bundle, usage)
 
@@ -159,6 +159,8 @@ def _metrics(report: Mapping[str, Any]) -> str:
     return head + "\n".join(rows) + "\n\n"
 
 
-def _loading(origin: Origin) -> str:
-    revision = f", revision={json.dumps(origin.revision)}" if origin.revision else ""
-    return json.dumps(origin.base) + revision
+def _loading(origin: Origin, bundle: Bundle) -> str:
+    """How the base is named in Python; a folder of this machine is nobody else's business."""
+    if not origin.is_on_hub:
+        return json.dumps(f"path/to/{bundle.base.base_id}")
+    return json.dumps(origin.base) + (f", revision={json.dumps(origin.revision)}" if origin.revision else "")

@@ -72,7 +72,7 @@ def export_file(
     path = None if form == "vllm" else _leaf_of(inspect(file)["leaves"], leaf)
     bundle = read_bundle(file, leaves=None if path is None else (path,))
     if nested_rank is not None:
-        bundle = cut_bundle(bundle, rank=nested_rank, ranks={})
+        bundle = _cut(bundle, nested_rank)
     seen = _look_at(bundle, base, default_base)
     origin = replace(seen.origin, base=base_id) if base_id else seen.origin
     card = Card(bundle_sha256=_sha256(file))
@@ -89,6 +89,15 @@ def export_file(
     written = export_leaf(bundle, path, out, places=seen.places, base=origin, card=card, is_forced=is_forced)
     told = f"{out}: leaf {name} as a PEFT adapter of rank {written.rank} for {origin.base}, {written.n_bytes} bytes"
     return Written(_facts(written), (told,))
+
+
+def _cut(bundle: Bundle, rank: int) -> Bundle:
+    if bundle.spec.kind != "nested":
+        raise SettingError(
+            f"--nested-rank: the bundle holds adapters of kind {bundle.spec}, whose first rows were not trained to do "
+            "without the others; leave it out"
+        )
+    return cut_bundle(bundle, rank=rank, ranks={})
 
 
 @dataclass(frozen=True)
@@ -109,9 +118,9 @@ def _look_at(bundle: Bundle, base: str, default_base: str) -> _Seen:
     for where in tried:
         try:
             found = find_structure(where)
-        except BaseModelError:
+        except BaseModelError as error:
             if where == tried[-1]:
-                raise
+                raise BaseModelError(f"{error}; give a folder, or fetch it first: hf download {where}") from None
             continue
         check_shapes(bundle, found.shapes, where)
         places = Places(modules=found.modules, is_transposed=found.is_transposed)

@@ -71,12 +71,11 @@ def import_peft(
 
     found = find_structure(base)
     places = Places(modules=found.modules, is_transposed=found.is_transposed)
-    notes: tuple[str, ...] = ()
     if into is None:
         if leaf:
             raise SettingError(f"--leaf {leaf}: a new bundle has the root alone; name a bundle with --into")
         adapter = read_adapter(adapter_dir, places, found.shapes)
-        bundle, leaf, dtype = _new_bundle(adapter, base, adapter_dir), "", adapter.dtype
+        bundle, leaf, dtype, notes = _new_bundle(adapter, base, adapter_dir), "", adapter.dtype, ()
     else:
         old = read_bundle(into)
         check_shapes(old, found.shapes, str(base))
@@ -88,7 +87,7 @@ def import_peft(
         dtype: AdapterDtype = adapter.dtype if is_as_stored else "F32"
     write_bundle(bundle, out, dtype=dtype)
     rank = max(bundle.spec.rank_of(name) for name in bundle.base.projections)
-    return Imported(out, leaf, rank, adapter.n_modules, adapter.n_without, notes)
+    return Imported(out, leaf, rank, adapter.n_modules, adapter.n_without, (*_other_base(adapter, base), *notes))
 
 
 def fill_leaf(bundle: Bundle, leaf: NodePath, adapter: PlainAdapter, name: str) -> tuple[Bundle, tuple[str, ...]]:
@@ -171,6 +170,12 @@ def _notes(bundle: Bundle, leaf: NodePath, above: list[NodePath]) -> list[str]:
     if bundle.statistics is not None and leaf in bundle.statistics.counts:
         notes.append("the gates still send the leaf the text of those who trained it before")
     return notes
+
+
+def _other_base(adapter: PlainAdapter, base: str | Path) -> list[str]:
+    """Its makers may have called the same base otherwise, so that is no error: the shapes fit."""
+    named, given = (Path(str(name)).name for name in (adapter.base, base))
+    return [f"the adapter says that its base is {adapter.base[:200]!r}"] if named and named != given else []
 
 
 def _told(name: str, leaf: NodePath, adapter: PlainAdapter) -> dict[str, Any]:

@@ -91,17 +91,21 @@ def merge_state(model: Any, linears: dict[str, tuple[str, ...]], state: Tensors,
     Raises:
         BaseModelError: Two modules share one weight, which cannot hold the updates of both.
     """
-    seen: dict[int, str] = {}
+    _check_own_weights(model, linears)
     for projection, modules in sorted(linears.items()):
         lora_a, lora_b = (state[f"{projection}.lora_{part}"] for part in "AB")
         for name, a, b in zip(modules, lora_a, lora_b, strict=True):
             module = model.get_submodule(name)
-            other = seen.setdefault(module.weight.data_ptr(), name)
-            if other != name:
-                raise BaseModelError(f"{other} and {name} share one weight, which cannot hold two updates")
             # GPT-2's Conv1D keeps its weight as (in, out).
-            is_transposed = hasattr(module, "nf")
-            module.weight.data = merged(module.weight.data, a, b, scale, is_transposed=is_transposed)
+            module.weight.data = merged(module.weight.data, a, b, scale, is_transposed=hasattr(module, "nf"))
+
+
+def _check_own_weights(model: Any, linears: dict[str, tuple[str, ...]]) -> None:
+    seen: dict[int, str] = {}
+    for name in (name for modules in linears.values() for name in modules):
+        other = seen.setdefault(model.get_submodule(name).weight.data_ptr(), name)
+        if other != name:
+            raise BaseModelError(f"{other} and {name} share one weight, which cannot hold two updates")
 
 
 def merged(

@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,13 @@ def read_adapter(
     config = read_config(folder)
     file = _weights_file(folder)
     known = places.of_modules()
-    manifest = tensors.read_file_header(file).manifest
+    with _told_of(file):
+        manifest = tensors.read_file_header(file).manifest
     pairs = _pairs(file, manifest, known)
-    for module in pairs:
+    for module in pairs:  # before a number is read: what is there is no larger than the base allows
         _check_pair(file, module, manifest, shapes[known[module][0]], config)
-    found = tensors.from_bytes(file.read_bytes())
+    with _told_of(file):
+        found = tensors.from_bytes(file.read_bytes())
     tensors.check_finite(found, where=str(file))
     scales = {module: config.scale_of(module) for module in pairs}
     common = scale if scale is not None else Counter(scales.values()).most_common(1)[0][0]
@@ -93,6 +96,17 @@ def read_adapter(
         base=config.base,
         licence=licence_in_readme(folder / CARD_FILE),
     )
+
+
+@contextmanager
+def _told_of(file: Path) -> Iterator[None]:
+    """A reader's sentence, with the file in front of it."""
+    try:
+        yield
+    except ProtocolError as error:
+        raise ProtocolError(f"{file}: {str(error).removeprefix('tensors: ')}", rule=error.rule) from None
+    except OSError as error:
+        raise SettingError(f"{file}: cannot be read: {error.strerror or error}") from None
 
 
 def _weights_file(folder: Path) -> Path:
