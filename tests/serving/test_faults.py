@@ -125,3 +125,9 @@ def test_endings() -> None:
     )
     assert ending(-999, "x") == "it crashed (signal 999); it said: x"
     assert ending(None, "") == "it says nothing any more"
+
+
+def test_one_device_has_all_leaves_and_takes_any_policy(file: Path) -> None:
+    with LeafServers(file, "none", "root=cpu", policy="soft", command=FAKE) as servers:
+        assert servers.devices.devices == ("cpu",)
+        assert [row.tokens for row in servers.generate(ROWS, max_new_tokens=2)] == [(row[1],) * 2 for row in ROWS]
