@@ -27,8 +27,8 @@ class Fake:
     def use(self, policy: str) -> None:
         self.policy = policy
 
-    def route(self, rows: list[list[int]]) -> list[str | None]:
-        return ["1" if row[0] else "0" for row in rows]
+    def route(self, rows: list[list[int]]) -> list[tuple[str, float]]:
+        return [("1" if row[0] else "0", 0.5) for row in rows]
 
     def generate(self, rows: list[list[int]], *, limits: list[int], **_: object):
         for index, (row, limit) in enumerate(zip(rows, limits, strict=True)):

@@ -108,7 +108,7 @@ def test_an_interrupt_ends_all_at_once(make) -> None:
 def test_refused_before_a_process_is_started(file: Path) -> None:
     for options, said in [
         ({"policy": "top2"}, "a text must stay on one path"),
-        ({"dtype": "fp8"}, "expected fp32, bf16 or fp16"),
+        ({"dtype": "fp8"}, "expected fp32, bf16, fp16 or auto"),
         ({"batch_size": 0}, "at least 1"),
         ({"devices": "0=cpu:0"}, "leaf 1 has no device"),
     ]:

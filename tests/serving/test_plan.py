@@ -13,9 +13,13 @@ MAP = DeviceMap({"0": "a", "10": "b", "11": "c"})
 POLICY = Policy.parse("hard@sequence:6")
 
 
+def routed(path: str | None) -> Row:
+    return Row([1, 1], way=None if path is None else (path, 0.9))
+
+
 @given(st.lists(st.sampled_from(["0", "10", "11", "1", "", None])))
 def test_every_row_goes_once_to_a_device_that_has_its_path(paths: list[str | None]) -> None:
-    placed = place([Row([1], path=path) for path in paths], MAP)
+    placed = place([routed(path) for path in paths], MAP)
     assert sorted(index for some in placed.values() for index in some) == list(range(len(paths)))
     for device, some in placed.items():
         assert some == sorted(some) and some
@@ -27,13 +31,13 @@ def test_every_row_goes_once_to_a_device_that_has_its_path(paths: list[str | Non
 
 def test_rows_that_can_go_anywhere_go_where_there_is_least_to_do() -> None:
     paths = [None, "1", "10", "10", "0", None]
-    assert place([Row([1], path=path) for path in paths], MAP) == {"a": [0, 4], "b": [2, 3], "c": [1, 5]}
+    assert place([routed(path) for path in paths], MAP) == {"a": [0, 4], "b": [2, 3], "c": [1, 5]}
 
 
 def test_before_its_decision_a_row_may_have_no_more_tokens_than_that_takes() -> None:
     assert limit_of(Row([1, 1]), POLICY, 9) == 4
     assert limit_of(Row([1, 1]), POLICY, 3) == 3
-    assert limit_of(Row([1, 1], path="0"), POLICY, 9) == 9
+    assert limit_of(routed("0"), POLICY, 9) == 9
     assert limit_of(Row([1, 1]), None, 9) == 9
     assert not is_decided_at(POLICY, 5) and is_decided_at(POLICY, 6)
     assert not is_decided_at(Policy.parse("soft"), 600)

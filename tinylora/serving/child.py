@@ -33,8 +33,8 @@ class Held(Protocol):
     def use(self, policy: str) -> None:
         """Decide by this policy."""
 
-    def route(self, rows: list[list[int]]) -> list[str | None]:
-        """Paths."""
+    def route(self, rows: list[list[int]]) -> list[tuple[str, float]]:
+        """Paths, and how probable they are."""
         ...
 
     def generate(self, rows: list[list[int]], *, batch_size: int, **options: Any) -> Any:
@@ -123,7 +123,7 @@ def answer(holder: Held, request: Message, tell: Tell) -> Message:
     """Do what is asked for, telling of rows as they are done; returns what is left to say at the end."""
     holder.use(request["policy"])
     if request["do"] == "route":
-        return {"paths": holder.route(request["rows"])}
+        return {"ways": holder.route(request["rows"])}
     if request["do"] == "score":
         found = holder.score(request["rows"], batch_size=request["batch_size"])
     else:
@@ -144,8 +144,7 @@ def _open(first: Message) -> Held:
 
     from tinylora.serving.holder import LeafHolder
 
-    if first["threads"]:
-        torch.set_num_threads(first["threads"])
+    torch.set_num_threads(first["threads"])
     return LeafHolder.open(
         Path(first["bundle"]),
         first["base"],
@@ -153,6 +152,7 @@ def _open(first: Message) -> Held:
         leaves=first["leaves"],
         dtype=first["dtype"],
         quantise=first["quantise"],
+        verify=first["verify"],
     )
 
 

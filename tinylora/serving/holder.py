@@ -16,11 +16,12 @@ from tinylora.generation import continue_prompts, left_pad
 from tinylora.model import TreeModel
 from tinylora.routing.features import RoutingFeature
 from tinylora.routing.policy import Policy, Router
-from tinylora.serving.plan import batches, is_decided_at
+from tinylora.routing.ways import posterior_of
+from tinylora.serving.plan import Way, batches
 from tinylora.training.out_of_memory import give_memory_back
 from tinylora.tree import NodePath, Topology, by_level, is_under
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": None}
 _ROUTED_AT_ONCE = 256
 
 
@@ -63,8 +64,18 @@ class LeafHolder:
         leaves: Sequence[NodePath],
         dtype: str = "fp32",
         quantise: str | None = None,
+        verify: bool = True,
     ) -> "LeafHolder":
         """Read these leaves of a bundle, and load its base.
+
+        Args:
+            file: The bundle.
+            base_where: Folder of the base, or its hub id.
+            device: As a device map names it.
+            leaves: Those to hold.
+            dtype: Of the base: "fp32", "bf16", "fp16", or "auto" for the one it is stored in.
+            quantise: As in `load_base`.
+            verify: Whether to check the numbers that are read against their sums.
 
         Raises:
             BundleError: The file is not a sound bundle.
@@ -72,7 +83,7 @@ class LeafHolder:
             SettingError: There is no such device here.
         """
         check_device(device)
-        bundle = read_bundle(file, leaves=leaves)
+        bundle = read_bundle(file, leaves=leaves, verify=verify)
         where = torch.device("cpu") if device.startswith("cpu") else torch.device(device)
         base = load_base(
             base_where, dtype=DTYPES[dtype], quantise=quantise, device=where, feature_dim=bundle.base.feature_dim
@@ -111,23 +122,28 @@ class LeafHolder:
             raise DataError(f"token {wrong}: this base has tokens 0 to {vocabulary - 1}")
 
     @torch.no_grad()
-    def route(self, rows: Sequence[Sequence[int]]) -> list[NodePath | None]:
-        """The path of every row by the gates of the whole tree; None before its decision, if the policy has one.
+    def route(self, rows: Sequence[Sequence[int]]) -> list[Way]:
+        """The path of every row by the gates of the whole tree, and how probable it is; rows are all long enough.
 
         Raises:
             DataError: A token is none of the base's.
         """
         self._check(rows)
-        found: list[NodePath | None] = [None] * len(rows)
-        long = [index for index, row in enumerate(rows) if is_decided_at(self.policy, len(row))]
-        for start in range(0, len(long), _ROUTED_AT_ONCE):
-            some = long[start : start + _ROUTED_AT_ONCE]
-            ids = torch.tensor([list(rows[index][: self.policy.size]) for index in some])
-            _, state = self._everywhere(ids, policy=self.policy)
-            held = state.held.dense(len(self._everywhere.nodes))
-            for index, weights in zip(some, held.tolist(), strict=True):
-                chosen = [node for node, weight in zip(self._everywhere.nodes, weights, strict=True) if weight > 0]
-                found[index] = max(chosen, key=len)
+        return [
+            way for start in range(0, len(rows), _ROUTED_AT_ONCE) for way in self._ways(rows[start:][:_ROUTED_AT_ONCE])
+        ]
+
+    def _ways(self, rows: Sequence[Sequence[int]]) -> list[Way]:
+        router, policy = self._everywhere, self.policy
+        ids = torch.tensor([list(row[: policy.size]) for row in rows])
+        _, state = router(ids, policy=policy)
+        weights = state.held.dense(len(router.nodes)).tolist()
+        features, _, _ = router.feature(ids)
+        gates, found = router.gates(), []
+        for own, feature in zip(weights, features[:, -1].double().numpy(), strict=True):
+            path = max((node for node, weight in zip(router.nodes, own, strict=True) if weight > 0), key=len)
+            shares = posterior_of(gates, feature)
+            found.append((path, min(1.0, sum(share for leaf, share in shares.items() if is_under(leaf, path)))))
         return found
 
     def generate(

@@ -8,12 +8,16 @@ by the root and the rest by the leaf, as one process for everything would have r
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from tinylora.errors import SettingError
 from tinylora.generation import Finish
 from tinylora.routing.decision import Policy
 from tinylora.serving.device_map import Device, DeviceMap
 from tinylora.tree import NodePath
+
+Way: TypeAlias = tuple[NodePath, float]
+"""A decided path, and the probability that the text belongs there."""
 
 
 @dataclass
@@ -28,10 +32,15 @@ class Row:
     """Of these."""
     finish: Finish | None = None
     """What ended it; None while it goes on."""
-    path: NodePath | None = None
+    way: Way | None = None
     """What was decided; None before the decision."""
     device: Device = ""
     """Where it was served last."""
+
+    @property
+    def path(self) -> NodePath | None:
+        """The node that was decided for."""
+        return None if self.way is None else self.way[0]
 
     @property
     def all_ids(self) -> list[int]:

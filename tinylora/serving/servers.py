@@ -37,6 +37,8 @@ class Served:
     path: NodePath | None
     """The node whose adapters it has used since its decision; None where it ended before, or where one process has
     all leaves."""
+    probability: float | None
+    """That the text belongs there, as the gates said at the decision."""
     device: Device
     """Where it was served last."""
 
@@ -50,9 +52,10 @@ class LeafServers:
         devices: A device map; see `device_map`.
         policy: How the gates decide; None takes the bundle's own. With several devices it decides once per sequence,
             for one path.
-        dtype: Of the base: "fp32", "bf16" or "fp16".
+        dtype: Of the base: "fp32", "bf16", "fp16", or "auto" for the one it is stored in.
         quantise: As in `load_base`.
-        threads: Of each process; 0 shares the cores among those on the CPU.
+        verify: Whether each process checks the numbers that it reads against their sums.
+        threads: Of the CPU, for all processes together; 0 is all cores.
         batch_size: Rows that go through a base together.
         command: Arguments of Python that start a child.
 
@@ -70,14 +73,15 @@ class LeafServers:
         policy: Policy | str | None = None,
         dtype: str = "fp32",
         quantise: str | None = None,
+        verify: bool = True,
         threads: int = 0,
         batch_size: int = DEFAULT_BATCH,
         command: tuple[str, ...] = COMMAND,
     ) -> None:
-        if dtype not in ("fp32", "bf16", "fp16") or batch_size < 1 or threads < 0:
+        if dtype not in ("fp32", "bf16", "fp16", "auto") or batch_size < 1 or threads < 0:
             raise SettingError(
-                f"dtype {dtype}, batch size {batch_size}, {threads} threads: expected fp32, bf16 or fp16, at least 1, "
-                "and at least 0"
+                f"dtype {dtype}, batch size {batch_size}, {threads} threads: expected fp32, bf16, fp16 or auto, at "
+                "least 1, and at least 0"
             )
         self.bundle_file, self.base, self.batch_size = Path(bundle_file), str(base), batch_size
         facts = bundles.inspect(self.bundle_file)
@@ -85,8 +89,8 @@ class LeafServers:
         self.devices = _map_of(devices, self.bundle_file, Topology(tuple(facts["leaves"])))
         self.policy = wanted
         self._options = {
-            "bundle": str(self.bundle_file), "base": self.base, "dtype": dtype, "quantise": quantise,
-            "threads": threads,
+            "bundle": str(self.bundle_file), "base": self.base, "dtype": dtype, "quantise": quantise, "verify": verify,
+            "threads": max(1, (threads or os.cpu_count() or 1) // len(self.devices.devices)),
         }  # fmt: skip
         self._command = command
         self._processes: dict[Device, LeafProcess] = {}
@@ -136,18 +140,12 @@ class LeafServers:
         self._inbox, self._n_requests = queue.Queue(), 0
         try:
             for device, leaves in self.devices.leaves.items():
-                first = self._options | {"device": device, "leaves": leaves, "threads": self._threads(device)}
+                first = self._options | {"device": device, "leaves": leaves}
                 self._processes[device] = LeafProcess(device, first, self._inbox, self._command)
             self.held = self._hear(0, set(self._processes))
         except BaseException:
             self.close()
             raise
-
-    def _threads(self, device: Device) -> int:
-        on_cpu = [other for other in self.devices.devices if other.startswith("cpu")]
-        if self._options["threads"] or device not in on_cpu:
-            return self._options["threads"]
-        return max(1, (os.cpu_count() or 1) // len(on_cpu))
 
     def close(self) -> None:
         """No process is left, and every device is free."""
@@ -238,9 +236,9 @@ class LeafServers:
             return
         first = self.devices.devices[0]
         ids = [row.all_ids[: self.policy.size] for row in ready]
-        paths = self._ask({first: {"do": "route", "rows": ids}})[first]["paths"]
-        for row, path in zip(ready, paths, strict=True):
-            row.path = path
+        ways = self._ask({first: {"do": "route", "rows": ids}})[first]["ways"]
+        for row, (path, probability) in zip(ready, ways, strict=True):
+            row.way = (path, probability)
 
     def _continue(
         self, rows: list[Row], chosen: list[int], max_new_tokens: int, options: Mapping[str, Any], on_over: OnRow
@@ -318,7 +316,7 @@ class LeafServers:
 
 
 def _served(row: Row) -> Served:
-    return Served(tuple(row.new), row.text, row.finish or "length", row.path, row.device)
+    return Served(tuple(row.new), row.text, row.finish or "length", *(row.way or (None, None)), row.device)
 
 
 def _seeds(seed: int | Sequence[int] | None, n_rows: int) -> Sequence[int | None]:
