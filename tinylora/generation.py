@@ -9,7 +9,8 @@ exact as any other batch of them, costs about what one step costs to append to t
 nothing; kept, it would cost a token's pass each time until the longest row ends.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -32,6 +33,11 @@ class Continuable(Protocol):
     """What `generate` asks of a `TreeModel`."""
 
     base: LoadedBase
+    routed_to: Any
+    """What `route_to` was told last."""
+
+    def route_to(self, path: Any) -> None:
+        """Send every token to one node, or every row to its own; None gives the choice back to the router."""
 
     def __call__(self, input_ids: Any, **options: Any) -> Any:
         """One pass over new tokens: logits, the cache and the router's state after them."""
@@ -105,21 +111,21 @@ def continue_prompts(
             row.add(token)
             draw.random()
     running = list(range(len(prompts)))
-    passes = _Passes(model, prompts)
-    while True:
-        uniform = torch.tensor([draws[row].random() for row in running], dtype=torch.float64)
-        tokens = choose(passes.logits, temperature, top_k, top_p, uniform)
-        for row, token in zip(running, tokens, strict=True):
-            piece = rows[row].add(token)
-            if on_token is not None:
-                on_token(row, token)
-            if on_text is not None and piece:
-                on_text(row, piece)
-        keep = [place for place, row in enumerate(running) if rows[row].finish is None]
-        if not keep:
-            return [row.ended() for row in rows]
-        running = [running[place] for place in keep]
-        passes.go_on(tokens, keep)
+    with _reading(model, prompts) as passes:
+        while running:
+            uniform = torch.tensor([draws[row].random() for row in running], dtype=torch.float64)
+            tokens = choose(passes.logits, temperature, top_k, top_p, uniform)
+            for row, token in zip(running, tokens, strict=True):
+                piece = rows[row].add(token)
+                if on_token is not None:
+                    on_token(row, token)
+                if on_text is not None and piece:
+                    on_text(row, piece)
+            keep = [place for place, row in enumerate(running) if rows[row].finish is None]
+            running = [running[place] for place in keep]
+            if running:
+                passes.go_on(tokens, keep)
+    return [row.ended() for row in rows]
 
 
 def generate(
@@ -175,6 +181,17 @@ def row_seed(seed: int, row: int) -> int:
 # --- passes ----------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _reading(model: Continuable, prompts: Sequence[Sequence[int]]) -> Iterator["_Passes"]:
+    """The prompts read; whatever ends the writing, rows that were sent to nodes of their own are sent there again."""
+    routed_to = model.routed_to
+    try:
+        yield _Passes(model, prompts)
+    finally:
+        if model.routed_to != routed_to:
+            model.route_to(routed_to)
+
+
 class _Passes:
     """The prompts read, and after that a token for each row that goes on."""
 
@@ -185,6 +202,8 @@ class _Passes:
         self._lengths = [len(prompt) for prompt in prompts]
         self._cache: Any = None
         self._state: Any = None
+        routed_to = model.routed_to
+        self._nodes = routed_to if isinstance(routed_to, tuple) else None
         self._read(ids.to(self._device))
 
     def go_on(self, tokens: list[int], keep: list[int]) -> None:
@@ -194,6 +213,9 @@ class _Passes:
             self._cache.reorder_cache(index)  # unlike its twin for selecting, every kind of layer has it
             self._mask, self._state = self._mask[index], _rows_of(self._state, index)
             self._lengths = [self._lengths[place] for place in keep]
+            if self._nodes is not None:
+                self._nodes = tuple(self._nodes[place] for place in keep)
+                self._model.route_to(self._nodes)
         unread = torch.tensor([[tokens[place]] for place in keep], device=self._device)
         self._mask = torch.cat([self._mask, torch.ones_like(unread)], dim=1)
         self._lengths = [length + 1 for length in self._lengths]
@@ -207,6 +229,7 @@ class _Passes:
             past_key_values=self._cache,
             state=self._state,
             use_cache=True,
+            last_only=True,
         )
         self._cache, self._state, self.logits = output.past_key_values, output.state, output.logits[:, -1]
 

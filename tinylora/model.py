@@ -101,7 +101,8 @@ class TreeModel(TreeHub, nn.Module):
         self._plan: RankPlan = {}
         self._shared = SharedRouting(Fixed(), impl, is_lower_frozen=spec.is_lower_frozen)
         self._has_plain_head = base.is_head_plain
-        self._accepts_positions = "position_ids" in inspect.signature(base.model.forward).parameters
+        accepted = inspect.signature(base.model.forward).parameters
+        self._accepts_positions, self._can_keep_logits = "position_ids" in accepted, "logits_to_keep" in accepted
         self.model: Any = base.model
         self.adapters = self._make_adapters(shared or {})
         self.route_to(None)
@@ -313,6 +314,7 @@ class TreeModel(TreeHub, nn.Module):
         """
         for each in (path,) if isinstance(path, str) else path or ():
             self._index(each)
+        self.routed_to = path if path is None or isinstance(path, str) else tuple(path)
         if isinstance(path, str):
             self._fixed = Fixed(tuple(self._way_to(path)))
         elif path is not None:
@@ -378,6 +380,7 @@ class TreeModel(TreeHub, nn.Module):
         past_key_values: Any = None,
         state: RouterState | None = None,
         use_cache: bool = False,
+        last_only: bool = False,
     ) -> TreeOutput:
         """Route every token, then run the base with the adapters.
 
@@ -389,6 +392,7 @@ class TreeModel(TreeHub, nn.Module):
                 begins anew.
             state: The router's, from the pass before.
             use_cache: Whether to return a cache.
+            last_only: The logits of each row's last place are enough; bases that can leave the others out, do.
 
         Raises:
             BaseModelError: A cache is asked for, and the base has none of keys and values.
@@ -399,6 +403,7 @@ class TreeModel(TreeHub, nn.Module):
             past_key_values=past_key_values,
             use_cache=use_cache,
             **self._mask_arguments(attention_mask, input_ids),
+            **({"logits_to_keep": 1} if last_only and self._can_keep_logits else {}),
         )
         cache = output.get("past_key_values") if use_cache else None
         if use_cache and cache is None:

@@ -130,6 +130,22 @@ def test_ended_rows_are_passed_no_more(model: TreeModel, monkeypatch) -> None:
     assert sizes == [size for size in running if size] and sizes[-1] < 3
 
 
+def test_rows_that_were_sent_to_nodes_of_their_own_stay_there(model: TreeModel) -> None:
+    """Also when others have ended; and afterwards the next batch goes there, too."""
+    prompts, nodes = prompts_of(model), ("00", "1", "")
+    expected = []
+    for prompt, node in zip(prompts, nodes, strict=True):
+        model.route_to(node)
+        expected += continue_prompts(model, [prompt], max_new_tokens=6, eos_token_id=())
+    model.route_to(nodes)
+    assert continue_prompts(model, prompts, max_new_tokens=6, eos_token_id=()) == expected
+    ends = [expected[0].tokens[1]]
+    found = continue_prompts(model, prompts, max_new_tokens=6, eos_token_id=ends)
+    assert found == [cut(model, whole, ends) for whole in expected] and found[0].finish == "end"
+    assert model.routed_to == nodes
+    model.route_to(None)
+
+
 def test_a_stop_text_ends_its_row(model: TreeModel) -> None:
     prompts = prompts_of(model)
     free = continue_prompts(model, prompts, max_new_tokens=8, eos_token_id=())
@@ -164,6 +180,14 @@ def test_a_row_that_was_begun_elsewhere_goes_on_as_if_it_had_not_been(model: Tre
     assert continue_prompts(model, again, max_new_tokens=8, n_begun=n_begun, stop=[stop], **options) == stopped
     with pytest.raises(SettingError, match="max_new_tokens 3: expected at least 4"):
         continue_prompts(model, [prompts[0] * 4], max_new_tokens=3, n_begun=[3])
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom", "gpt2"])
+def test_of_a_prompt_the_last_logits_alone_are_made(family: str) -> None:
+    model = tree(family_base(family))
+    ids = some_ids(model.base)
+    last = model(ids, last_only=True).logits
+    assert last.shape[1] == 1 and torch.allclose(last, model(ids).logits[:, -1:], atol=1e-6)
 
 
 def test_nothing_in_nothing_out(model: TreeModel) -> None:
