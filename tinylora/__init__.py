@@ -5,9 +5,11 @@ pulls in no torch; everything else is reached by its module and may change.
 
     import tinylora
 
-    base = tinylora.load_base("path/of/a/base")
-    bundle = tinylora.read_bundle("bundle.safetensors")
-    model = tinylora.TreeModel.from_bundle(bundle, base)
+    model = tinylora.TreeModel.from_pretrained("path/of/a/base", "bundle.safetensors")
+    model.save_pretrained("folder")
+
+    bundle = tinylora.read_bundle("bundle.safetensors")  # or step by step
+    model = tinylora.TreeModel.from_bundle(bundle, tinylora.load_base("path/of/a/base"))
 """
 
 import importlib

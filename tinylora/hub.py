@@ -167,8 +167,9 @@ class TreeHub(ModelHubMixin):
             RefusedError: The hub does not let you.
             NetworkError: It cannot be reached.
         """
+        options["model_card_kwargs"] = {"repo_id": repo_id} | (options.get("model_card_kwargs") or {})
         with _uploading(repo_id):
-            return super().push_to_hub(repo_id, model_card_kwargs={"repo_id": repo_id}, **options)
+            return super().push_to_hub(repo_id, **options)
 
     def generate_model_card(self, *_args: Any, repo_id: str = "path/or/org/name", **_kwargs: Any) -> ModelCard:
         """What README.md says of the tree: base, licences, who took part, what the leaves were trained on."""

@@ -38,7 +38,7 @@ class FakeHub:
             ("POST", r"/(\w+/\w+)\.git/info/lfs/objects/batch", self._batch),
             ("PUT", r"/stored/(\w+)", self._store),
             ("POST", r"/api/models/(\w+/\w+)/commit/main", self._commit),
-            ("GET", r"/api/models/(\w+/\w+)/revision/main", self._told),
+            ("GET", r"/api/models/(\w+/\w+)(?:/revision/main)?", self._told),
             ("HEAD", r"/(\w+/\w+)/resolve/(\w+)/(.+)", self._resolve),
             ("GET", r"/(\w+/\w+)/resolve/(\w+)/(.+)", self._resolve),
         ):
@@ -91,13 +91,14 @@ class FakeHub:
     def _resolve(self, _body: bytes, name: str, revision: str, file: str) -> Any:
         if name not in self.files:
             return _missing("RepoNotFound")
-        if revision not in ("main", self.commits.get(name)):
+        if revision not in ("main", self.commits.get(name, "0" * 40)):
             return _missing("RevisionNotFound")
         if file not in self.files[name]:
             return _missing("EntryNotFound", {"X-Repo-Commit": self.commits.get(name, "0" * 40)})
         data = self.files[name][file]
+        commit = self.commits.get(name, "0" * 40)
         etag = hashlib.sha256(data).hexdigest()
-        return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": self.commits[name]}, data
+        return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, data
 
 
 def _json(document: Any) -> tuple[int, dict[str, str], bytes]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelHubMixin
 
 from tests.helpers import tiny_base_dir, tiny_base_model
 from tests.model.fake_hub import FakeHub, serving
@@ -191,11 +192,23 @@ def test_the_card_tells_what_the_hub_reads_and_lets_nothing_act(base):
     assert "base_model" not in yaml.safe_load(str(model_card(bundle, "me/tree")).split("---")[1])
 
 
+def test_saving_and_sharing_at_once(base, file, tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(ModelHubMixin, "push_to_hub", lambda _self, repo_id, **more: asked.update(more, id=repo_id))
+    model = TreeModel.from_pretrained(base, file)
+    model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="me/tree", private=True)
+    model.detach_adapters()
+    assert asked == {"id": "me/tree", "private": True, "model_card_kwargs": {"repo_id": "me/tree"}}
+
+
 # --- over HTTP -------------------------------------------------------------------------------------------------------
 
 
 def test_up_to_a_hub_and_down_again(file, tmp_path):
-    hub = FakeHub()
+    hub, bundle = FakeHub(), read_bundle(file)
+    file = tmp_path / "at_home.safetensors"
+    write_bundle(replace(bundle, base=bundle.base.model_copy(update={"base_id": "me/base"})), file)
+    hub.files["me/base"] = {path.name: path.read_bytes() for path in tiny_base_dir().iterdir()}
     hub.files["me/empty"] = {}
     with serving(hub) as address:
         environment = os.environ | {
@@ -209,12 +222,12 @@ def test_up_to_a_hub_and_down_again(file, tmp_path):
             env=environment, capture_output=True, text=True, check=False, timeout=100,
         )  # fmt: skip
     assert told.returncode == 0, told.stderr + "\n".join(hub.asked)
-    assert told.stdout.splitlines()[1:3] == ["equal True hard", "cached True"]
+    assert told.stdout.splitlines()[1:3] == ["equal True hard me/base", "cached True"]
     assert told.stdout.startswith(f"commit {address}/me/tree/commit/")
     assert sorted(hub.files["me/tree"]) == ["README.md", BUNDLE_FILE]
     assert hub.files["me/tree"][BUNDLE_FILE] == file.read_bytes()
     assert "Bearer hf_secret" in hub.tokens
-    assert b'from_pretrained("path/of/the/base", "me/tree")' in hub.files["me/tree"]["README.md"]
+    assert b'from_pretrained(None, "me/tree")' in hub.files["me/tree"]["README.md"]
     for line, words in zip(
         told.stdout.splitlines()[3:],
         ("no such repository", "no such revision", "has no bundle.safetensors", "was not reached"),

@@ -28,9 +28,8 @@ with torch.no_grad():
     expected = model(ids).logits
     print("commit", model.push_to_hub("me/tree", token="hf_secret"))
     model.detach_adapters()
-    model = TreeModel.from_pretrained(loaded, "me/tree", cache_dir=cache, token="hf_secret")
-    print("equal", torch.equal(model(ids).logits, expected), model.policy)
-    model.detach_adapters()
+    model = TreeModel.from_pretrained(None, "me/tree", cache_dir=cache, token="hf_secret")  # the base comes along
+    print("equal", torch.equal(model(ids).logits, expected), model.policy, model.base.facts.base_id)
     found = find_bundle("me/tree", cache_dir=cache, local_files_only=True)
     print("cached", found.read_bytes() == Path(found).read_bytes() and Path(cache) in found.parents)
 failing(BundleError, "me/nothing")
