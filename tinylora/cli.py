@@ -3,7 +3,7 @@
 import typer
 
 from tinylora.command_line import run
-from tinylora.commands import answering, bundles, exporting, runs, serving, using
+from tinylora.commands import answering, bundles, evaluating, exporting, runs, serving
 
 app = typer.Typer(
     help="Grow one language model together: a tree of LoRA adapters on a frozen base.",
@@ -11,7 +11,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verbs in (runs, bundles, exporting, answering, using, serving):
+for verbs in (runs, bundles, exporting, answering, evaluating, serving):
     app.add_typer(verbs.app)
 
 

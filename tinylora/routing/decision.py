@@ -1,5 +1,6 @@
 """The names of routing policies: how gates become weights, and how often. No torch, so that commands can check one."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -12,6 +13,8 @@ GRANULARITIES: dict[str, Granularity] = {name: name for name in get_args(Granula
 DEFAULT_SIZE: dict[Granularity, int] = {"token": 0, "window": 64, "sequence": 32}
 DEFAULT_THRESHOLD = 0.6
 """A wrong leaf costs twice what the right one gains, so that the base alone is better below; see docs/log.md."""
+EVERY = ("soft", "top2", "hard", "elastic", "hard@sequence:32")
+"""What "all" stands for."""
 _FORMS = "soft, top2, hard, elastic or elastic:0.7, each alone or with @window:64 or @sequence:32"
 
 
@@ -75,3 +78,15 @@ class Policy:
         is_default = self.threshold == DEFAULT_THRESHOLD
         head = self.decision if is_default else f"{self.decision}:{self.threshold!r}"
         return head if self.granularity == "token" else f"{head}@{self.granularity}:{self.size}"
+
+
+def named_policies(words: Iterable[str]) -> dict[str, Policy]:
+    """Policies by what they were called, each once, in the order given; "all" stands for `EVERY`.
+
+    Raises:
+        SettingError: A word names no policy, or there is none.
+    """
+    names = [name for word in words for name in (EVERY if word == "all" else (word,))]
+    if not names:
+        raise SettingError(f"policy: none was given; expected {_FORMS}, or all")
+    return {name: Policy.parse(name) for name in names}
