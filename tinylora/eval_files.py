@@ -11,17 +11,15 @@ from typing import Any
 
 import torch
 
-from tinylora.adapters.prefixes import highest_rank
 from tinylora.errors import SettingError
 from tinylora.evaluation import DocumentScore, score_base, score_domains, score_leaves
 from tinylora.model import TreeModel
 from tinylora.reading.layouts import text_in
-from tinylora.report.costs import flops_per_token, nodes_at_a_token
+from tinylora.report.costs import costs_at_a_token
 from tinylora.report.systems import by_domain, comparison, regrets, system_row
-from tinylora.routing.decision import Policy, named_policies
+from tinylora.routing.decision import Decision, named_policies
 from tinylora.shards import Document, load_documents
 from tinylora.tree import NodePath
-from tinylora.use import open_bundle
 
 Heldout = Mapping[str, Sequence[Document]]
 
@@ -67,7 +65,8 @@ def evaluate_bundle(
         raise SettingError("eval: no text was named; give files or folders with --data, once for each kind of text")
     wanted = named_policies(policies)
     torch.set_num_threads(threads)
-    model, base = open_bundle(file, base_where, next(iter(wanted)), quantise)
+    model = TreeModel.from_pretrained(base_where, file, quantise=quantise)
+    base = model.base
     heldout = {
         name: load_documents([path], base, columns=text_in(text_column)) for name, path in _domains(data).items()
     }
@@ -75,21 +74,25 @@ def evaluate_bundle(
     options = {"window_tokens": window, "max_tokens_per_document": max_tokens_per_document}
     timed = _Timed(model, heldout, options, clock)
     timed.warm_up()
-    scores = {"base": timed(score_base)}
-    for name, policy in wanted.items():
-        model.policy = policy
-        scores[f"routed:{name}"] = timed(score_domains)
-    oracle = _oracle(model, heldout, options, timed) if with_oracle else {}
-    scores |= {"oracle": oracle["scores"]} if oracle else {}
-    rows = {
-        name: system_row(found, active_rank=timed.rank_of(name, wanted)) | timed.costs_of(name, wanted)
-        for name, found in scores.items()
-    }
+    scores, rows = {}, {}
+
+    def judge(name: str, decision: Decision | None, scorer: Callable[..., list[DocumentScore]], *more: Any) -> None:
+        scores[name] = timed(scorer, *more)
+        costs = costs_at_a_token(model, decision)
+        rows[name] = system_row(scores[name], active_rank=costs["active_rank"]) | costs
+        rows[name]["tokens_per_s"] = timed.tokens_per_s
+
+    judge("base", None, score_base)
+    for name, model.policy in wanted.items():
+        judge(f"routed:{name}", model.policy.decision, score_domains)
+    leaf_of = _best_leaves(model, heldout, options) if with_oracle else {}
+    if with_oracle:
+        judge("oracle", "hard", score_leaves, leaf_of)
     return {
         "systems": rows,
         "comparison": {name: comparison(found, scores["base"]) for name, found in scores.items() if name != "base"},
         "regret": regrets(rows),
-        "oracle_leaf": oracle.get("leaf_of", {}),
+        "oracle_leaf": leaf_of,
         "window_tokens": window,
     }
 
@@ -101,11 +104,11 @@ def _domains(data: Sequence[Path]) -> dict[str, Path]:
 
 
 class _Timed:
-    """Scores documents, and keeps the tokens per second of each system in the order they were asked for."""
+    """Scores documents, and keeps the tokens per second of the last time."""
 
     def __init__(self, model: TreeModel, heldout: Heldout, options: dict[str, Any], clock: Callable[[], float]) -> None:
         self.model, self.heldout, self.options, self.clock = model, heldout, options, clock
-        self.tokens_per_s: list[float | None] = []
+        self.tokens_per_s: float | None = None
 
     def warm_up(self) -> None:
         """The first pass of a process is slow, whoever makes it."""
@@ -117,40 +120,19 @@ class _Timed:
         found = scorer(self.model, self.heldout, *arguments, **self.options)
         seconds = self.clock() - start
         n_tokens = sum(item.n_tokens for item in found)
-        self.tokens_per_s.append(n_tokens / seconds if seconds > 0 else None)
+        self.tokens_per_s = n_tokens / seconds if seconds > 0 else None
         return found
-
-    def rank_of(self, name: str, policies: Mapping[str, Policy]) -> int:
-        return self._nodes_of(name, policies) * highest_rank(self.model.spec, self.model.base.facts)
-
-    def costs_of(self, name: str, policies: Mapping[str, Policy]) -> dict[str, Any]:
-        """Tokens per second and products per token."""
-        order = ["base", *(f"routed:{policy}" for policy in policies), "oracle"]
-        base = self.model.base
-        n_head = base.model.get_output_embeddings().weight.numel() if base.model.get_output_embeddings() else 0
-        n_nodes = self._nodes_of(name, policies)
-        return {
-            "tokens_per_s": self.tokens_per_s[order.index(name)],
-            "flops_per_token": flops_per_token(base.facts, self.model.spec, n_nodes=n_nodes, n_head=n_head),
-        }
-
-    def _nodes_of(self, name: str, policies: Mapping[str, Policy]) -> int:
-        if name == "base":
-            return 0
-        decision = policies[name.removeprefix("routed:")].decision if name != "oracle" else "hard"
-        return nodes_at_a_token(decision, self.model.nodes, _leaves(self.model))
 
 
 def _leaves(model: TreeModel) -> tuple[NodePath, ...]:
     return model.router.topology.leaves if model.router is not None else model.nodes[-1:]
 
 
-def _oracle(model: TreeModel, heldout: Heldout, options: dict[str, Any], timed: _Timed) -> dict[str, Any]:
+def _best_leaves(model: TreeModel, heldout: Heldout, options: dict[str, Any]) -> dict[str, NodePath]:
     """Every leaf on every domain, and of each domain the leaf that predicts it best."""
     nll: dict[str, dict[NodePath, float]] = {domain: {} for domain in heldout}
     for leaf in _leaves(model):
         found = score_leaves(model, heldout, dict.fromkeys(heldout, leaf), **options)
         for domain, members in by_domain(found).items():
             nll[domain][leaf] = sum(item.nll_sum for item in members)
-    leaf_of = {domain: min(losses, key=lambda leaf: (losses[leaf], leaf)) for domain, losses in nll.items()}
-    return {"leaf_of": leaf_of, "scores": timed(score_leaves, leaf_of)}
+    return {domain: min(losses, key=lambda leaf: (losses[leaf], leaf)) for domain, losses in nll.items()}

@@ -21,9 +21,26 @@ from tinylora.routing.decision import EVERY, named_policies
 from tinylora.routing.gates import Gate, Gates
 from tinylora.shards import load_documents
 from tinylora.tree import Topology
-from tinylora.use import open_bundle
 
 RANK = 4
+
+
+def three_leaves(file: Path) -> Path:
+    """A bundle with leaves "0", "10" and "11", each with something learned, and gates that send text to all of them."""
+    base, topology = load_base(tiny_base_dir(), feature_dim=32), Topology(("0", "10", "11"))
+    draw = torch.Generator().manual_seed(3)
+    spec = AdapterSpec("lora", RANK)
+    model = TreeModel(base, nodes=("0",), spec=spec, scale=1.0)
+    nodes = {}
+    for number, leaf in enumerate(topology.leaves):
+        fill_randomly(model, seed=number, size=0.1)
+        nodes[leaf] = model.node_state("0")
+    gates = Gates(
+        {node: Gate(torch.randn(32, generator=draw).double().numpy(), 0.0, 3.0) for node in topology.inner}, 32
+    )
+    bundle = Bundle(run="r", topology=topology, base=base.facts, spec=spec, scale=1.0, nodes=nodes, gates=gates)
+    write_bundle(bundle, file, dtype="F32")
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +55,7 @@ def data(place) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def bundle(place) -> Path:
-    """Three leaves, each with something learned, and gates that send text to all of them."""
-    base, topology = load_base(tiny_base_dir(), feature_dim=32), Topology(("0", "10", "11"))
-    draw = torch.Generator().manual_seed(3)
-    spec = AdapterSpec("lora", RANK)
-    model = TreeModel(base, nodes=("0",), spec=spec, scale=1.0)
-    nodes = {}
-    for number, leaf in enumerate(topology.leaves):
-        fill_randomly(model, seed=number, size=0.1)
-        nodes[leaf] = model.node_state("0")
-    gates = Gates({n: Gate(torch.randn(32, generator=draw).double().numpy(), 0.0, 3.0) for n in topology.inner}, 32)
-    made = Bundle(run="r", topology=topology, base=base.facts, spec=spec, scale=1.0, nodes=nodes, gates=gates)
-    write_bundle(made, place / "bundle.safetensors", dtype="F32")
-    return place / "bundle.safetensors"
+    return three_leaves(place / "bundle.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +107,9 @@ def test_adapters_at_a_token(decision, nodes, expected):
 
 
 def test_the_best_leaf_is_the_one_with_the_lowest_loss(result, bundle, data):
-    model, base = open_bundle(bundle, tiny_base_dir(), "soft")
+    model = TreeModel.from_pretrained(tiny_base_dir(), bundle)
     for path in data:
-        heldout = {str(path): load_documents([path], base)}
+        heldout = {str(path): load_documents([path], model.base)}
         losses = {
             leaf: sum(item.nll_sum for item in score_leaves(model, heldout, {str(path): leaf}, window_tokens=64))
             for leaf in ("0", "10", "11")
@@ -120,13 +125,8 @@ def test_the_table_shows_each_system_and_each_domain(bundle, data, capsys):
     options = ("--base", tiny_base_dir(), "--threads", 1, "--max-tokens", 40, "--data", data[0])
     assert run("eval", bundle, *options, "--policy", "hard", "--policy", "soft", "--oracle") == 0
     systems, domains = capsys.readouterr().out.split("\n\n")
-    assert re.findall(r"^\S+", systems, flags=re.MULTILINE) == [
-        "system",
-        "base",
-        "routed:hard",
-        "routed:soft",
-        "oracle",
-    ]
+    names = ["base", "routed:hard", "routed:soft", "oracle"]
+    assert re.findall(r"^\S+", systems, flags=re.MULTILINE) == ["system", *names]
     assert domains.split()[:6] == ["domain", *names, "best"]
     assert run("eval", bundle, *options, "--json") == 0
     assert list(json.loads(capsys.readouterr().out)["systems"]) == ["base", "routed:soft"]

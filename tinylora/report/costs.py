@@ -3,10 +3,24 @@
 import itertools
 from collections.abc import Sequence
 
+from tinylora.adapters.prefixes import highest_rank
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.config import BaseFacts
+from tinylora.model import TreeModel
 from tinylora.routing.decision import Decision
 from tinylora.tree import NodePath, is_under
+
+
+def costs_at_a_token(model: TreeModel, decision: Decision | None) -> dict[str, int]:
+    """`active_rank` and `flops_per_token` of a model under a decision; None is its base alone."""
+    facts, head = model.base.facts, model.base.model.get_output_embeddings()
+    leaves = model.nodes[-1:] if model.router is None else model.router.topology.leaves
+    n_nodes = 0 if decision is None else nodes_at_a_token(decision, model.nodes, leaves)
+    n_head = 0 if head is None else head.weight.numel()
+    return {
+        "active_rank": n_nodes * highest_rank(model.spec, facts),
+        "flops_per_token": flops_per_token(facts, model.spec, n_nodes=n_nodes, n_head=n_head),
+    }
 
 
 def nodes_at_a_token(decision: Decision, nodes: Sequence[NodePath], leaves: Sequence[NodePath]) -> int:
