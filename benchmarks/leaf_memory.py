@@ -112,9 +112,9 @@ def use(base_where: str, bundle: str) -> dict[str, Any]:
     import psutil
     import torch
 
-    from tinylora.use import open_bundle
+    from tinylora.model import TreeModel
 
-    model, _ = open_bundle(Path(bundle), base_where, "soft")
+    model = TreeModel.from_pretrained(base_where, bundle, policy="soft")
     with torch.no_grad():
         model(torch.arange(128).view(1, -1) + 3)
     peak = _peak()
