@@ -7,18 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from tinylora.adapters.mixing import concatenate
-from tinylora.adapters.nested import pad
 from tinylora.adapters.spec import AdapterSpec
-from tinylora.adapters.tied import expand
 from tinylora.bundle import AdapterDtype, Bundle, inspect, read_bundle, write_bundle
-from tinylora.config import MAX_RANK
+from tinylora.derive.paths import at_ranks, plain_states, ranks_of, spec_of
 from tinylora.errors import SettingError, StorageError
 from tinylora.export.leaf import trained_nodes
-from tinylora.export.peft_format import ranks_of
 from tinylora.export.places import Places, check_shapes
 from tinylora.export.reading import PlainAdapter, read_adapter
 from tinylora.routing.gates import Gates
-from tinylora.tensors import Tensors
 from tinylora.tree import NodePath, Topology
 
 
@@ -106,17 +102,19 @@ def fill_leaf(bundle: Bundle, leaf: NodePath, adapter: PlainAdapter, name: str) 
         SettingError: There is no such leaf, or the rank is above what a bundle holds.
     """
     above = [node for node in trained_nodes(bundle, leaf) if node != leaf]
-    nodes = {path: _plain(bundle, path) for path in bundle.nodes if path != leaf}
+    others = tuple(path for path in sorted(bundle.nodes) if path != leaf)
+    nodes = dict(zip(others, plain_states(bundle, others), strict=True))
     own = adapter.state
     if above:
         own = concatenate([own, *(nodes[node] for node in above)], [1.0, *[-1.0] * len(above)])
     nodes[leaf] = own
-    ranks = {p: max(ranks_of(state)[p] for state in nodes.values()) for p in sorted(bundle.base.projections)}
+    found = [ranks_of(state) for state in nodes.values()]
+    ranks = {projection: max(one[projection] for one in found) for projection in sorted(bundle.base.projections)}
     notes = tuple(_notes(bundle, leaf, above))
     filled = replace(
         bundle,
         spec=_spec(ranks),
-        nodes={path: pad(state, ranks) for path, state in sorted(nodes.items())},
+        nodes=at_ranks(dict(sorted(nodes.items())), ranks),
         shared={},
         versions={what: version for what, version in bundle.versions.items() if what != f"node.{leaf}"},
         data_notes=bundle.data_notes | {leaf: (_note(name),)},
@@ -146,18 +144,8 @@ def _new_bundle(adapter: PlainAdapter, base: str | Path, adapter_dir: Path) -> B
     )
 
 
-def _plain(bundle: Bundle, path: NodePath) -> Tensors:
-    state = {name: tensor.float() for name, tensor in bundle.nodes[path].items()}
-    if bundle.spec.kind != "tied":
-        return state
-    return expand(state, bundle.spec, {name: tensor.float() for name, tensor in bundle.shared.items()}, bundle.base)
-
-
 def _spec(ranks: Mapping[str, int]) -> AdapterSpec:
-    highest = max(ranks.values())
-    if highest > MAX_RANK:
-        raise SettingError(f"rank {highest} in all: expected at most {MAX_RANK}; import it into a bundle of its own")
-    return AdapterSpec("lora", highest, {name: rank for name, rank in sorted(ranks.items()) if rank != highest})
+    return spec_of(ranks, verb="import", cure="import it into a bundle of its own")
 
 
 def _notes(bundle: Bundle, leaf: NodePath, above: list[NodePath]) -> list[str]:

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinylora.bundle import Bundle
-from tinylora.derive import leaf_state
+from tinylora.derive.paths import leaf_state, on_the_way, ranks_of
 from tinylora.errors import SettingError
 from tinylora.export.card import Card, adapter_card
 from tinylora.export.folder import whole_folder
 from tinylora.export.origin import Origin
-from tinylora.export.peft_format import peft_config, ranks_of, write_adapter
+from tinylora.export.peft_format import peft_config, write_adapter
 from tinylora.export.places import Places, check_places
 from tinylora.tensors import Tensors
-from tinylora.tree import NodePath, is_under
+from tinylora.tree import NodePath
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def trained_nodes(bundle: Bundle, leaf: NodePath) -> tuple[NodePath, ...]:
     if leaf not in bundle.topology.leaves:
         known = ", ".join(path or "root" for path in bundle.topology.leaves[:16])
         raise SettingError(f"leaf {leaf or 'root'}: the tree has no such leaf; it has {known}")
-    return tuple(sorted((path for path in bundle.nodes if is_under(leaf, path)), key=len))
+    return on_the_way(bundle, leaf)
 
 
 def stored_state(bundle: Bundle, leaf: NodePath, nodes: Sequence[NodePath]) -> Tensors:

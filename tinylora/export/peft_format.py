@@ -16,17 +16,13 @@ from typing import Any
 import torch
 
 from tinylora import tensors
+from tinylora.derive.paths import ranks_of
 from tinylora.export.origin import Origin
 from tinylora.export.places import Places
 from tinylora.tensors import Tensors
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
 PREFIX = "base_model.model."
-
-
-def ranks_of(state: Tensors) -> dict[str, int]:
-    """Of a plain LoRA, by projection."""
-    return {name.rpartition(".")[0]: stacked.shape[1] for name, stacked in state.items() if name.endswith("lora_A")}
 
 
 def peft_tensors(state: Tensors, places: Places) -> Iterator[tuple[str, torch.Tensor]]:

@@ -18,12 +18,13 @@ from tinylora.adapters.nested import pad
 from tinylora.adapters.shapes import adapter_shapes
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.bundle import Bundle
+from tinylora.derive.paths import ranks_of
 from tinylora.errors import SettingError
 from tinylora.export.card import Card, adapter_card, plain
 from tinylora.export.folder import check_free, whole_folder
 from tinylora.export.leaf import stored_state, trained_nodes
 from tinylora.export.origin import Origin
-from tinylora.export.peft_format import CARD_FILE, peft_config, ranks_of, write_adapter
+from tinylora.export.peft_format import CARD_FILE, peft_config, write_adapter
 from tinylora.export.places import Places, check_places
 from tinylora.tensors import Tensors
 from tinylora.tree import NodePath
