@@ -194,7 +194,12 @@ def test_the_card_tells_what_the_hub_reads_and_lets_nothing_act(base):
 
 def test_saving_and_sharing_at_once(base, file, tmp_path, monkeypatch):
     asked = {}
-    monkeypatch.setattr(ModelHubMixin, "push_to_hub", lambda _self, repo_id, **more: asked.update(more, id=repo_id))
+
+    def push(_self: object, repo_id: str, **more: object) -> str:
+        asked.update(more, id=repo_id)
+        return "where it is"
+
+    monkeypatch.setattr(ModelHubMixin, "push_to_hub", push)
     model = TreeModel.from_pretrained(base, file)
     model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="me/tree", private=True)
     model.detach_adapters()
