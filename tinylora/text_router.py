@@ -99,6 +99,7 @@ class TextRouter:
         topology: Of the bundle.
         trained: Nodes that have an adapter.
         data_notes: By leaf.
+        base_id: Name of the base.
     """
 
     def __init__(
@@ -110,11 +111,12 @@ class TextRouter:
         *,
         trained: Collection[NodePath] = (),
         data_notes: Mapping[NodePath, tuple[str, ...]] | None = None,
+        base_id: str = "",
     ) -> None:
         self.tokenizer, self.topology, self.data_notes = tokenizer, topology, dict(data_notes or {})
         self.trained_leaves = tuple(leaf for leaf in topology.leaves if any(is_under(leaf, node) for node in trained))
         """Leaves that somebody trained, or a node above them: the others are the base itself."""
-        self._feature, self._gates = feature, gates
+        self.base_id, self._feature, self._gates = base_id, feature, gates
         self._begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
     @classmethod
@@ -138,13 +140,35 @@ class TextRouter:
         embeddings = base_model.load_embeddings(base_where)
         feature = EmbeddingMean(embeddings, bundle.projection, n_signs=_n_signs(bundle, embeddings.shape[1]))
         return cls(
-            tokenizer, feature, bundle.gates, bundle.topology, trained=told["nodes"], data_notes=bundle.data_notes
-        )
+            tokenizer, feature, bundle.gates, bundle.topology, trained=told["nodes"], data_notes=bundle.data_notes,
+            base_id=bundle.base.base_id,
+        )  # fmt: skip
 
     def ids_of(self, text: str) -> list[int]:
         """Tokens of a text as a model reads it that is to go on with it: nothing behind it; markup is text."""
         (ids,) = base_model.encode_plain(self.tokenizer, [text.encode(errors="replace").decode()])
         return [*self._begin, *ids]
+
+    def ids_of_chat(self, messages: Sequence[Mapping[str, str]], *, max_chars: int) -> list[int]:
+        """Tokens of a conversation that asks for an answer; of a longer one those of its beginning.
+
+        As the tokenizer's chat template writes it; without one, or where it refuses, the messages' texts line by line.
+
+        Args:
+            messages: Each with `role` and `content`.
+            max_chars: Characters that are looked at.
+        """
+        plain = "\n".join(message["content"] for message in messages)[:max_chars]
+        if not getattr(self.tokenizer, "chat_template", None):
+            return self.ids_of(plain)
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+            )
+        except Exception:  # jinja's own, and whatever a template makes of odd input
+            return self.ids_of(plain)
+        written = text[:max_chars].encode(errors="replace").decode()
+        return self.tokenizer(written, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
 
     def way(self, text: str, policy: Policy = _EVERY_TOKEN) -> Way:
         """The way of a text, by what is decided at its end."""

@@ -1,4 +1,4 @@
-"""Which leaf a text belongs to: `route`. No forward pass, and of the base only tokenizer and embeddings."""
+"""Which leaf a text belongs to: `route`; and in front of a server that has them all: `route-proxy`. No forward pass."""
 
 import sys
 from pathlib import Path
@@ -38,6 +38,33 @@ def route(
         return
     for line in report_lines(found):
         typer.echo(line)
+
+
+@app.command("route-proxy")
+def route_proxy(
+    bundle: BundleFile,
+    upstream: Annotated[str, typer.Option("--upstream", help="OpenAI-compatible server that has the leaves.")],
+    base: BaseWhere = DEMO_BASE,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at; others than this one need trust.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8001,
+    name: Annotated[str, typer.Option("--name", help="Model name by which the tree is asked for.")] = "tree",
+    base_model: Annotated[
+        str, typer.Option("--base-model", help="What the server calls the base; default: it is asked.")
+    ] = "",
+    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Longest silence of the server, seconds.")] = 600,
+    max_body_mib: Annotated[float, typer.Option("--max-body-mib", min=0.001, help="Largest request.")] = 16,
+    check_base: CheckBase = False,
+) -> None:
+    """Choose a leaf for each request, and pass it to a server such as vLLM as model "leaf-PATH"; until stopped."""
+    from tinylora.proxy.serving import Place, serve
+    from tinylora.text_router import TextRouter
+
+    place = Place(host=host, port=port, name=name, upstream=upstream, base_model=base_model)
+    place.check()
+    router = TextRouter.open(bundle, base, check_base=check_base)
+    serve(router, place, timeout_s=timeout_s, max_body_bytes=int(max_body_mib * 2**20), say=typer.echo)
 
 
 def _read(file: Path | None) -> str:
