@@ -179,16 +179,16 @@ def test_in_front_of_transformers_serve(file: Path, exported: Path, expected: di
         with process("tinylora.cli", "route-proxy", *options, PYTHONUNBUFFERED="1") as router:
             assert router.stdout
             address = router.stdout.readline().split()[0]
-            known = {"api_key": "k", "max_retries": 0, "timeout": START_S}
+            known: dict[str, Any] = {"api_key": "k", "max_retries": 0, "timeout": START_S}
             direct = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", **known)
             with openai.OpenAI(base_url=address, **known) as client, direct:
                 for leaf, text in TEXTS.items():
-                    asked = {"model": "tree", "prompt": text, "max_tokens": N_NEW, "temperature": 0.0}
-                    told = client.completions.create(**asked)
+                    asked: dict[str, Any] = {"prompt": text, "max_tokens": N_NEW, "temperature": 0.0}
+                    told = client.completions.create(model="tree", **asked)
                     assert told.choices[0].text == expected[leaf] and told.model.startswith(f"leaf-{leaf}")
                     streams = (
-                        client.completions.create(**asked, stream=True),
-                        direct.completions.create(**asked | {"model": f"leaf-{leaf}"}, stream=True),
+                        client.completions.create(model="tree", stream=True, **asked),
+                        direct.completions.create(model=f"leaf-{leaf}", stream=True, **asked),
                     )
                     ours, theirs = ([part.choices for part in stream] for stream in streams)
                     assert ours == theirs and len(ours) > 1
