@@ -1,7 +1,8 @@
 """Products of sorted rows, each with the matrix of its own node, and the sum over a token's nodes made of them.
 
 `torch.nn.functional.grouped_mm` does all nodes in one call where it can; elsewhere (float64, GPUs before SM80, other
-dtypes than bf16 on a GPU, widths that are no multiple of 16 bytes in half precision) a loop over the nodes does.
+dtypes than bf16 on a GPU, widths that are no multiple of 16 bytes) a loop over the nodes does. That loop asks a GPU for
+numbers, once per pass; ranks are filled up with zeros.
 """
 
 from functools import cache
@@ -14,17 +15,21 @@ from torch.nn import functional as F
 from tinylora.mixture.routing import Order
 
 HALVES = (torch.bfloat16, torch.float16)
-ALIGNED = 8
-"""Numbers of half precision in 16 bytes: what strides must be multiples of."""
+_ALIGNED_BYTES = 16
 
 
 def can_group(dtype: torch.dtype, device: torch.device, *widths: int) -> bool:
     """Whether `grouped_mm` takes matrices of these widths there."""
-    if dtype in HALVES and any(width % ALIGNED for width in widths):
+    if any(width % aligned(dtype) for width in widths):
         return False
     if device.type == "cpu":
         return dtype in (torch.float32, *HALVES)
     return device.type == "cuda" and dtype == torch.bfloat16 and _capability(device.index) >= (8, 0)
+
+
+def aligned(dtype: torch.dtype) -> int:
+    """Numbers that strides must be a multiple of: 4 in fp32, 8 in half precision."""
+    return _ALIGNED_BYTES // dtype.itemsize
 
 
 @cache
@@ -106,8 +111,8 @@ def grouped_lora(
     x: Tensor, base_out: Tensor, lora_a: Tensor, lora_b: Tensor, gates: Tensor | None, gathered: Tensor, order: Order,
     scale: float,
 ) -> Tensor:  # fmt: skip
-    """`GroupedLora` on flat rows; in half precision ranks are filled up with zeros to what `grouped_mm` takes."""
-    missing = -lora_a.shape[1] % ALIGNED
-    if missing and x.dtype in HALVES:
+    """`GroupedLora` on flat rows, with ranks filled up to what `grouped_mm` takes."""
+    missing = -lora_a.shape[1] % aligned(x.dtype)
+    if missing:
         lora_a, lora_b = F.pad(lora_a, (0, 0, 0, missing)), F.pad(lora_b, (0, missing))
     return GroupedLora.apply(base_out, x, lora_a, lora_b, gates, gathered, order, scale)

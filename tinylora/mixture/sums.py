@@ -111,14 +111,16 @@ def _by_row(x: Tensor, base_out: Tensor, lora_a: Tensor, lora_b: Tensor, routing
     _check_tokens(x, n_rows * routing.n_tokens)
     nodes = routing.nodes.flatten()
     down, up = lora_a.index_select(0, nodes), lora_b.index_select(0, nodes)
-    if width > 1:
-        down, up = down.view(n_rows, -1, down.shape[-1]), up.view(n_rows, width, *up.shape[1:])
-        up = up.transpose(1, 2).flatten(2)
-    hidden = torch.bmm(x.reshape(n_rows, routing.n_tokens, -1), down.mT)
+    hidden = torch.bmm(x.reshape(n_rows, routing.n_tokens, -1), down.view(n_rows, -1, down.shape[-1]).mT)
     if routing.gates is not None:
         gates = routing.gates.to(x.dtype).unsqueeze(-1)
         hidden = (hidden.unflatten(-1, (width, -1)) * gates).flatten(2)
     rows = base_out.reshape(n_rows, routing.n_tokens, -1)
+    if width > 1 and routing.n_tokens == 1:  # a sum over the list is less than laying its B side by side
+        added = torch.bmm(hidden.view(n_rows * width, 1, -1), up.mT).view(n_rows, width, -1)
+        return torch.add(base_out, added.sum(dim=1).view(base_out.shape), alpha=scale)
+    if width > 1:
+        up = up.unflatten(0, (n_rows, width)).transpose(1, 2).flatten(2)
     return torch.baddbmm(rows, hidden, up.mT, alpha=scale).view(base_out.shape)
 
 

@@ -246,7 +246,7 @@ class Router(nn.Module):
 
     def _leaf(self, scores: Float[Tensor, "batch token inner"]) -> Int[Tensor, "batch token"]:
         """The one that all gates on its way point to: as many turns agree as it is deep, and at others fewer."""
-        turns = torch.where(scores >= 0, 1.0, -1.0)
+        turns = torch.where(scores >= 0, 1.0, -1.0).to(self.signs.dtype)
         return (turns @ self.signs + self.minus_depths).argmax(dim=-1)
 
     def _top2(self, scores: Float[Tensor, "batch token inner"]) -> Choice:
