@@ -18,6 +18,7 @@ NAMES = (
     "coordinator_scale",
     "volunteer",
     "dashboard",
+    "merge_bundles",
 )
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
