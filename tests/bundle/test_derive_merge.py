@@ -1,6 +1,7 @@
 """Two runs under a new root: every leaf computes what it did, and the gate between them is the coordinator's."""
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from tests.bundle.test_derive import logits, run
 from tests.helpers import tiny_base_model
 from tests.routing.helpers import topologies
 from tests.routing.test_gates import leaf_rows
+from tinylora import tensors
 from tinylora.adapters.lora import init_adapter
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.adapters.tied import shared_factors
 from tinylora.base_model import LoadedBase
 from tinylora.bundle import Bundle, LeafStatistics, inspect, read_bundle, summarise, write_bundle
 from tinylora.derive import merge_bundles, merge_files
-from tinylora.derive.files import check_size
+from tinylora.derive.files import check_size, told
 from tinylora.errors import BaseModelError, SettingError
 from tinylora.model import TreeModel
 from tinylora.routing.gates import DEFAULT_TAU, Gate, Gates, calibrate, histogram, solve_from_summary, solve_gates
@@ -241,11 +243,29 @@ def test_what_does_not_fit_is_refused_in_a_sentence(base: LoadedBase) -> None:
             merge_bundles(fine, replace(a_run(base, "other", ("0", "1")), **changes))
 
 
-def test_a_bundle_that_no_reader_would_take_is_not_made(base: LoadedBase) -> None:
-    state = init_adapter(base.facts, LORA, seed=0, path="")
-    many = Topology.perfect(13)
-    with pytest.raises(SettingError, match="tensors: expected at most 65536; cut a subtree first"):
+def test_a_bundle_that_no_reader_would_take_is_not_made(
+    base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, many = init_adapter(base.facts, LORA, seed=0, path=""), Topology.perfect(13)
+    with pytest.raises(SettingError, match="tensors and more: expected at most 65536; cut a subtree first"):
         check_size(replace(make(base), topology=many, nodes=dict.fromkeys(many.leaves, state)))
+    small, file = make(base, "0"), tmp_path / "small.safetensors"
+    write_bundle(replace(small, derived_from=("0" * 64,) * 2), file)
+    n_bytes = tensors.read_file_header(file).n_bytes
+    monkeypatch.setattr(tensors, "MAX_HEADER_BYTES", n_bytes)
+    check_size(small)
+    monkeypatch.setattr(tensors, "MAX_HEADER_BYTES", n_bytes - 1)
+    with pytest.raises(SettingError, match=f"a header of {n_bytes} bytes: expected at most {n_bytes - 1}"):
+        check_size(small)
+
+
+def test_reports_that_grow_with_every_operation_are_left_out(base: LoadedBase) -> None:
+    report: dict = {}
+    for _ in range(40):
+        report = told({"cut": {}}, whole=report)
+    assert "it was too long" in json.dumps(report)
+    assert told({}, whole={"of": ["x"] * 100_000}) == {"whole": {"left_out": "it was too long"}}
+    assert told({}, whole={"of": [[]] * 10_000}) == {"whole": {"left_out": "it was too long"}}
 
 
 def deep(n: int) -> Topology:

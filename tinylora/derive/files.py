@@ -11,13 +11,17 @@ from typing import Any
 import torch
 
 from tinylora import tensors
-from tinylora.adapters.shapes import adapter_shapes, shared_shapes
-from tinylora.bundle import AdapterDtype, Bundle, inspect, read_bundle, write_bundle
+from tinylora.adapters.shapes import adapter_shapes
+from tinylora.bundle import METADATA_KEY, AdapterDtype, Bundle, inspect, read_bundle, write_bundle
+from tinylora.bundle.layout import describe, expected_manifest
+from tinylora.bundle.metadata import metadata_text
 from tinylora.errors import BundleError, SettingError, StorageError
 
 MAX_REPORT_BYTES = 1 << 18
 """Of an earlier report that goes on in a derived bundle."""
 MAX_REPORT_LEVELS = 16
+MAX_REPORT_PARTS = 8192
+"""Lists and objects in it."""
 _BLOCK_BYTES = 1 << 20
 
 
@@ -89,7 +93,7 @@ def write_derived(
         dtype: Of the adapters; None is the narrowest of the sources' in which no number changes, else F32.
 
     Raises:
-        SettingError: It has more tensors than a bundle may have.
+        SettingError: It has more tensors, or a longer header, than a bundle may have.
         StorageError: `out` cannot be written.
     """
     check_size(bundle)
@@ -103,17 +107,30 @@ def check_size(bundle: Bundle) -> None:
     """Refuse what no reader would take.
 
     Raises:
-        SettingError: More tensors than a bundle may have.
+        SettingError: More tensors, or a longer header, than a bundle may have.
     """
-    n_leaves = 0 if bundle.statistics is None else len(bundle.statistics.counts)
-    n_adapters = len(bundle.nodes) * len(adapter_shapes(bundle.base, bundle.spec))
-    n_shared = len(shared_shapes(bundle.base, bundle.spec))
-    n_tensors = n_adapters + n_shared + 3 * len(bundle.topology.inner) + 3 * n_leaves + 2
+    n_nodes, cure = len(bundle.nodes), "cut a subtree first, or drop leaves"
+    n_tensors = n_nodes * len(adapter_shapes(bundle.base, bundle.spec)) + 3 * len(bundle.topology.inner)
     if n_tensors > tensors.MAX_TENSORS:
         raise SettingError(
-            f"a bundle of {len(bundle.nodes)} adapters would have {n_tensors} tensors: expected at most "
-            f"{tensors.MAX_TENSORS}; cut a subtree first"
+            f"a bundle of {n_nodes} adapters would have {n_tensors} tensors and more: expected at most "
+            f"{tensors.MAX_TENSORS}; {cure}"
         )
+    n_bytes = _header_length(bundle)
+    if n_bytes > tensors.MAX_HEADER_BYTES:
+        raise SettingError(
+            f"a bundle of {n_nodes} adapters would have a header of {n_bytes} bytes: expected at most "
+            f"{tensors.MAX_HEADER_BYTES}; {cure}"
+        )
+
+
+def _header_length(bundle: Bundle) -> int:
+    """Of the file that the bundle would become; sums are as long as any others, dtypes too."""
+    description = describe(bundle, "BF16", {}, signed_by="")
+    manifest = expected_manifest(description)
+    sums = dict.fromkeys(manifest, "0" * 64)
+    whole = description.model_copy(update={"tensors": sums, "derived_from": ("0" * 64,) * 2})
+    return len(tensors.header_bytes(manifest, {METADATA_KEY: metadata_text(whole, None)}))
 
 
 def exact_dtype(bundle: Bundle, dtypes: Sequence[AdapterDtype]) -> AdapterDtype:
@@ -138,7 +155,9 @@ def told(operation: Mapping[str, Any], **earlier: Mapping[str, Any]) -> dict[str
 
 
 def _short(report: Mapping[str, Any]) -> Mapping[str, Any]:
-    if _levels(report) > MAX_REPORT_LEVELS or len(json.dumps(report)) > MAX_REPORT_BYTES:
+    text = json.dumps(report)
+    is_long = len(text) > MAX_REPORT_BYTES or text.count("[") + text.count("{") > MAX_REPORT_PARTS
+    if is_long or _levels(report) > MAX_REPORT_LEVELS:
         return {"left_out": "it was too long"}
     return report
 
