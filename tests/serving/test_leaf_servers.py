@@ -1,5 +1,6 @@
 """Two processes, each with the base and its own leaves, serve one batch as one process with everything does."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.commands.test_simulate_command import run
 from tests.helpers import tiny_base_dir, tiny_base_model
 from tests.model.families import fill_randomly
 from tinylora.adapters.spec import AdapterSpec
+from tinylora.answering import opening
 from tinylora.base_model import LoadedBase
 from tinylora.bundle import Bundle, read_bundle, write_bundle
 from tinylora.errors import DataError, SettingError, TinyLoraError
@@ -182,3 +185,29 @@ def test_one_that_is_killed_is_told_of_and_ends_the_other(pair: LeafServers) -> 
     assert all(gone(pid) for pid in pids.values())
     with pytest.raises(TinyLoraError, match="not running"):
         pair.generate(prompts(), max_new_tokens=1)
+
+
+def test_the_command_writes_the_lines_that_one_process_writes(
+    pair: LeafServers, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.policy = POLICY
+    asked = tmp_path / "asked.jsonl"
+    rows: list[dict[str, Any]] = [
+        {"prompt": text} for text in ("to be", "or", "not to be", "x", "that is the question")
+    ]
+    rows.append({"messages": [{"role": "user", "content": "is it?"}]})
+    asked.write_text("\n".join(map(json.dumps, rows)))
+    given = []
+    monkeypatch.setattr(opening, "LeafServers", lambda *some, **_: given.extend(some) or pair)
+    monkeypatch.setattr(pair, "close", lambda: None)
+    common = ("generate", file, "--base", tiny_base_dir(), "--max-new-tokens", 8, "--temperature", 0.7, "--threads", 1)
+    assert run(*common, "--in", asked, "--out", tmp_path / "one") == 0
+    assert given == []
+    assert run(*common, "--in", asked, "--out", tmp_path / "two", "--device-map", MAP) == 0
+    assert given == [file, str(tiny_base_dir()), MAP]
+    lines = (tmp_path / "two").read_text()
+    assert lines == (tmp_path / "one").read_text()
+    assert len({json.loads(line)["leaf"] for line in lines.splitlines()}) > 2
+    assert run(*common, "--prompt", "to be", "--device-map", MAP) == 0
+    for more in (("--device", "cpu"), ("--leaves", "0")):
+        assert run(*common, "--prompt", "a", "--device-map", MAP, *more) == 2

@@ -9,6 +9,7 @@ from tinylora.bundle import inspect
 from tinylora.errors import SettingError
 from tinylora.hub import find_bundle
 from tinylora.model import TreeModel
+from tinylora.serving.servers import LeafServers
 from tinylora.tree import NodePath
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": None}
@@ -51,11 +52,8 @@ def open_tree(
         raise SettingError(f"dtype {dtype!r}: expected one of {', '.join(_DTYPES)}")
     torch.set_num_threads(threads)
     file = find_bundle(bundle)
-    if base is None:
-        named = inspect(file)["base"]["base_id"]
-        base = named if "/" in named else demo_base
     return TreeModel.from_pretrained(
-        base,
+        _base_of(file, demo_base) if base is None else base,
         file,
         policy=policy,
         leaves=None if leaves is None else node_paths(leaves),
@@ -64,6 +62,58 @@ def open_tree(
         dtype=_DTYPES[dtype],
         quantise=quantise,
     )
+
+
+def open_servers(
+    bundle: Path,
+    base: str | None,
+    devices: str,
+    *,
+    demo_base: str,
+    policy: str | None = None,
+    dtype: str = "fp32",
+    verify: bool = True,
+    quantise: str | None = None,
+    threads: int = 2,
+    batch_size: int = 8,
+) -> LeafServers:
+    """Servers of a tree whose leaves lie on devices of their own; they start when they are entered.
+
+    Args:
+        bundle: File, folder or hub repository.
+        base: As of `open_tree`.
+        devices: A device map.
+        demo_base: As of `open_tree`.
+        policy: None is the bundle's own.
+        dtype: As of `open_tree`.
+        verify: As of `open_tree`.
+        quantise: As of `open_tree`.
+        threads: Of the CPU, for all processes together.
+        batch_size: Questions that a process answers at once.
+
+    Raises:
+        SettingError: The map or the policy does not suit, or a word is unknown.
+        BundleError: The file is not a sound bundle.
+        NetworkError: The hub cannot be reached.
+    """
+    file = find_bundle(bundle)
+    return LeafServers(
+        file,
+        _base_of(file, demo_base) if base is None else base,
+        devices,
+        policy=policy,
+        dtype=dtype,
+        quantise=quantise,
+        verify=verify,
+        threads=threads,
+        batch_size=batch_size,
+    )
+
+
+def _base_of(file: Path, demo_base: str) -> str:
+    """The base that a bundle names where that is on the hub, else the demo's."""
+    named = inspect(file)["base"]["base_id"]
+    return named if "/" in named else demo_base
 
 
 def node_paths(text: str) -> list[NodePath]:

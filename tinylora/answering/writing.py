@@ -14,6 +14,7 @@ from tinylora.errors import DataError, DiskFull, SettingError, StorageError
 from tinylora.generation import Continuation, continue_prompts, row_seed
 from tinylora.model import TreeModel
 from tinylora.reading.chat import PLAIN_STOP, TokenizerEncoder
+from tinylora.tree import NodePath
 
 OnBatch = Callable[[int, int], None]
 
@@ -70,11 +71,10 @@ def answer_questions(
         SettingError: A number is out of range.
     """
     encoder = TokenizerEncoder(model.base.tokenizer)
-    asked = [_encoded(encoder, question) for question in questions]
-    _check_lengths(model, questions, asked, drawing.max_new_tokens)
+    asked = encoded(encoder, questions, model.base.facts.max_window_tokens, drawing.max_new_tokens)
     found: dict[int, dict[str, Any]] = {}
     for numbers in _batches(questions, asked, batch_size):
-        is_plain = encoder.template == "plain" and _is_chat(questions[numbers[0]])
+        is_plain = encoder.template == "plain" and is_chat(questions[numbers[0]])
         written = continue_prompts(
             model,
             [asked[number] for number in numbers],
@@ -83,9 +83,31 @@ def answer_questions(
             **drawing.options(is_plain_chat=is_plain),
         )
         for number, continuation in zip(numbers, written, strict=True):
-            found[number] = _answer(model, questions[number], asked[number], continuation)
+            leaf = answering_leaf(model, asked[number])
+            way = None if leaf is None else (leaf.path, leaf.probability)
+            found[number] = answer_of(questions[number], asked[number], continuation, way)
         on_batch(len(numbers), sum(len(continuation.tokens) for continuation in written))
     return [found[number] for number in range(len(questions))]
+
+
+def encoded(
+    encoder: TokenizerEncoder, questions: Sequence[Question], window: int, max_new_tokens: int
+) -> list[list[int]]:
+    """Tokens of the questions, of which none is too long.
+
+    Args:
+        encoder: Of the base.
+        questions: What is asked.
+        window: Tokens that the base attends to.
+        max_new_tokens: For an answer.
+
+    Raises:
+        DataError: A conversation that the base's chat template refuses, or one that is empty or too long.
+        SettingError: The prompt of a command is too long.
+    """
+    asked = [_encoded(encoder, question) for question in questions]
+    _check_lengths(window, questions, asked, max_new_tokens)
+    return asked
 
 
 def _encoded(encoder: TokenizerEncoder, question: Question) -> list[int]:
@@ -96,10 +118,9 @@ def _encoded(encoder: TokenizerEncoder, question: Question) -> list[int]:
 
 
 def _check_lengths(
-    model: TreeModel, questions: Sequence[Question], asked: Sequence[Sequence[int]], max_new_tokens: int
+    window: int, questions: Sequence[Question], asked: Sequence[Sequence[int]], max_new_tokens: int
 ) -> None:
     """Before anything is answered: which question is too long or empty, and by how much."""
-    window = model.base.facts.max_window_tokens
     for question, ids in zip(questions, asked, strict=True):
         if not ids:
             raise DataError(f"{question.where}: no text, and this base has no token to begin with")
@@ -115,23 +136,33 @@ def _batches(
     questions: Sequence[Question], asked: Sequence[Sequence[int]], batch_size: int
 ) -> Iterator[tuple[int, ...]]:
     """Numbers of questions that go together: conversations apart from prompts, which other texts end."""
-    order = sorted(range(len(asked)), key=lambda number: (_is_chat(questions[number]), -len(asked[number]), number))
-    for is_chat in (False, True):
-        alike = [number for number in order if _is_chat(questions[number]) == is_chat]
+    order = sorted(range(len(asked)), key=lambda number: (is_chat(questions[number]), -len(asked[number]), number))
+    for are_chats in (False, True):
+        alike = [number for number in order if is_chat(questions[number]) == are_chats]
         yield from (tuple(alike[first : first + batch_size]) for first in range(0, len(alike), batch_size))
 
 
-def _is_chat(question: Question) -> bool:
+def is_chat(question: Question) -> bool:
+    """Whether it is a conversation, which other texts end than a prompt."""
     return question.parts[0].role != "prompt"
 
 
-def _answer(model: TreeModel, question: Question, ids: list[int], written: Continuation) -> dict[str, Any]:
-    leaf = answering_leaf(model, ids)
+def answer_of(
+    question: Question, ids: Sequence[int], written: Continuation, way: tuple[NodePath, float] | None
+) -> dict[str, Any]:
+    """The line of one answer.
+
+    Args:
+        question: What was asked.
+        ids: In tokens.
+        written: What came after it.
+        way: The leaf that it belongs to, and how probable that is; None where nothing was decided at its end.
+    """
     return {
         **question.fields,
-        "completion": written.text.lstrip(" ") if _is_chat(question) else written.text,
-        "leaf": None if leaf is None else leaf.path,
-        "probability": None if leaf is None else round(leaf.probability, 6),
+        "completion": written.text.lstrip(" ") if is_chat(question) else written.text,
+        "leaf": None if way is None else way[0],
+        "probability": None if way is None else round(way[1], 6),
         "n_prompt_tokens": len(ids),
         "n_tokens": len(written.tokens),
         "finish": written.finish,

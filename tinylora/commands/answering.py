@@ -2,8 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,9 @@ from tinylora.commands.options import DEMO_BASE, AsJson, BundleFile, Quantise, T
 if TYPE_CHECKING:
     from tinylora.answering.questions import Question
     from tinylora.answering.writing import Drawing, OnBatch
-    from tinylora.model import TreeModel
+
+    Answer = Callable[..., list[dict[str, Any]]]
+    """`answer_questions` or `answer_from_servers`, with what answers."""
 
 app = typer.Typer()
 
@@ -57,6 +60,14 @@ Leaves = Annotated[
     str | None,
     typer.Option("--leaves", help="Load these alone, such as 00,1: leaves or subtrees.", rich_help_panel=_LOAD),
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help="Leaves on devices of their own: 0=cuda:0,1=cuda:1, auto, auto:2, or a .toml or .json file of such pairs.",
+        rich_help_panel=_LOAD,
+    ),
+]
 NoVerify = Annotated[
     bool,
     typer.Option("--no-verify", help="Do not compare the bundle's numbers with their sums.", rich_help_panel=_LOAD),
@@ -86,31 +97,42 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "fp32",
     leaves: Leaves = None,
+    device_map: DeviceMap = None,
     no_verify: NoVerify = False,
     threads: Threads = 2,
     quantise: Quantise = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue a text, or files of prompts and conversations; every token goes to its own leaf."""
-    from tinylora.answering.opening import open_tree
+    from tinylora.answering.opening import open_servers, open_tree
     from tinylora.answering.questions import read_questions
-    from tinylora.answering.writing import Drawing, place_for_lines
+    from tinylora.answering.served import answer_from_servers
+    from tinylora.answering.writing import Drawing, answer_questions, place_for_lines
     from tinylora.errors import SettingError
 
     _check_what_is_asked(prompt, files, out)
+    if device_map is not None and (device != "auto" or leaves is not None):
+        raise SettingError("--device-map: says where every leaf lies; leave --device and --leaves out")
     questions = read_questions(files or []) if prompt is None else []
-    with place_for_lines(out) if out is not None else nullcontext(sys.stdout) as stream:
-        model = open_tree(
-            bundle, base, demo_base=DEMO_BASE, policy=policy, device=device, dtype=dtype, leaves=leaves,
-            verify=not no_verify, quantise=quantise, threads=threads,
-        )  # fmt: skip
-        drawing = Drawing(max_new_tokens, temperature, top_p, top_k, seed, tuple(stop or ()))
-        if "" in drawing.stop:
-            raise SettingError("--stop: an empty text would end every answer at once")
-        if prompt is not None:
-            _one(model, prompt, drawing, as_json=as_json)
+    drawing = Drawing(max_new_tokens, temperature, top_p, top_k, seed, tuple(stop or ()))
+    if "" in drawing.stop:
+        raise SettingError("--stop: an empty text would end every answer at once")
+    loading: dict[str, Any] = {
+        "demo_base": DEMO_BASE, "policy": policy, "dtype": dtype, "verify": not no_verify, "quantise": quantise,
+        "threads": threads,
+    }  # fmt: skip
+    with ExitStack() as stack:
+        stream = sys.stdout if out is None else stack.enter_context(place_for_lines(out))
+        if device_map is None:
+            model = open_tree(bundle, base, device=device, leaves=leaves, **loading)
+            answer = partial(answer_questions, model, batch_size=batch_size)
         else:
-            _many(model, questions, drawing, batch_size, stream)
+            servers = stack.enter_context(open_servers(bundle, base, device_map, batch_size=batch_size, **loading))
+            answer = partial(answer_from_servers, servers)
+        if prompt is not None:
+            _one(answer, prompt, drawing, as_json=as_json)
+        else:
+            _many(answer, questions, drawing, stream)
 
 
 @app.command()
@@ -156,24 +178,23 @@ def _check_what_is_asked(prompt: str | None, files: list[Path] | None, out: Path
         raise SettingError(f"--out {out}: is one of the files that are read; choose another name")
 
 
-def _one(model: "TreeModel", prompt: str, drawing: "Drawing", *, as_json: bool) -> None:
+def _one(answer: "Answer", prompt: str, drawing: "Drawing", *, as_json: bool) -> None:
     from tinylora.answering.questions import prompt_question
-    from tinylora.answering.writing import answer_questions
 
     def show(piece: str) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
 
     on_text = None if as_json else show
-    (answer,) = answer_questions(model, [prompt_question(prompt)], drawing, on_text=on_text)
+    (found,) = answer([prompt_question(prompt)], drawing, on_text=on_text)
     if as_json:
-        print_json(answer)
+        print_json(found)
     else:
         typer.echo()
 
 
-def _many(model: "TreeModel", questions: "list[Question]", drawing: "Drawing", batch_size: int, stream: Any) -> None:
-    from tinylora.answering.writing import answer_questions, line_of
+def _many(answer: "Answer", questions: "list[Question]", drawing: "Drawing", stream: Any) -> None:
+    from tinylora.answering.writing import line_of
 
     begun, n_written = time.monotonic(), 0
     with _progress(len(questions)) as advance:
@@ -183,10 +204,10 @@ def _many(model: "TreeModel", questions: "list[Question]", drawing: "Drawing", b
             n_written += n_tokens
             advance(n_questions, n_tokens)
 
-        answers = answer_questions(model, questions, drawing, batch_size=batch_size, on_batch=on_batch)
-    stream.writelines(line_of(answer) + "\n" for answer in answers)
+        answers = answer(questions, drawing, on_batch=on_batch)
+    stream.writelines(line_of(found) + "\n" for found in answers)
     seconds = max(time.monotonic() - begun, 1e-9)
-    n_leaves = len({answer["leaf"] for answer in answers})
+    n_leaves = len({found["leaf"] for found in answers})
     typer.echo(
         f"{len(answers)} prompts of {n_leaves} leaves, {n_written} new tokens, {n_written / seconds:.0f} tokens/s",
         err=True,

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NoReturn, Protocol, TypeAlias
+from typing import IO, Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 from tinylora.errors import TinyLoraError
 from tinylora.serving import messages
@@ -22,6 +22,7 @@ Tell: TypeAlias = Callable[[list[Any]], None]
 """Takes pairs, each a row's index in the request and what came of it."""
 
 
+@runtime_checkable
 class Held(Protocol):
     """What `answer` asks of a `LeafHolder`."""
 

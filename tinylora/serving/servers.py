@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from tinylora import bundle as bundles
 from tinylora.base_model import encode_plain, load_tokenizer
 from tinylora.errors import SettingError, TinyLoraError
-from tinylora.generation import Finish, row_seed
+from tinylora.generation import Continuation, row_seed
 from tinylora.routing.decision import Policy
 from tinylora.serving.device_map import Device, DeviceMap, device_map
 from tinylora.serving.messages import Message, error_of
@@ -27,13 +27,9 @@ DEFAULT_BATCH = 16
 
 
 @dataclass(frozen=True)
-class Served:
-    """A row that was continued."""
+class Served(Continuation):
+    """What came after one prompt, and where that was written."""
 
-    tokens: tuple[int, ...]
-    """New ones, as of `generation.Continuation`, as the next two are."""
-    text: str
-    finish: Finish
     path: NodePath | None
     """The node whose adapters it has used since its decision; None where it ended before, or where one process has
     all leaves."""
