@@ -1,5 +1,6 @@
 """A batch says what each of its rows says alone: any policy, padding on either side, drawn or not, stopped or not."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tests.helpers import byte_tokenizer
 from tests.model.families import family_base, fill_randomly, some_ids
 from tinylora.adapters.spec import AdapterSpec
-from tinylora.base_model import LoadedBase, wrap_tokenizer
+from tinylora.base_model import wrap_tokenizer
 from tinylora.errors import SettingError
 from tinylora.generation import Continuation, TextStream, continue_prompts, left_pad, row_seed
 from tinylora.model import TreeModel
@@ -24,26 +25,30 @@ DECISIONS = ("soft", "top2", "hard", "elastic")
 GRANULARITIES = ("", "@window:3", "@sequence:4")
 POLICIES = [decision + granularity for granularity in GRANULARITIES for decision in DECISIONS]
 LENGTHS = (2, 9, 5)
-N_NEW = 7
+N_NEW = 6
 MARGIN = 1e-4
 """Between the two best logits; below it rounding may decide, and rounding depends on the shape of a batch."""
 TOKENIZER = wrap_tokenizer(byte_tokenizer(), bos="<s>", eos="</s>", pad="<pad>", max_tokens=64)
 
 
-def tree(base: LoadedBase, policy: str = "soft") -> TreeModel:
+@functools.cache
+def tree(family: str) -> TreeModel:
     """Every node has an adapter that shows, and the gates turn now left, now right."""
+    base = family_base(family)
     feature, draw = base.routing_feature, np.random.default_rng(0)
     gates = Gates({node: Gate(3 * draw.standard_normal(feature.dim), 0.0, 1.0) for node in TREE.inner}, feature.dim)
     router = Router(feature, gates, TREE, TREE.nodes)
     spec = AdapterSpec("lora", 2)
-    model = TreeModel(base, nodes=TREE.nodes, spec=spec, scale=0.7, router=router, policy=Policy.parse(policy))
+    model = TreeModel(base, nodes=TREE.nodes, spec=spec, scale=0.7, router=router)
     fill_randomly(model)
     return model
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model() -> TreeModel:
-    return tree(family_base("llama"))
+    found = tree("llama")
+    found.policy = Policy.parse("soft")
+    return found
 
 
 def prompts_of(model: TreeModel, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
@@ -70,19 +75,27 @@ def alone(model: TreeModel, prompt: list[int], n_new: int) -> tuple[list[int], i
     return text[0, len(prompt) :].tolist(), len(list(itertools.takewhile(bool, is_clear)))
 
 
-@pytest.mark.parametrize("family", ["llama", "bloom", "gpt2"])
-@pytest.mark.parametrize("policy", POLICIES)
+SOME = ("soft", "top2", "hard", "elastic", "hard@window:3", "soft@sequence:4")
+CASES = [("llama", policy) for policy in POLICIES] + [
+    (family, policy) for family in ("bloom", "gpt2") for policy in SOME
+]
+
+
+@pytest.mark.parametrize(("family", "policy"), CASES)
 def test_a_batch_of_mixed_leaves_is_its_rows_one_by_one(family: str, policy: str) -> None:
-    model = tree(family_base(family), policy)
+    model = tree(family)
+    model.policy = Policy.parse(policy)
     prompts = prompts_of(model)
     expected = [alone(model, prompt, N_NEW) for prompt in prompts]
-    for side in ("left", "right"):
-        ids, mask = padded(prompts, side)
-        found = model.generate(ids, attention_mask=mask, max_new_tokens=N_NEW, eos_token_id=())
-        for row, prompt, (tokens, n_clear) in zip(found.tolist(), prompts, expected, strict=True):
-            assert row[: -len(prompt) - N_NEW] == [2] * (max(LENGTHS) - len(prompt))
-            assert row[-len(prompt) - N_NEW : -N_NEW] == prompt
-            assert row[-N_NEW:][:n_clear] == tokens[:n_clear]
+    by_side = [padded(prompts, side) for side in ("left", "right")]
+    left, right = (
+        model.generate(ids, attention_mask=mask, max_new_tokens=N_NEW, eos_token_id=()) for ids, mask in by_side
+    )
+    assert torch.equal(left, right)
+    for row, prompt, (tokens, n_clear) in zip(left.tolist(), prompts, expected, strict=True):
+        assert row[: -len(prompt) - N_NEW] == [2] * (max(LENGTHS) - len(prompt))
+        assert row[-len(prompt) - N_NEW : -N_NEW] == prompt
+        assert row[-N_NEW:][:n_clear] == tokens[:n_clear]
     assert sum(n_clear for _, n_clear in expected) > 2 * N_NEW
 
 
@@ -94,14 +107,16 @@ def test_the_rows_of_the_tests_go_different_ways(model: TreeModel) -> None:
     feature = model.router.feature
     found = [model.router.log_posterior(model.router.scores(feature(ids)[0]))[0].argmax(-1) for ids in tokens]
     assert len(torch.cat(found).unique()) > 1
-    model.policy = Policy.parse("soft")
 
 
 # --- rows that end ---------------------------------------------------------------------------------------------------
 
 
-def test_rows_that_end_leave_the_others_as_they_are(model: TreeModel) -> None:
+@pytest.mark.parametrize("family", ["llama", "mistral"])  # whose layers keep all keys and values, or the last few
+def test_rows_that_end_leave_the_others_as_they_are(family: str) -> None:
     """Each row in turn ends early; then the batch grows smaller, and what is left goes on in it."""
+    model = tree(family)
+    model.policy = Policy.parse("hard@window:3")
     prompts = prompts_of(model, (3, 6, 4, 9))
     free = continue_prompts(model, prompts, max_new_tokens=8, eos_token_id=())
     for row, other in ((0, 1), (3, 0), (2, 3), (1, 2)):
@@ -184,7 +199,7 @@ def test_a_row_that_was_begun_elsewhere_goes_on_as_if_it_had_not_been(model: Tre
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "gpt2"])
 def test_of_a_prompt_the_last_logits_alone_are_made(family: str) -> None:
-    model = tree(family_base(family))
+    model = tree(family)
     ids = some_ids(model.base)
     last = model(ids, last_only=True).logits
     assert last.shape[1] == 1 and torch.allclose(last, model(ids).logits[:, -1:], atol=1e-6)
