@@ -28,7 +28,9 @@ from tinylora.errors import BaseModelError, SettingError
 from tinylora.model import TreeModel
 from tinylora.routing.gates import DEFAULT_TAU, Gate, Gates, calibrate, histogram, solve_from_summary, solve_gates
 from tinylora.routing.modelled import expected_histogram, modelled_tau
+from tinylora.routing.sketch import collect
 from tinylora.routing.statistics import RouterStatistics, statistics_of
+from tinylora.tensors import Tensors
 from tinylora.tree import Topology
 
 LORA, WIDE = AdapterSpec("lora", 4), AdapterSpec("lora", 6, {"mlp.up_proj": 3})
@@ -192,6 +194,62 @@ def test_a_modelled_temperature_is_that_of_drawn_scores():
     expected = calibrate(Gates({"": gate}, 2), {"": share * 2000}).nodes[""].tau
     assert modelled_tau("", gate, moments) == pytest.approx(expected, rel=0.01)
     assert modelled_tau("0", gate, replace(moments, means={"00": means["00"]})) == DEFAULT_TAU
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def texts_of(kind: int, n: int) -> torch.Tensor:
+    """Documents of a kind: half of the tokens from a range of its own, half from anywhere."""
+    generator = torch.Generator().manual_seed(100 * kind + n)
+    own = torch.randint(10 + 60 * kind, 70 + 60 * kind, (n, 64), generator=generator)
+    anywhere = torch.randint(3, 259, (n, 64), generator=generator)
+    return torch.where(torch.rand(n, 64, generator=generator) < 0.5, own, anywhere)
+
+
+def a_small_run(base: LoadedBase, name: str, kinds: tuple[int, int]) -> Bundle:
+    """Two leaves that were trained for a moment, and gates that were solved, on texts of a kind each."""
+    sums, nodes, tree = {}, {}, Topology(("0", "1"))
+    for leaf, kind in zip(tree.leaves, kinds, strict=True):
+        texts = texts_of(kind, 40)
+        sums[leaf], nodes[leaf] = collect(base.routing_feature, list(texts.numpy())), briefly_trained(base, texts)
+    return replace(
+        a_run(base, name, tree.leaves), nodes=nodes, statistics=summarise(sums), gates=solve_gates(sums, tree)
+    )
+
+
+def briefly_trained(base: LoadedBase, texts: torch.Tensor) -> Tensors:
+    model = TreeModel(base, nodes=("",), spec=LORA, scale=2.0)
+    model.load_node("", init_adapter(base.facts, LORA, seed=0, path=""))
+    optimiser = torch.optim.AdamW(model.adapter_parameters(), lr=0.03)
+    for _ in range(10):
+        optimiser.zero_grad()
+        model.loss(texts).backward()
+        optimiser.step()
+    model.detach_adapters()
+    return model.node_state("")
+
+
+def test_a_merged_tree_keeps_what_each_run_had_learnt(base: LoadedBase) -> None:
+    """Of what the right run is better than the other one, on held-out text; `benchmarks` has real runs and a base."""
+    runs = [a_small_run(base, "one", (0, 1)), a_small_run(base, "other", (2, 3))]
+    merged = merge_bundles(*runs)
+    for number, made in enumerate(runs):
+        heldout = torch.cat([texts_of(2 * number + turn, 8) for turn in (0, 1)])
+        for policy in ("soft", "hard", "top2"):
+            bundles = (made, merged, runs[1 - number])
+            before, after, without = (loss(bundle, base, policy, heldout) for bundle in bundles)
+            assert after - before < 0.1 * (without - before)
+            assert after == pytest.approx(before, rel=0.01)
+
+
+@torch.no_grad()
+def loss(made: Bundle, base: LoadedBase, policy: str, ids: torch.Tensor) -> float:
+    """Mean nats of all predicted tokens but the first few, before which nobody can know where a text belongs."""
+    model = TreeModel.from_bundle(made, base, policy)
+    nll, _ = model.token_nll(ids)
+    model.detach_adapters()
+    return float(nll[:, 8:].mean())
 
 
 # --- what travels, and what is refused -------------------------------------------------------------------------------
