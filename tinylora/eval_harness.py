@@ -9,6 +9,7 @@ reader of the text would have read it all; a model that is fixed to one leaf giv
 import contextlib
 import copy
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,9 +45,17 @@ class TreeLM(_HFLM):
         tree: Routes as it is set to when a request is answered.
         batch_size: Rows of a pass.
         add_bos_token: Whether texts begin with the base's begin token; None is as its tokenizer does.
+        clock: Seconds.
     """
 
-    def __init__(self, tree: TreeModel, *, batch_size: int = 8, add_bos_token: bool | None = None) -> None:
+    def __init__(
+        self,
+        tree: TreeModel,
+        *,
+        batch_size: int = 8,
+        add_bos_token: bool | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         super().__init__(
             pretrained=tree.base.model,
             backend="causal",
@@ -55,9 +64,9 @@ class TreeLM(_HFLM):
             batch_size=batch_size,
             add_bos_token=add_bos_token,
         )
-        self.tree = tree
-        self.n_tokens = 0
-        """Tokens of all passes so far, padding included."""
+        self.tree, self.clock = tree, clock
+        self.n_tokens, self.seconds = 0, 0.0
+        """Of all passes so far; tokens with padding."""
 
     def get_model_info(self) -> dict[str, Any]:
         """Nothing: HFLM would ask the hub for a model of this name."""
@@ -65,18 +74,19 @@ class TreeLM(_HFLM):
 
     @torch.no_grad()
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        self.n_tokens += inps.numel()
-        return self.tree(inps).logits
+        with self._counted(inps):
+            return self.tree(inps).logits
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
         """Prompts as they came, padded on the left, and what was added, padded on the right."""
         mask = options.pop("attention_mask", torch.ones_like(context)).bool()
         prompts = [row[real].tolist() or [self.prefix_token_id] for row, real in zip(context, mask, strict=True)]
-        found = continue_prompts(
-            self.tree, prompts, max_new_tokens=max_length - context.shape[1], stop=stop, **_draws(options)
-        )
+        with self._counted(context):
+            found = continue_prompts(
+                self.tree, prompts, max_new_tokens=max_length - context.shape[1], stop=stop, **_draws(options)
+            )
+        self.n_tokens += sum(len(row.tokens) for row in found)
         width = max(len(row.tokens) for row in found)
-        self.n_tokens += context.numel() + width * len(context)
         fill = self.tokenizer.pad_token_id
         added = [[*row.tokens, *[fill] * (width - len(row.tokens))] for row in found]
         return torch.cat([context, torch.tensor(added, device=context.device)], dim=1)
@@ -107,13 +117,19 @@ class TreeLM(_HFLM):
     def _nats(self, windows: "Sequence[_Window]") -> list[float]:
         ids = [torch.tensor(window.tokens) for window in windows]
         batch = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)
-        self.n_tokens += batch.numel()
-        nll, _ = self.tree.token_nll(batch, state=self._state_after([window.before for window in windows]))
+        with self._counted(batch):
+            nll, _ = self.tree.token_nll(batch, state=self._state_after([window.before for window in windows]))
         ends = [len(window.tokens) - 1 for window in windows]
         return [
             float(row[end - window.n_predicted : end].double().sum())
             for row, end, window in zip(nll, ends, windows, strict=True)
         ]
+
+    @contextlib.contextmanager
+    def _counted(self, tokens: Tensor) -> Iterator[None]:
+        start = self.clock()
+        yield
+        self.n_tokens, self.seconds = self.n_tokens + tokens.numel(), self.seconds + self.clock() - start
 
     def _state_after(self, texts: Sequence[Sequence[int]]) -> RouterState | None:
         """Of the router, which needs no pass of the base for it."""
@@ -203,17 +219,15 @@ def evaluate_on_tasks(
         model = TreeModel.from_pretrained(base_where, file, quantise=quantise)
         found = {}
         for name, decision, system in _systems(model, wanted, leaves, with_base=with_base):
-            lm = TreeLM(system, batch_size=batch_size, add_bos_token=add_bos_token)
-            start = clock()
+            lm = TreeLM(system, batch_size=batch_size, add_bos_token=add_bos_token, clock=clock)
             results = _evaluated(
                 lm, tasks, manager, limit=limit, num_fewshot=num_fewshot, bootstrap_iters=bootstrap_iters
             )
-            seconds = clock() - start
             found[name] = {
                 "results": results["results"],
                 "n_samples": {task: counts["effective"] for task, counts in results["n-samples"].items()},
                 **costs_at_a_token(model, decision),
-                "tokens_per_s": lm.n_tokens / seconds if seconds > 0 else None,
+                "tokens_per_s": lm.n_tokens / lm.seconds if lm.seconds > 0 else None,
             }
     return {
         "systems": found,
@@ -276,12 +290,16 @@ def _evaluated(lm: TreeLM, tasks: Sequence[str], manager: TaskManager, **options
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Stdout is for results: what lm-eval prints goes to stderr, and of its log the errors alone."""
+    """Stdout is for results: what lm-eval prints goes to stderr. Bars are for terminals; of its log the errors stay."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            if not sys.stderr.isatty():
+                bars = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stderr(bars))
             yield
     finally:
         logger.setLevel(before)

@@ -148,8 +148,8 @@ def _write(out: Path, result: Mapping[str, Any]) -> None:
 def _task_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
     """One line for each metric of each task, and what each system costs."""
     systems = result["systems"]
-    yield ["task", "metric", *systems, "±"]
-    (first, *_) = systems.values()
+    (name_of_first, first), *_ = systems.items()
+    yield ["task", "metric", *systems, f"± of {name_of_first}"]
     for task, metrics in first["results"].items():
         for metric, value in metrics.items():
             name, _, kind = metric.partition(",")
