@@ -4,6 +4,7 @@
 
 * `routing`: which nodes, and how much: `Fixed`, `ByRow`, `ByToken`, `Weighted`; made once per forward pass;
 * `sums`: the sum as torch computes it, a way for each kind, and the slow, obvious reference that tests compare with;
+* `batched`: rows with the matrices of their own nodes;
 * `grouped`: products of sorted rows, each with the matrix of its own node;
 * `thresholds`: which way is cheaper where, as measured.
 """

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinylora.errors import ShapeMismatch
+from tinylora.mixture.batched import batched_lora
 from tinylora.mixture.grouped import grouped_lora
 from tinylora.mixture.routing import ByRow, ByToken, Fixed, Routing
 from tinylora.mixture.thresholds import thresholds
@@ -106,22 +107,13 @@ def _add(base_out: Tensor, hidden: Tensor, up: Tensor, scale: float) -> Tensor:
 
 
 def _by_row(x: Tensor, base_out: Tensor, lora_a: Tensor, lora_b: Tensor, routing: ByRow, scale: float) -> Tensor:
-    """Each row with the matrices of its own nodes: two batched products."""
-    n_rows, width = routing.nodes.shape
+    """Each row with the matrices of its own nodes."""
+    n_rows = len(routing.nodes)
     _check_tokens(x, n_rows * routing.n_tokens)
-    nodes = routing.nodes.flatten()
-    down, up = lora_a.index_select(0, nodes), lora_b.index_select(0, nodes)
-    hidden = torch.bmm(x.reshape(n_rows, routing.n_tokens, -1), down.view(n_rows, -1, down.shape[-1]).mT)
-    if routing.gates is not None:
-        gates = routing.gates.to(x.dtype).unsqueeze(-1)
-        hidden = (hidden.unflatten(-1, (width, -1)) * gates).flatten(2)
-    rows = base_out.reshape(n_rows, routing.n_tokens, -1)
-    if width > 1 and routing.n_tokens == 1:  # a sum over the list is less than laying its B side by side
-        added = torch.bmm(hidden.view(n_rows * width, 1, -1), up.mT).view(n_rows, width, -1)
-        return torch.add(base_out, added.sum(dim=1).view(base_out.shape), alpha=scale)
-    if width > 1:
-        up = up.unflatten(0, (n_rows, width)).transpose(1, 2).flatten(2)
-    return torch.baddbmm(rows, hidden, up.mT, alpha=scale).view(base_out.shape)
+    gates = None if routing.gates is None else routing.gates.to(x.dtype)
+    sizes = (n_rows, routing.n_tokens, -1)
+    out = batched_lora(x.reshape(sizes), base_out.reshape(sizes), lora_a, lora_b, gates, routing.nodes, scale)
+    return out.view(base_out.shape)
 
 
 def _by_token(x: Tensor, base_out: Tensor, lora_a: Tensor, lora_b: Tensor, routing: ByToken, scale: float) -> Tensor:
