@@ -19,6 +19,7 @@ NAMES = (
     "volunteer",
     "dashboard",
     "merge_bundles",
+    "route_proxy",
 )
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 

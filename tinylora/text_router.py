@@ -78,10 +78,10 @@ class EmbeddingMean:
         Raises:
             DataError: A token is not in the table, or there is none.
         """
-        wrong = next((token for token in ids if not 0 <= token < len(self._embeddings)), None)
-        if wrong is not None or not ids:
-            what = "no tokens" if wrong is None else f"token {wrong}"
-            raise DataError(f"text: expected tokens from 0 to {len(self._embeddings) - 1}, got {what}")
+        n_known = len(self._embeddings)
+        if not ids or min(ids) < 0 or max(ids) >= n_known:
+            wrong = next((f"token {token}" for token in ids if not 0 <= token < n_known), "no tokens")
+            raise DataError(f"text: expected tokens from 0 to {n_known - 1}, got {wrong}")
         tokens, counts = torch.tensor(ids).unique(return_counts=True)
         mean = counts.double() @ self._embeddings[tokens].double() / len(ids)
         centred = (mean - self._centre) * self._scale

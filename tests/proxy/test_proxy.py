@@ -111,6 +111,12 @@ def test_tokens_are_routed_as_their_text(scene: Scene) -> None:
     assert refused.status_code == 400 and "expected tokens from 0" in refused.json()["error"]["message"]
 
 
+def test_a_long_text_is_routed_as_a_short_one(scene: Scene) -> None:
+    long = f"{scene.texts['010']}\n" * 1000
+    assert scene.ask(model="tree", prompt=long).headers[LEAF_HEADER] == scene.router.way(long).path
+    assert scene.server.seen.pop()[2]["prompt"] == long
+
+
 def test_nothing_is_known_of_an_empty_text(scene: Scene) -> None:
     told = scene.ask(model="tree", prompt="")
     assert told.headers[LEAF_HEADER] == "none" and told.json()["model"] == "the-base"

@@ -1,10 +1,10 @@
 """From a text to the leaf that answers, and to the name that the server knows it by."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import anyio
-import anyio.to_thread
+from anyio import to_thread
 
 from tinylora.errors import DataError
 from tinylora.proxy.asking import Asked, Message, Prompt, RefusedRequest
@@ -14,6 +14,8 @@ from tinylora.tree import NodePath
 MAX_ROUTED_CHARS = 2**18
 """A longer text is routed by its beginning: tokenising takes some 190 bytes of memory for each character."""
 MAX_ROUTED_TOKENS = 2**17
+SHORT_CHARS = 2**12
+"""Read in about a millisecond."""
 
 
 def leaf_name(leaf: NodePath) -> str:
@@ -35,10 +37,16 @@ class Choice:
 
 
 class Chooser:
-    """Chooses leaves, one request at a time, beside the event loop: tokenizers are not for several threads at once."""
+    """Chooses leaves, one request at a time: tokenizers are not for several threads at once.
+
+    Long texts are read beside the event loop; a short one is read sooner than it is handed over.
+
+    Args:
+        router: Of the bundle.
+    """
 
     def __init__(self, router: TextRouter) -> None:
-        self._router, self._turn = router, anyio.CapacityLimiter(1)
+        self._router, self._turn = router, asyncio.Lock()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,7 +60,7 @@ class Chooser:
             RefusedRequest: There is no prompt, or a token is none of the base's.
         """
         prompts = asked.prompts
-        return await anyio.to_thread.run_sync(lambda: list(map(self._of_prompt, prompts)), limiter=self._turn)
+        return await self._in_turn(sum(map(len, prompts)), lambda: list(map(self._of_prompt, prompts)))
 
     async def chat(self, asked: Asked) -> list[Choice]:
         """For a conversation, in a list of one.
@@ -61,7 +69,12 @@ class Chooser:
             RefusedRequest: There are no messages.
         """
         messages = asked.messages
-        return await anyio.to_thread.run_sync(lambda: [self._of_chat(messages)], limiter=self._turn)
+        n_chars = sum(len(message["content"]) for message in messages)
+        return await self._in_turn(n_chars, lambda: [self._of_chat(messages)])
+
+    async def _in_turn(self, n_chars: int, choose: Callable[[], list[Choice]]) -> list[Choice]:
+        async with self._turn:
+            return choose() if n_chars <= SHORT_CHARS else await to_thread.run_sync(choose)
 
     def _of_prompt(self, prompt: Prompt) -> Choice:
         if isinstance(prompt, str):
