@@ -6,6 +6,7 @@ SEED ?= 0
 ROUTER_SYNC ?= both
 OUT ?= demo-out
 PRESET ?= cpu
+RUNS ?= 1000000
 REPORT_OUT ?= report-out
 
 # The first Python on this machine that is new enough; `make PYTHON=/path/to/python3` chooses another.
@@ -30,7 +31,7 @@ WRONG_DOCSTRING := (/DOC[0-9]+:|Traceback|Error/ && !/DOC(101|201|402):/ && \
 	!(/DOC103:/ && !/in the docstring but not in the function signature/)) { print; wrong = 1 } END { exit wrong }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow chaos web-test check style imports docstrings types bench report web pictures stubs base clean
+.PHONY: help install demo test slow chaos fuzz web-test check style imports docstrings types bench report web pictures stubs base clean
 
 help: ## list the verbs
 	@echo "TinyLoRA: make VERB [WORKERS=4] [DEPTH=2] [SEED=0] [ROUTER_SYNC=both|statistics|weights] [OUT=demo-out]"
@@ -53,6 +54,10 @@ chaos: $(INSTALLED) ## kill runs at every durable step and at random, compare wh
 	@$(BIN)/python -m tests.chaos
 	@$(BIN)/python -m tests.chaos.random_kills
 	@$(BIN)/python -m tests.chaos.worker_kills
+
+fuzz: $(INSTALLED) ## a million bundles changed at random, guided by what the reader does with them; most of an hour
+	@$(BIN)/python -c "import atheris" 2>/dev/null || $(PIP) install -qq -e ".[fuzz]" -c constraints.txt
+	@$(BIN)/python -m tests.fuzz.bundle --runs $(RUNS)
 
 web-test: $(INSTALLED) $(WEB)/node_modules ## the dashboard in a real browser against real runs; some twenty minutes, needs Chromium
 	@$(BIN)/python -m tests.web.chromium

@@ -24,7 +24,7 @@ WindowTokens = Annotated[
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")]
 Quantise = Annotated[
-    str | None, typer.Option("--quantise", help="int8 or nf4: hold the base in 8 or 4 bits; needs tinylora[quant].")
+    str | None, typer.Option("--quantise", help="int8 or nf4: hold the base in 8 or 4 bits; needs tinylora\\[quant].")
 ]
 
 
