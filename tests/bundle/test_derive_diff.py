@@ -92,7 +92,11 @@ def test_everything_else_that_differs_is_named(base: LoadedBase, made: Bundle) -
     assert found["nodes"] == {"removed": ["0"], "added": [], "changed": {}}
     cosine = gate.w @ turned.w / (gate.w @ gate.w)
     assert found["gates"]["changed"]["1"]["degrees"] == pytest.approx(np.degrees(np.arccos(cosine)))
-    assert found["statistics"] == {"removed": ["0"], "added": [], "changed": {}}
+    assert made.statistics is not None and other.statistics is not None
+    before, after = made.statistics.covariance, other.statistics.covariance
+    change = np.linalg.norm(after - before) / np.linalg.norm(before)
+    assert found["statistics"]["covariance"] == {"change": pytest.approx(change)}
+    assert found["statistics"]["removed"] == ["0"] and not found["statistics"]["changed"]
     assert found["contributors"] == {"removed": ["run"], "added": ["zoe"]}
     assert found["versions"] == {"node.0": [5, None]}
     assert found["report"] == ["drop", "of", "whole"]

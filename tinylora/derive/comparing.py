@@ -164,7 +164,17 @@ def _statistics(one: LeafStatistics | None, other: LeafStatistics | None) -> dic
         distance = _distance(one, other, leaf)
         if first[leaf] != second[leaf] or distance != 0:
             changed[leaf] = {"rows": [first[leaf], second[leaf]], "mean_moved": distance}
-    return {**_sets(first, second), "changed": changed}
+    return {**_sets(first, second), "changed": changed, "covariance": _spread_change(one, other)}
+
+
+def _spread_change(one: LeafStatistics | None, other: LeafStatistics | None) -> dict[str, float]:
+    """Size of the change of the covariance within leaves over the one before; empty where there is none."""
+    if one is None or other is None or not one.counts or not other.counts:
+        return {}
+    before, after = one.covariance, other.covariance
+    if before.shape != after.shape or np.array_equal(before, after):
+        return {}
+    return {"change": float(np.linalg.norm(after - before) / (np.linalg.norm(before) or 1.0))}
 
 
 def _distance(one: LeafStatistics | None, other: LeafStatistics | None, leaf: NodePath) -> float | None:
@@ -195,6 +205,10 @@ def in_words(found: Mapping[str, Any]) -> list[str]:
     for leaf, told in found["statistics"]["changed"].items():
         moved = "" if told["mean_moved"] is None else f", mean moved by {told['mean_moved']:.3g}"
         lines.append(f"statistics of {_named(leaf)}: {told['rows'][0]:.0f} -> {told['rows'][1]:.0f} rows{moved}")
+    if found["statistics"]["covariance"]:
+        lines.append(
+            f"statistics: covariance within leaves changed by {found['statistics']['covariance']['change']:.3%}"
+        )
     lines += [f"said of the text of {_named(leaf)}: changed" for leaf in found["data_notes"]]
     lines += [f"version {key}: {before} -> {after}" for key, (before, after) in found["versions"].items()]
     return lines + [f"report: {', '.join(found['report'])}" for _ in found["report"][:1]]
