@@ -12,6 +12,7 @@ from benchmarks.measure import write_result
 NAMES = (
     "training_step",
     "mixed_leaves",
+    "bundle_loading",
     "accepted_update",
     "worker_start",
     "leaf_memory",

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from tests.bundle.test_bundle import NOBODY, make
+from tests.fuzz.mutations import KEY
 from tests.hostile.files import FILES, Change
 from tests.hostile.measured import MAX_BYTES, MAX_SECONDS, measured
 from tinylora import tensors
 from tinylora.bundle import read_bundle, verify, write_bundle
-from tinylora.bundle.metadata import canonical, metadata_sum
+from tinylora.bundle.metadata import canonical, metadata_sum, signed_text
+from tinylora.bundle.signature import signature_of
 from tinylora.errors import BundleError
 
 
@@ -60,6 +62,32 @@ def _number(name: str, value: float) -> Change:
 def _metadata(data: bytes) -> str:
     header = tensors.parse_header(data[8 : 8 + int.from_bytes(data[:8], "little")], len(data))
     return header.metadata["tinylora"]
+
+
+def _pooled(data: bytes) -> bytes:
+    """Statistics of all leaves together, as in format 1, with a matrix that is no covariance."""
+    named = {name: tensor for name, tensor in tensors.from_bytes(data).items() if not name.endswith(".covariance")}
+    named["router.covariance"] = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).double()
+    sums = {name: tensors.tensor_sha256(tensor) for name, tensor in named.items()}
+    fields = json.loads(_metadata(data)) | {"tensors": sums, "statistics": "pooled"}
+    return _put_together(tensors.to_bytes(named), fields)
+
+
+def _many_tensors(data: bytes) -> bytes:
+    """Few words that name billions of tensors: many nodes, each with many projections."""
+    fields = json.loads(_metadata(data))
+    shape = fields["base"]["projections"]["mlp.down_proj"]
+    fields["base"]["projections"] = {f"p{number}": shape for number in range(1000)}
+    fields["leaves"] = [f"{number:012b}" for number in range(2**12)]
+    fields["nodes"] = fields["leaves"]
+    fields["sketched"] = []
+    return _put_together(data, fields)
+
+
+def _changed_after_signing(data: bytes) -> bytes:
+    fields = json.loads(_metadata(data)) | {"signed_by": KEY.public_key}
+    fields["signature"] = signature_of(signed_text(fields), KEY)
+    return _put_together(data, fields | {"run": "another"})
 
 
 def _flipped(from_end: int) -> Change:
@@ -108,6 +136,47 @@ BUNDLES: dict[str, tuple[Change, str]] = {
     "NaN in an adapter": (_number("node.0.mlp.down_proj.lora_B", float("nan")), "not_finite"),
     "an infinite gate": (_number("router..w", float("inf")), "not_finite"),
     "a temperature of zero": (_number("router..tau", 0.0), "temperature"),
+    "the format in words": (_set(format="2"), "format"),
+    "a format of ten thousand letters": (_set(format="2" * 10_000), "format"),
+    "a covariance that is none": (_number("leaf.0.covariance", -1.0), "negative_spread"),
+    "a covariance beyond all features": (_number("leaf.1.covariance", 1e300), "trace"),
+    "NaN in a covariance": (_number("leaf.1.covariance", float("nan")), "not_finite"),
+    "no rows": (_number("leaf.0.count", 0.0), "row_count"),
+    "rows by the quintillion": (_number("leaf.0.count", 1e18), "row_count"),
+    "a mean beyond all features": (_number("leaf.0.mean", 1e9), "total"),
+    "a pooled covariance that is not symmetric": (_pooled, "symmetry"),
+    "statistics of a kind that is none": (_set(statistics="some"), "description.statistics"),
+    "statistics without a leaf's covariance": (_set(sketched=["0"]), "unexpected"),
+    "statistics of a leaf that is not there": (_set(sketched=["00"]), "node"),
+    "a note on a leaf that is not there": (_set(data_notes={"00": ["x"]}), "node"),
+    "a note under a path of files": (_set(data_notes={"../0": ["x"]}), "description.data_notes"),
+    "a note that colours the terminal": (_set(data_notes={"0": ["\x1b[31mred"]}), "description.data_notes"),
+    "a note that turns the line around": (_set(data_notes={"0": ["a\u202eb"]}), "description.data_notes"),
+    "a note of a megabyte": (_set(data_notes={"0": ["x" * 1_000_000]}), "description.data_notes"),
+    "notes by the hundred thousand": (_set(data_notes={"0": ["x"] * 100_000}), "description.data_notes"),
+    "letters beyond ASCII by the hundred thousand": (_set(contributors=["é" * 100] * 2000), "many_letters"),
+    "a licence of two lines": (_set(licences=["mit\nor not"]), "description.licences"),
+    "a run whose name is not seen": (_set(run="\u200b"), "description.run"),
+    "a base whose name rings a bell": (
+        _fields(lambda fields: fields["base"].update(base_id="tiny\a")),
+        "description.base",
+    ),
+    "an origin that is no hash": (_set(derived_from=["../bundle"]), "description.derived_from"),
+    "a report nested for ever": (_set(report={"a": json.loads("[" * 300 + "]" * 300)}), "description.report"),
+    "a field whose name colours the terminal": (_set(**{"\x1b[31m": 1}), "description"),
+    "more tensors than a file may hold": (_many_tensors, "many_tensors"),
+    "licences by the thousand": (_set(licences=["mit"] * 1000), "crowd"),
+    "sixty thousand leaves": (
+        _set(leaves=[f"{number:016b}" for number in range(60_000)], sketched=[]),
+        "crowd",
+    ),
+    "a signature without a key": (_set(signature="ab" * 64), "half_signed"),
+    "a key without a signature": (_set(signed_by="ab" * 32), "half_signed"),
+    "a key that is none": (_set(signed_by="<b>", signature="ab" * 64), "description.signed_by"),
+    "a signature by nobody": (_set(signed_by="ab" * 32, signature="ab" * 64), "signature"),
+    "a signature that is no hex": (_set(signed_by="ab" * 32, signature="x" * 1_000_000), "signature"),
+    "a signature that is a list": (_set(signed_by="ab" * 32, signature=["ab"]), "half_signed"),
+    "signed, and changed afterwards": (_changed_after_signing, "signature"),
 }
 CASES = {f"file: {name}": case for name, case in FILES.items()} | BUNDLES
 LATER = {"half a letter in the metadata": "metadata_sum"}
@@ -144,8 +213,8 @@ def test_refused_by_its_own_rule(name, tmp_path, sound):
 
 def test_there_are_enough_classes():
     rules = Counter(rule for _, rule in CASES.values())
-    assert len(CASES) >= 60
-    assert len(rules) >= 35
+    assert len(CASES) >= 100
+    assert len(rules) >= 55
 
 
 def test_time_is_short_for_whatever_is_in_eight_megabytes(tmp_path, sound):

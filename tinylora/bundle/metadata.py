@@ -31,6 +31,16 @@ MAX_NOTES = 256
 """Of one leaf."""
 MAX_ESCAPES = 100_000
 """Characters beyond ASCII in all: each is looked at by itself."""
+MAX_LEAVES = 4096
+_MOST = {
+    "leaves": MAX_LEAVES,
+    "nodes": 2 * MAX_LEAVES,
+    "sketched": MAX_LEAVES,
+    "projections": 1024,
+    "licences": 256,
+    "derived_from": 256,
+}
+"""Of each kind, at most."""
 MAX_NESTING = 32
 """Of the report."""
 _SUMS = ("metadata_sha256", "signature")
@@ -183,6 +193,7 @@ def parse_metadata(file: Path, text: str | None) -> tuple[int, Description]:
             f"{' and '.join(map(str, FORMATS))}; install the version that wrote it, or a newer one",
             rule="format",
         )
+    _check_crowds(file, fields)
     fields = upgraded(fields) if number < FORMAT else fields
     signature = fields.get("signature", "")
     try:
@@ -211,6 +222,16 @@ def _checked_fields(file: Path, text: str | None) -> dict[str, Any]:
     if fields is None or fields.get("metadata_sha256") != metadata_sum(fields):
         raise altered(file, "the metadata do not fit their sha256", "metadata_sum")
     return fields
+
+
+def _check_crowds(file: Path, fields: dict[str, Any]) -> None:
+    """Before each of them is looked at: a few words can name billions of tensors."""
+    base = fields.get("base")
+    crowds = fields | {"projections": base.get("projections") if isinstance(base, dict) else None}
+    for name, most in _MOST.items():
+        crowd = crowds.get(name)
+        if isinstance(crowd, list | dict) and len(crowd) > most:
+            raise BundleError(f"{file}: metadata: expected at most {most} {name}, got {len(crowd)}", rule="crowd")
 
 
 def _load_canonical(text: str) -> dict[str, Any] | None:

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from tinylora import tensors
 from tinylora.bundle.contents import Bundle
 from tinylora.bundle.layout import check_meaning, describe, expected_manifest, gates_of, named_tensors
-from tinylora.bundle.metadata import METADATA_KEY, AdapterDtype, metadata_text
+from tinylora.bundle.metadata import METADATA_KEY, AdapterDtype, metadata_text, parse_metadata
 from tinylora.bundle.signature import Signer
 from tinylora.durable import flush_folder
-from tinylora.errors import DiskFull, ProtocolError, StorageError
+from tinylora.errors import BundleError, DiskFull, ProtocolError, StorageError
 from tinylora.failpoints import around, reach
 from tinylora.tensors import Tensors
 
@@ -66,7 +66,12 @@ def _contents(bundle: Bundle, dtype: AdapterDtype, sign: Signer | None) -> tuple
     tensors.check_finite(named, where=where)
     gates_of(description, named)
     check_meaning(description, named, where=where)
-    return named, {METADATA_KEY: metadata_text(description, sign)}
+    text = metadata_text(description, sign)
+    try:
+        parse_metadata(Path(where), text)
+    except BundleError as error:
+        raise ProtocolError(str(error), rule=error.rule) from None
+    return named, {METADATA_KEY: text}
 
 
 def _write_atomically(file: Path, pieces: Iterable[bytes | memoryview]) -> str:
