@@ -1,6 +1,6 @@
 """Every way of adding up many adapters, against the loop over nodes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -45,12 +45,18 @@ def tensors_of(rows: int, tokens: int, n_nodes: int, rank: int, dtype=torch.floa
     return [torch.randn(size, dtype=dtype) for size in sizes]
 
 
+def mix(given: Sequence[torch.Tensor], routing: Routing, impl: Impl = "auto") -> torch.Tensor:
+    """`leaf_lora` of the four tensors, scale 0.7."""
+    x, base_out, lora_a, lora_b = given[:4]
+    return leaf_lora(x, base_out, lora_a, lora_b, routing, 0.7, impl)
+
+
 def with_gradients(
-    mix: Callable[[list[torch.Tensor]], torch.Tensor], tensors: list[torch.Tensor], weigh: bool = True
+    function: Callable[[list[torch.Tensor]], torch.Tensor], tensors: list[torch.Tensor], weigh: bool = True
 ) -> list[torch.Tensor]:
     """What comes out, and the gradients of all that goes in."""
     tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
-    out = mix(tensors)
+    out = function(tensors)
     total = out.mul(ramp(*out.shape).to(out)).sum() if weigh else out.sum()  # the sum's gradient has strides of zero
     return [out.detach(), *torch.autograd.grad(total, tensors, allow_unused=True, materialize_grads=True)]
 
@@ -80,7 +86,7 @@ def test_every_way_is_the_reference(kind, dtype, shape, weigh, seed) -> None:
     routing = routing_of(kind, rows, tokens, n_nodes, width, dtype)
     tensors = tensors_of(rows, tokens, n_nodes, rank, dtype)
     found, expected = (
-        with_gradients(lambda given, impl=impl: leaf_lora(*given, routing, 0.7, impl), tensors, weigh)
+        with_gradients(lambda given, impl=impl: mix(given, routing, impl), tensors, weigh)
         for impl in ("torch", "reference")
     )
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
@@ -95,9 +101,7 @@ def test_gates_get_the_reference_s_gradient(kind: str, width: int) -> None:
     gates = torch.rand(2, 5, width, dtype=torch.float64)
 
     def mixed(impl: Impl) -> list[torch.Tensor]:
-        return with_gradients(
-            lambda given: leaf_lora(*given[:4], gated(routing, given[4]), 0.7, impl), [*tensors, gates]
-        )
+        return with_gradients(lambda given: mix(given, gated(routing, given[4]), impl), [*tensors, gates])
 
     found, expected = mixed("torch"), mixed("reference")
     for left, right in zip(found, expected, strict=True):
@@ -112,10 +116,10 @@ def test_gradients_are_right(kind: str, tokens: int) -> None:
     gates = routing.gates if isinstance(routing, (ByRow, ByToken)) else None
     if gates is None:
         # A routing of its own each time: the check changes numbers behind autograd's back.
-        assert torch.autograd.gradcheck(lambda *given: leaf_lora(*given, fresh(routing), 0.7), inputs)
+        assert torch.autograd.gradcheck(lambda *given: mix(given, fresh(routing)), inputs)
         return
     inputs.append(gates.requires_grad_())
-    assert torch.autograd.gradcheck(lambda *given: leaf_lora(*given[:4], gated(routing, given[4]), 0.7), inputs)
+    assert torch.autograd.gradcheck(lambda *given: mix(given, gated(routing, given[4])), inputs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,7 +134,7 @@ def test_half_precision(kind: str, rank: int, dtype: torch.dtype) -> None:
         return leaf_lora(x.to(dtype), base_out.to(dtype), lora_a, lora_b, routing, 0.7).float()
 
     found = with_gradients(mixed, tensors)
-    expected = with_gradients(lambda given: leaf_lora(*given, routing, 0.7, "reference"), tensors)
+    expected = with_gradients(lambda given: mix(given, routing, "reference"), tensors)
     for left, right in zip(found, expected, strict=True):
         assert (left - right).abs().max() <= 2e-2 * right.abs().max()
 
@@ -238,5 +242,5 @@ def test_all_at_one_node_and_empty_nodes() -> None:
     routing = ByToken(torch.full((2, 7, 1), 63), None, 64)
     expected = leaf_lora(x, base_out, lora_a[63:], lora_b[63:], Fixed((0,)), 0.7)
     assert torch.allclose(leaf_lora(x, base_out, lora_a, lora_b, routing, 0.7), expected, atol=1e-5)
-    gradients = with_gradients(lambda given: leaf_lora(*given, routing, 0.7), [x, base_out, lora_a, lora_b])
+    gradients = with_gradients(lambda given: mix(given, routing), [x, base_out, lora_a, lora_b])
     assert not gradients[3][:63].any() and gradients[3][63].any()

@@ -11,7 +11,7 @@ from tests.model.families import base_logits, family_base, fill_randomly, some_i
 from tinylora.adapters.spec import AdapterSpec
 from tinylora.base_model import LoadedBase
 from tinylora.errors import SettingError
-from tinylora.mixture import Impl
+from tinylora.mixture import Fixed, Impl, Routing
 from tinylora.model import TreeModel
 from tinylora.routing.gates import Gate, Gates
 from tinylora.routing.policy import Policy, Router
@@ -60,6 +60,12 @@ def tree(base: LoadedBase, policy: str = "soft", impl: Impl = "auto", tau: float
 def weights(model: TreeModel, ids: torch.Tensor) -> torch.Tensor:
     assert model.router is not None
     routing, _ = model.router(ids, policy=model.policy)
+    return dense(routing)
+
+
+def dense(routing: Routing) -> torch.Tensor:
+    """A weight for every node; a router never says `Fixed`."""
+    assert not isinstance(routing, Fixed)
     return routing.dense()
 
 
@@ -210,7 +216,7 @@ def test_a_document_is_scored_in_windows_as_it_is_routed_whole(base: LoadedBase,
     for start in range(0, 12, 4):
         values, state = model.token_nll(ids[:, start : start + 5], state=state)
         nll.append(values)
-        seen.append(model._shared.routing.dense())
+        seen.append(dense(model._shared.routing))
     assert torch.cat(nll, dim=1).shape == (2, 12)
     assert torch.allclose(torch.cat(seen, dim=1), whole[:, :12], atol=1e-6)
     first = F.cross_entropy(model(ids[:, :5]).logits[:, :-1].transpose(1, 2), ids[:, 1:5], reduction="none")
@@ -222,7 +228,7 @@ def test_packed_documents_are_routed_apart(base: LoadedBase, policy: str) -> Non
     model, ids = tree(base, policy), some_ids(base)
     documents = torch.tensor([[0] * 5 + [1] * 7, [3] * 8 + [9] * 4])
     model(ids, documents=documents)
-    packed = model._shared.routing.dense()
+    packed = dense(model._shared.routing)
     parts = [(0, 0, 5), (0, 5, 12), (1, 0, 8), (1, 8, 12)]
     for row, start, end in parts:
         assert torch.allclose(packed[row, start:end], weights(model, ids[row : row + 1, start:end])[0], atol=1e-6)
