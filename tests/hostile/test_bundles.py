@@ -12,7 +12,7 @@ import torch
 
 from tests.bundle.test_bundle import NOBODY, make
 from tests.fuzz.mutations import KEY
-from tests.hostile.files import FILES, Change
+from tests.hostile.files import FILES, Change, with_header
 from tests.hostile.measured import MAX_BYTES, MAX_SECONDS, measured
 from tinylora import tensors
 from tinylora.bundle import read_bundle, verify, write_bundle
@@ -102,6 +102,7 @@ def _padded(data: bytes) -> bytes:
 BUNDLES: dict[str, tuple[Change, str]] = {
     "tensors of somebody else": (lambda data: tensors.to_bytes({"a": torch.zeros(1)}), "no_metadata"),
     "metadata that are no JSON": (_raw_metadata("tinylora"), "metadata_sum"),
+    "metadata that are a list": (lambda data: with_header('{"__metadata__":{"tinylora":["a"]}}', b""), "metadata"),
     "metadata in another layout": (_raw_metadata("{ }"), "metadata_sum"),
     "metadata without a sum": (_raw_metadata("{}"), "metadata_sum"),
     "a million lists in the metadata": (_raw_metadata("[" + "[]," * 1_000_000 + "[]]"), "many_values"),

@@ -135,11 +135,13 @@ def _as_we_write(file: Path, text: bytes, n_bytes: int) -> Found | None:
         if not decoded.startswith(_START):
             return None
         metadata, _ = json.JSONDecoder().raw_decode(decoded, len(_START))
+        if not isinstance(metadata, str):
+            return None
         number, description = parse_metadata(file, metadata)
         manifest = expected_manifest(description)
         entries = tensors.file_layout(manifest)
         expected = tensors.layout_bytes(entries, {METADATA_KEY: metadata})
-    except (ValueError, RecursionError, AttributeError, TinyLoraError):
+    except (ValueError, RecursionError, TinyLoraError):
         return None
     n_data = max((entry.end for entry in entries.values()), default=0)
     is_ours = expected[_LENGTH_BYTES:] == text and len(expected) + n_data == n_bytes
