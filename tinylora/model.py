@@ -133,6 +133,10 @@ class TreeModel(TreeHub, nn.Module):
         """
         base = base.with_feature(bundle.base.feature_dim)
         check_base(bundle, base.facts)
+        # What stays is copied: one view that is left keeps the file mapped, and all that was read of it in memory.
+        projection = None if bundle.projection is None else bundle.projection.clone()
+        shared = {name: tensor.clone() for name, tensor in bundle.shared.items()}
+        bundle = replace(bundle, projection=projection, shared=shared)
         wanted = policy if isinstance(policy, Policy) else Policy.parse(policy or bundle.policy)
         nodes = by_level({*(bundle.topology.leaves if leaves is None else leaves), *bundle.nodes})
         model = cls(

@@ -1,9 +1,11 @@
 """A tree goes to a folder or the hub and comes back as it was."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +18,11 @@ from huggingface_hub import ModelHubMixin
 from tests.helpers import tiny_base_dir, tiny_base_model
 from tests.model.fake_hub import FakeHub, serving
 from tests.model.families import fill_randomly
+from tinylora.adapters.lora import init_adapter
 from tinylora.adapters.spec import AdapterSpec
+from tinylora.adapters.tied import shared_factors
 from tinylora.base_model import LoadedBase
-from tinylora.bundle import Bundle, inspect, read_bundle, write_bundle
+from tinylora.bundle import Bundle, inspect, open_bundle, read_bundle, read_open, write_bundle
 from tinylora.errors import BaseModelError, BundleError, NetworkError, SettingError
 from tinylora.hub import BUNDLE_FILE, find_bundle, model_card
 from tinylora.model import TreeModel
@@ -74,6 +78,22 @@ def test_a_folder_holds_the_bundle_and_its_card_and_comes_back_as_it_was(base, f
     expected = logits_of(model)
     again = TreeModel.from_pretrained(base, tmp_path / "saved", policy="hard")
     assert torch.equal(logits_of(again), expected)
+
+
+@pytest.mark.parametrize("kind", ["lora", "tied:A,uv"])
+def test_a_model_keeps_no_file_mapped(base, tmp_path, kind):
+    """One view that is left keeps the file's pages in this process's memory."""
+    spec = AdapterSpec.parse(kind, 4, {})
+    nodes = {path: init_adapter(base.facts, spec, seed=0, path=path) for path in TREE.leaves}
+    shared = shared_factors(base.facts, spec, seed=0) if spec.kind == "tied" else {}
+    write_bundle(replace(make(base, *TREE.leaves), spec=spec, nodes=nodes, shared=shared), tmp_path / "b")
+    opened = open_bundle(tmp_path / "b")
+    mapped = weakref.ref(opened.mapped)
+    model = TreeModel.from_bundle(read_open(opened), base)
+    del opened
+    gc.collect()
+    assert mapped() is None
+    logits_of(model)
 
 
 def test_what_was_changed_is_saved_without_losing_a_bit(base, file, tmp_path):
