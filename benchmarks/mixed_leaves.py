@@ -10,7 +10,7 @@ Every side has the same base, rank, tokens and leaves' numbers, see `leaf_batche
 * `train`: forward, the same cross entropy over the same logits, backward. Ours trains all leaves of the batch, hard by
   sequence and by token, or soft; PEFT trains one LoRA on the same tokens, for it cannot train a mixed batch. What AdamW
   adds is timed apart: it goes over all leaves here and over one there, whatever the batch.
-* `decode`: one more token for every row behind 32 in the cache.
+* `decode`: one more token for every row behind 32 in the cache, eight steps in a row: the first gathers what they keep.
 * `scaling`: by token, 64 leaves against 4, rows and tokens alike.
 
 Ours by sequence must equal PEFT's mixed batch, and ours at one leaf PEFT's one adapter, before the clock starts. Soft
@@ -174,7 +174,7 @@ def _decode(models: tuple[str, ...], leaves: tuple[int, ...], n_rounds: int) -> 
         single = decoder(sides.single(), sides.ids)
         calls["single"] = lambda s=sides, step=single: (s.single(), step())
         calls["PEFT mixed"] = decoder(sides.named, sides.ids, **named)
-        times = interleave(calls, n_rounds=n_rounds, repeat=4)
+        times = interleave(calls, n_rounds=n_rounds, repeat=8)
         yield from _rows("decode", sides, times)
         for name in ("sequence", "token"):
             pair = {"ours": times["PEFT mixed"], "plain": times[name]}

@@ -37,6 +37,7 @@ from tinylora.tensors import Tensors
 from tinylora.tree import NodePath, by_level, is_under
 
 SOFT = Policy.parse("soft")
+_KEPT_BYTES = 2**29
 _CHUNK_NUMBERS = 2**22  # logits that are in memory at once while a loss is taken
 
 
@@ -105,6 +106,7 @@ class TreeModel(TreeHub, nn.Module):
         self._accepts_positions, self._can_keep_logits = "position_ids" in accepted, "logits_to_keep" in accepted
         self.model: Any = base.model
         self.adapters = self._make_adapters(shared or {})
+        self._shared.n_kept = self._n_kept()
         self.route_to(None)
         self.attach_adapters()
 
@@ -172,6 +174,16 @@ class TreeModel(TreeHub, nn.Module):
             AdapterLinear(self.model.get_submodule(name), pairs, scale=self.scale, shared=self._shared)
             for name, pairs in zip(self.base.linears[projection], of_layers, strict=True)
         ]
+
+    def _n_kept(self) -> int:
+        """How many adapters may be kept gathered by row: at most as many as there are, within `_KEPT_BYTES`."""
+        n_bytes = sum(
+            part.nbytes
+            for adapters in self.adapters.values()
+            for adapter in adapters
+            for part in adapter.pairs[0].product()
+        )
+        return min(len(self.nodes), _KEPT_BYTES // max(1, n_bytes))
 
     def attach_adapters(self) -> None:
         """Put the adapters in front of the base's linears; done once at construction, and again after a detachment.
@@ -346,7 +358,7 @@ class TreeModel(TreeHub, nn.Module):
             raise BaseModelError(f"{self.base.facts.base_id}: the adapters are detached; attach_adapters() comes first")
         self._shared.rank = self._rank
         if self._fixed is not None or self.router is None:
-            self._shared.routing = self._fixed_for(input_ids)
+            self._shared.take(self._fixed_for(input_ids))
             return state
         where = self.router.start.device  # the model's own, except beside a device without float64
         routing, state = self.router(
@@ -356,7 +368,7 @@ class TreeModel(TreeHub, nn.Module):
             state=state,
             policy=self.policy,
         )
-        self._shared.routing = routing.to(input_ids.device)
+        self._shared.take(routing.to(input_ids.device))
         return state
 
     def _fixed_for(self, input_ids: Tensor) -> Routing:

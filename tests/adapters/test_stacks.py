@@ -1,9 +1,12 @@
 """Parameters of nodes of their own, in one tensor."""
 
 import copy
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.model.families import family_base, fill_randomly, some_ids
 from tests.model.test_routed_model import LORA, TREE, random_gates
@@ -64,7 +67,8 @@ def test_a_moved_or_copied_model_is_the_same_function(move) -> None:
 def test_a_cast_is_kept_until_the_numbers_change(is_fused: bool, is_moved: bool) -> None:
     model = tree(dtype=torch.bfloat16)
     if is_moved:  # parameters of a moved model count their changes on their own
-        linear_of(model).pairs.double().float()
+        for pair in linear_of(model).pairs:
+            pair.double().float()
         linear_of(model)._apply(lambda tensor: tensor)
     stack, ids = linear_of(model)._stack, some_ids(model.base)
     with torch.no_grad():
@@ -129,3 +133,103 @@ def test_an_oracle_by_row_is_each_row_s_own() -> None:
         model.route_to(path)
         assert torch.allclose(model(ids[row : row + 1]).logits[0], together.logits[row], atol=1e-5)
         assert torch.allclose(model(ids[row : row + 1, :1]).logits[0], one_more[row], atol=1e-5)
+
+
+# --- rows' adapters that are kept from step to step ------------------------------------------------------------------
+
+WAYS = ("1", "00", "01")
+
+
+def step(model: TreeModel, ways: Sequence[str], n_kept: int | None = None) -> torch.Tensor:
+    """One token for each row, each row at its own leaf."""
+    before = model._shared.n_kept
+    model._shared.n_kept = before if n_kept is None else n_kept
+    model.route_to(ways)
+    with torch.no_grad():
+        logits = model(some_ids(model.base, batch=len(ways), tokens=1)).logits
+    model._shared.n_kept = before
+    return logits
+
+
+def kept(model: TreeModel) -> torch.Tensor | None:
+    found = linear_of(model)._stack._kept
+    return None if found is None else found[2][0]
+
+
+def optimiser_step(model: TreeModel) -> None:
+    parameter = linear_of(model).pairs[0].lora_a
+    parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW([parameter], lr=1.0, fused=True).step()
+
+
+CHANGES: dict[str, Callable[[TreeModel], object]] = {
+    "a parameter in place": lambda m: fill_randomly(m, seed=5),
+    "a step of a fused optimiser": optimiser_step,
+    "a node is loaded": lambda m: m.load_node("1", m.node_state("00")),
+    "other dtype": lambda m: m.double(),
+    "and back": lambda m: m.double().float(),
+    "a rank": lambda m: m.use_rank(1),
+    "a plan": lambda m: m.limit_ranks({"mlp.up_proj": (1,) * len(m.adapters["mlp.up_proj"])}),
+    "taken off and on": lambda m: (m.detach_adapters(), m.attach_adapters()),
+}
+
+
+def test_rows_that_go_on_keep_what_was_gathered() -> None:
+    model = tree()
+    first, held = step(model, WAYS), kept(model)
+    assert held is not None and torch.equal(first, step(model, WAYS)) and kept(model) is held
+    assert torch.equal(first, step(model, WAYS, n_kept=0)) and kept(model) is None
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_kept_is_gathered_anew_when_numbers_change(change: str) -> None:
+    model = tree()
+    before = step(model, WAYS)
+    CHANGES[change](model)
+    after = step(model, WAYS)
+    assert torch.allclose(after, step(model, WAYS, n_kept=0), atol=1e-6)
+    assert change in ("and back", "taken off and on", "other dtype") or not torch.allclose(after, before, atol=1e-3)
+
+
+@given(st.lists(st.lists(st.sampled_from(WAYS), min_size=1, max_size=3), min_size=2, max_size=8))
+@settings(max_examples=8)
+def test_rows_that_change_their_leaf_come_and_leave(ways: list[list[str]]) -> None:
+    model = tree()
+    assert all(torch.equal(step(model, now), step(copied(model), now, n_kept=0)) for now in ways)
+
+
+def test_one_row_that_changes_alone_is_written_where_it_was() -> None:
+    model = tree()
+    step(model, WAYS)
+    held = kept(model)
+    found = step(model, ("1", "01", "01"))
+    assert kept(model) is held and torch.equal(found, step(copied(model), ("1", "01", "01"), n_kept=0))
+    assert torch.equal(step(model, WAYS), step(copied(model), WAYS, n_kept=0))
+
+
+def test_a_copy_and_its_model_keep_rows_of_their_own() -> None:
+    model = tree()
+    first = step(model, WAYS)
+    other = copied(model)
+    fill_randomly(other, seed=5)
+    assert not torch.allclose(step(other, WAYS), first, atol=1e-3)
+    assert torch.equal(step(model, WAYS), first)
+
+
+def test_more_rows_than_may_be_kept_and_passes_with_gradients() -> None:
+    model = tree()
+    many = [*WAYS, *WAYS]
+    step(model, many)
+    assert kept(model) is None
+    step(model, WAYS)
+    assert kept(model) is not None
+    model.loss(some_ids(model.base, batch=3)).backward()
+    assert kept(model) is None
+    step(model, WAYS)
+    with torch.inference_mode():
+        model(some_ids(model.base, batch=3, tokens=1))
+    assert torch.equal(step(model, ("1", "01", "01")), step(model, ("1", "01", "01"), n_kept=0))
+
+
+def copied(model: TreeModel) -> TreeModel:
+    return copy.deepcopy(model)

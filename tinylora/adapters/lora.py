@@ -17,10 +17,10 @@ from tinylora.adapters.drawing import draw
 from tinylora.adapters.nested import prefix
 from tinylora.adapters.shapes import check_projections
 from tinylora.adapters.spec import AdapterSpec
-from tinylora.adapters.stacks import Stack
+from tinylora.adapters.stacks import Rows, Stack
 from tinylora.adapters.tied import TiedPair, init_tied
 from tinylora.config import BaseFacts, ProjectionShape
-from tinylora.mixture import Fixed, Impl, Routing, leaf_lora
+from tinylora.mixture import ByRow, Fixed, Impl, Routing, add_own, leaf_lora
 from tinylora.tensors import Tensors
 
 
@@ -94,6 +94,27 @@ class SharedRouting:
     """Only the first so many rows of every adapter are used; None is all."""
     is_lower_frozen: bool = False
     """Whether only the last of those rows gets a gradient."""
+    n_kept: int = 0
+    """Adapters that may be kept gathered by row, from one step of one token to the next."""
+    rows: Rows | None = None
+    """Of the pass under way, where they are kept."""
+
+    def take(self, routing: Routing) -> None:
+        """Begin a pass.
+
+        Adapters of rows are kept where there is one token of each, as gathering them costs more than their product
+        with it. Not on a GPU: to compare is to wait for it, and a graph that is captured there would not see a change.
+        """
+        self.routing = routing
+        can_keep = self.rank is None and self.impl != "reference" and not torch.is_grad_enabled()
+        if can_keep and isinstance(routing, ByRow) and self._is_kept(routing):
+            self.rows = Rows.after(self.rows, routing.nodes)
+        else:
+            self.rows = None
+
+    def _is_kept(self, routing: ByRow) -> bool:
+        nodes = routing.nodes
+        return routing.n_tokens == 1 and nodes.numel() <= self.n_kept and nodes.device.type == "cpu"
 
 
 class AdapterLinear(nn.Module):
@@ -128,6 +149,13 @@ class AdapterLinear(nn.Module):
         """What the linear makes of `x`, plus what the current routing's nodes add."""
         shared, base_out = self.shared, self.base(x)
         routing = shared.routing
+        if (
+            isinstance(routing, ByRow)
+            and shared.rows is not None
+            and self.limit is None
+            and not torch.is_grad_enabled()
+        ):
+            return add_own(x, base_out, *self._stack.of_rows(x.dtype, shared.rows), routing, self.scale)
         if type(routing) is Fixed:  # stacks of these alone: the others cost nothing, and get no gradient
             lora_a, lora_b = self._stack.of(x.dtype, routing.nodes)
             routing = Fixed(tuple(range(len(routing.nodes))))

@@ -4,13 +4,17 @@ Parameters stay those of their nodes: some are trained, others frozen bit by bit
 number is in memory twice, and nothing is copied in a pass. Gradients of a stack go to the parameters node by node.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from tinylora.mixture.batched import rows_of
 
 _n_steps = 0  # of any optimiser of this process: fused ones write without counting it in a tensor's version
 
@@ -21,6 +25,35 @@ def _count_step(*_: Any) -> None:
 
 
 register_optimizer_step_post_hook(_count_step)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The nodes of each row in one pass, and which rows have others than in the pass before."""
+
+    nodes: Int[Tensor, "row width"]
+    before: int = 0
+    """Number of the pass that `changed` compares with."""
+    changed: Int[Tensor, " changed"] | None = None
+    """Rows; None is all of them."""
+    number: int = field(default_factory=itertools.count(1).__next__)
+    """Of the pass, in this process."""
+
+    @classmethod
+    def after(cls, before: "Rows | None", nodes: Int[Tensor, "row width"]) -> "Rows":
+        """Of the pass that follows; equal ones are the same."""
+        if before is None or before.nodes.shape != nodes.shape:
+            return cls(nodes)
+        changed = (nodes != before.nodes).any(dim=1).nonzero().flatten()
+        if not len(changed):
+            return before
+        return cls(nodes, before.number, changed) if 2 * len(changed) <= len(nodes) else cls(nodes)
+
+    def since(self, known: "Rows") -> Int[Tensor, " changed"] | None:
+        """Rows that have other nodes than in `known`; None where that is not known."""
+        if known.number == self.number:
+            return self.nodes.new_empty(0)
+        return self.changed if known.number == self.before else None
 
 
 @runtime_checkable
@@ -48,6 +81,7 @@ class Stack:
             a, b = zip(*(pair.product() for pair in pairs), strict=True)
             self._factors = _Factor(a), _Factor(b)
         self._cast: tuple[Any, tuple[Tensor, Tensor]] | None = None
+        self._kept: tuple[Any, Rows, tuple[Tensor, Tensor]] | None = None
 
     def of(
         self, dtype: torch.dtype, nodes: tuple[int, ...] | None = None
@@ -57,6 +91,7 @@ class Stack:
         Without gradients they are of `dtype`, and a cast is kept until the numbers change; with them, or where products
         are computed as those of tied pairs are, the dtype is the parameters' own.
         """
+        self._kept = None
         if self._factors is None:
             chosen = [self._pairs[node].product() for node in nodes or range(len(self._pairs))]
             return torch.stack([a for a, _ in chosen]), torch.stack([b for _, b in chosen])
@@ -70,6 +105,33 @@ class Stack:
         if self._cast is None or self._cast[0] != key:
             self._cast = key, (_rows(a.stack, nodes).to(dtype), _rows(b.stack, nodes).to(dtype))
         return self._cast[1]
+
+    def of_rows(
+        self, dtype: torch.dtype, rows: Rows
+    ) -> tuple[Float[Tensor, "row entries in"], Float[Tensor, "row out entries"]]:
+        """A and B of each row's list, as `mixture.batched.rows_of` lays them out; for passes without gradients.
+
+        They are kept until the numbers change or anything else is asked for. Rows that went on to other nodes are
+        gathered anew, the others stay.
+        """
+        factors = self._factors
+        key = None if factors is None else (dtype, torch.is_inference_mode_enabled(), _n_steps, *_versions(factors))
+        known, self._kept = self._kept, None
+        if known is not None and key is not None and known[0] == key:
+            gathered, changed = known[2], rows.since(known[1])
+        else:
+            gathered, changed = None, None
+        if gathered is None or changed is None:
+            gathered = rows_of(*self.of(dtype), rows.nodes)
+        elif len(changed):
+            for kept, part in zip(gathered, rows_of(*self.of(dtype), rows.nodes[changed]), strict=True):
+                kept.index_copy_(0, changed, part)
+        self._kept = key, rows, gathered
+        return gathered
+
+
+def _versions(factors: "tuple[_Factor, _Factor]") -> list[Any]:
+    return [factor.version for factor in factors]
 
 
 class _Factor:

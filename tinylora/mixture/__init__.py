@@ -10,6 +10,6 @@
 """
 
 from tinylora.mixture.routing import ByRow, ByToken, Fixed, Routing, Weighted
-from tinylora.mixture.sums import Impl, leaf_lora
+from tinylora.mixture.sums import Impl, add_own, leaf_lora
 
-__all__ = ["ByRow", "ByToken", "Fixed", "Impl", "Routing", "Weighted", "leaf_lora"]
+__all__ = ["ByRow", "ByToken", "Fixed", "Impl", "Routing", "Weighted", "add_own", "leaf_lora"]

@@ -80,6 +80,17 @@ def batched_lora(
     return torch.add(base_out, added.view(n_rows, width, -1).sum(dim=1, keepdim=True), alpha=scale)
 
 
+def rows_of(lora_a: Tensor, lora_b: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B of each row's list `nodes` (row, width): (row, width · rank, in) and (row, out, width · rank)."""
+    flat = nodes.flatten()
+    return _down(lora_a, flat, len(nodes)), _up(lora_b, flat, len(nodes))
+
+
+def add_rows(x: Tensor, base_out: Tensor, down: Tensor, up: Tensor, gates: Tensor | None, scale: float) -> Tensor:
+    """`batched_lora` with what `rows_of` gives, without gradients."""
+    return torch.baddbmm(base_out, _gated(torch.bmm(x, down.mT), gates), up.mT, alpha=scale)
+
+
 def _down(lora_a: Tensor, nodes: Tensor, n_rows: int) -> Tensor:
     """A of each row's nodes, one below the other: (row, width · rank, in)."""
     return lora_a.index_select(0, nodes).view(n_rows, -1, lora_a.shape[2])

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinylora.errors import ShapeMismatch
-from tinylora.mixture.batched import batched_lora
+from tinylora.mixture.batched import add_rows, batched_lora
 from tinylora.mixture.grouped import grouped_lora
 from tinylora.mixture.routing import ByRow, ByToken, Fixed, Routing
 from tinylora.mixture.thresholds import thresholds
@@ -57,6 +57,26 @@ def leaf_lora(
     if isinstance(routing, ByToken) and n_wide > thresholds(x.dtype, x.device).wide_rank * routing.nodes.shape[-1]:
         return _by_token(x, base_out, lora_a, lora_b, routing, scale)
     return _wide(x, base_out, lora_a, lora_b, routing, scale)
+
+
+def add_own(
+    x: Float[Tensor, "*rows in"],
+    base_out: Float[Tensor, "*rows out"],
+    down: Float[Tensor, "row entries in"],
+    up: Float[Tensor, "row out entries"],
+    routing: ByRow,
+    scale: float,
+) -> Float[Tensor, "*rows out"]:
+    """`leaf_lora` of rows whose adapters were gathered before, see `batched.rows_of`; without gradients.
+
+    Raises:
+        ShapeMismatch: As there.
+    """
+    n_rows = len(down)
+    _check_tokens(x, n_rows * routing.n_tokens)
+    gates = None if routing.gates is None else routing.gates.to(x.dtype)
+    sizes = (n_rows, routing.n_tokens, -1)
+    return add_rows(x.reshape(sizes), base_out.reshape(sizes), down, up, gates, scale).view(base_out.shape)
 
 
 def add_all(

@@ -17,8 +17,6 @@ class Thresholds:
 
     wide_rank: int
     """Nodes times rank."""
-    tokens_of_node: int = 0
-    """Mean number of entries of a node below which a product of its own does not pay: then all nodes at once."""
 
 
 _MEASURED = {

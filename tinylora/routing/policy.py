@@ -198,7 +198,7 @@ class Router(nn.Module):
             return Weighted(gates)
         n_tokens = nodes.shape[1]
         if n_tokens == 1:
-            return ByRow(nodes[:, 0], gates, 1, n_nodes)
+            return ByRow(nodes[:, 0], None if _is_one(gates) else gates, 1, n_nodes)
         if decides_once and n_tokens and gates is not None:
             # Before the decision there is the root alone, which is the first of every list.
             last = nodes[:, -1]
@@ -300,6 +300,13 @@ class Router(nn.Module):
         w, b, tau = (tensor.detach().double().cpu().numpy().copy() for tensor in (self.w, self.b, self.tau))
         nodes = {node: Gate(w[i], float(b[i]), float(tau[i])) for i, node in enumerate(self.topology.inner)}
         return Gates(nodes, self.feature.dim)
+
+
+def _is_one(gates: Tensor | None) -> bool:
+    """Whether gates are known to be 1; not asked on a GPU, and not where they are trained."""
+    if gates is None:
+        return True
+    return gates.device.type == "cpu" and not gates.requires_grad and bool((gates == 1).all())
 
 
 def _gate_of(gates: Gates, node: NodePath, dim: int) -> Gate:
