@@ -202,7 +202,8 @@ class Router(nn.Module):
         if decides_once and n_tokens and gates is not None:
             # Before the decision there is the root alone, which is the first of every list.
             last = nodes[:, -1]
-            return ByRow(last, gates * (nodes == last[:, None]), n_tokens, n_nodes)
+            gates = gates * (nodes == last[:, None])
+            return ByRow(last, None if _is_one(gates) else gates, n_tokens, n_nodes)
         return ByToken(nodes, gates, n_nodes)
 
     def initial_state(self, batch: int) -> RouterState:
