@@ -6,10 +6,8 @@ and bf16 loads agree), its config and its tokenizer.
 """
 
 import copy
-import hashlib
 import json
 import logging
-import mmap
 import os
 import re
 import warnings
@@ -24,11 +22,11 @@ import safetensors
 import torch
 from torch import nn
 
+from tinylora import fingerprints
 from tinylora.config import BaseFacts, ProjectionShape, RunSettings
 from tinylora.errors import BaseModelError
 from tinylora.quantised import bitsandbytes_options, import_bitsandbytes, make_sound, n_quantised, without_outliers
 from tinylora.routing.features import RoutingFeature, feature_hash, random_projection
-from tinylora.tensors import raw_bytes
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import huggingface_hub
@@ -41,8 +39,6 @@ LOAD_COUNT = 0
 
 DEFAULT_WINDOW_TOKENS = 2048  # for bases without learned or rotary positions, such as BLOOM
 _WINDOW_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
-# Of config.json: who wrote it and how it is to be loaded, which is not what the base is.
-_VOLATILE_KEYS = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_TIMEOUT_S = 10.0
 _LOADER_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError)
@@ -159,8 +155,8 @@ def load_base(
             _check_is_quantised(where, model, quantise)
         _check_they_fit(where, model, tokenizer)
         base_id = Path(where).resolve().name if Path(where).is_dir() else where
-        fingerprint = _fingerprint(config, tokenizer, _tensors_in(files.weights))
-        facts = describe(model, tokenizer, base_id, feature_dim=feature_dim, fingerprint=fingerprint)
+        found = fingerprints.of_base(config, tokenizer, fingerprints.tensors_in(files.weights))
+        facts = describe(model, tokenizer, base_id, feature_dim=feature_dim, fingerprint=found)
     return LoadedBase(model, tokenizer, facts)
 
 
@@ -201,7 +197,9 @@ def _find_stored(files: tuple[Path, ...], names: list[str], shape: tuple[int, ..
 
     Files that were saved of the decoder alone leave the first part of a name away, others put one before it.
     """
-    stored = {tensor.name: file for file in files for tensor in _tensors_in_one(file) if tensor.shape == shape}
+    stored = {
+        tensor.name: file for file in files for tensor in fingerprints.tensors_in((file,)) if tensor.shape == shape
+    }
     for name in names:
         near = [other for other in stored if name.endswith(f".{other}") or other.endswith(f".{name}")]
         if name in stored or len(near) == 1:
@@ -441,8 +439,9 @@ def describe(
     """
     return BaseFacts(
         base_id=base_id,
-        fingerprint=fingerprint or _fingerprint(model.config.to_dict(), tokenizer, _tensors_of(model)),
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        fingerprint=fingerprint
+        or fingerprints.of_base(model.config.to_dict(), tokenizer, fingerprints.tensors_of(model)),
+        tokenizer_fingerprint=fingerprints.of_tokenizer(tokenizer),
         **_feature_facts(model, feature_dim),
         max_window_tokens=_max_window_tokens(model.config),
         projections={name: _shape(model, modules) for name, modules in find_linears(model).items()},
@@ -587,61 +586,7 @@ def fingerprint_of(where: str | Path) -> str:
     with _quiet():
         files = _files_of(where, is_local=True)
         tokenizer = _load_tokenizer(where, is_local=True)
-    return _fingerprint(_read_config(where, files.config), tokenizer, _tensors_in(files.weights))
-
-
-@dataclass(frozen=True)
-class _RawTensor:
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: memoryview
-
-
-def _fingerprint(config: dict[str, Any], tokenizer: Any, tensors: list[_RawTensor]) -> str:
-    stable = {key: value for key, value in config.items() if key not in _VOLATILE_KEYS}
-    digest = hashlib.sha256(_canonical([stable, tokenizer_fingerprint(tokenizer)]))
-    for tensor in sorted(tensors, key=lambda tensor: tensor.name):
-        digest.update(_canonical([tensor.name, tensor.dtype, tensor.shape]))
-        digest.update(tensor.data)
-    return digest.hexdigest()
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Of its vocabulary, rules and special tokens; how the last text was cut or padded is not in it."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
-    if isinstance(content, dict):
-        # How the last text was cut or padded, not what the tokenizer is.
-        content = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
-    return hashlib.sha256(_canonical([content, tokenizer.special_tokens_map])).hexdigest()
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
-
-
-def _tensors_in(files: tuple[Path, ...]) -> list[_RawTensor]:
-    """Every tensor of safetensors files as it is stored; the numbers are read when they are looked at."""
-    return [tensor for file in files for tensor in _tensors_in_one(file)]
-
-
-def _tensors_in_one(file: Path) -> Iterator[_RawTensor]:
-    with file.open("rb") as stream:
-        data = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-    n_header = int.from_bytes(data[:8], "little")
-    numbers = data[8 + n_header :]
-    for name, entry in json.loads(bytes(data[8 : 8 + n_header])).items():
-        if name != "__metadata__":
-            start, end = entry["data_offsets"]
-            yield _RawTensor(name, entry["dtype"], tuple(entry["shape"]), numbers[start:end])
-
-
-def _tensors_of(model: nn.Module) -> list[_RawTensor]:
-    return [
-        _RawTensor(name, str(tensor.dtype), tuple(tensor.shape), raw_bytes(tensor))
-        for name, tensor in model.state_dict().items()
-    ]
+    return fingerprints.of_base(_read_config(where, files.config), tokenizer, fingerprints.tensors_in(files.weights))
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tinylora import base_model
+from tinylora import base_model, fingerprints
 from tinylora import bundle as bundles
 from tinylora.bundle import Bundle
 from tinylora.config import BaseFacts
@@ -202,7 +202,7 @@ def _n_signs(bundle: Bundle, embed_dim: int) -> int:
 
 
 def _check_tokenizer(needed: BaseFacts, tokenizer: Any) -> None:
-    found = base_model.tokenizer_fingerprint(tokenizer)
+    found = fingerprints.of_tokenizer(tokenizer)
     if found != needed.tokenizer_fingerprint:
         raise BaseModelError(
             f"the bundle needs the tokenizer of {needed.base_id} ({needed.tokenizer_fingerprint[:12]}), got another "
