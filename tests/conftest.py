@@ -24,6 +24,21 @@ os.environ.update(
 )
 
 import pytest
+from beartype import BeartypeConf
+from beartype.claw import beartype_package
+from jaxtyping import install_import_hook
+
+_ROOT = Path(__file__).parents[1]
+_WITH_SHAPES = tuple(
+    file.relative_to(_ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+    for file in sorted((_ROOT / "tinylora").rglob("*.py"))
+    if "from jaxtyping import" in file.read_text(encoding="utf-8")
+)
+# Every annotation of the package is checked while tests run. Shapes need a memo for each call, which costs several
+# times the check itself, so modules that speak of none have their types checked alone.
+install_import_hook(list(_WITH_SHAPES), "beartype.beartype")
+beartype_package("tinylora", conf=BeartypeConf(claw_is_pep526=False, claw_skip_package_names=_WITH_SHAPES))
+
 import torch
 from hypothesis import settings
 
