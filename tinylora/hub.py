@@ -179,6 +179,16 @@ class TreeHub(ModelHubMixin):
 # --- the bundle's file -----------------------------------------------------------------------------------------------
 
 
+def base_named_in(file: Path, otherwise: str) -> str:
+    """The base that a bundle names where that is on the hub; a folder's name says nothing of where it lies.
+
+    Raises:
+        BundleError: The file is no sound bundle.
+    """
+    named = inspect(file)["base"]["base_id"]
+    return named if "/" in named else otherwise
+
+
 def find_bundle(
     where: str | Path,
     *,

@@ -5,9 +5,8 @@ from pathlib import Path
 import torch
 
 from tinylora.base_model import LoadedBase
-from tinylora.bundle import inspect
 from tinylora.errors import SettingError
-from tinylora.hub import find_bundle
+from tinylora.hub import base_named_in, find_bundle
 from tinylora.model import TreeModel
 from tinylora.serving.servers import LeafServers
 from tinylora.tree import NodePath
@@ -53,7 +52,7 @@ def open_tree(
     torch.set_num_threads(threads)
     file = find_bundle(bundle)
     return TreeModel.from_pretrained(
-        _base_of(file, demo_base) if base is None else base,
+        base_named_in(file, demo_base) if base is None else base,
         file,
         policy=policy,
         leaves=None if leaves is None else node_paths(leaves),
@@ -99,7 +98,7 @@ def open_servers(
     file = find_bundle(bundle)
     return LeafServers(
         file,
-        _base_of(file, demo_base) if base is None else base,
+        base_named_in(file, demo_base) if base is None else base,
         devices,
         policy=policy,
         dtype=dtype,
@@ -108,12 +107,6 @@ def open_servers(
         threads=threads,
         batch_size=batch_size,
     )
-
-
-def _base_of(file: Path, demo_base: str) -> str:
-    """The base that a bundle names where that is on the hub, else the demo's."""
-    named = inspect(file)["base"]["base_id"]
-    return named if "/" in named else demo_base
 
 
 def node_paths(text: str) -> list[NodePath]:

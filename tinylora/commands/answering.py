@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinylora.commands.options import DEMO_BASE, AsJson, BundleFile, Quantise, Threads, print_json
+from tinylora.commands.options import DEMO_BASE, AsJson, BundleBase, BundleFile, Quantise, Threads, print_json
 
 if TYPE_CHECKING:
     from tinylora.answering.questions import Question
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _DRAW, _LOAD = "Drawing", "Loading"
-Base = Annotated[
-    str | None,
-    typer.Option("--base", help="Folder or hub id; default: the one the bundle names, or the demo's."),
-]
 AnyPolicy = Annotated[
     str | None,
     typer.Option(
@@ -85,7 +81,7 @@ def generate(
     out: Annotated[
         Path | None, typer.Option("--out", help="Answers to --in, a line of JSON each; default: standard output.")
     ] = None,
-    base: Base = None,
+    base: BundleBase = None,
     policy: AnyPolicy = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts at once, of any leaves.")] = 8,
     max_new_tokens: MaxNewTokens = 64,
@@ -138,7 +134,7 @@ def generate(
 @app.command()
 def chat(
     bundle: BundleFile,
-    base: Base = None,
+    base: BundleBase = None,
     policy: AnyPolicy = None,
     show_route: Annotated[bool, typer.Option("--show-route", help="Say which leaf gives each answer.")] = False,
     max_new_tokens: MaxNewTokens = 256,

@@ -10,15 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from tinylora.commands.options import (
-    DEMO_BASE,
     AsJson,
-    BaseWhere,
+    BundleBase,
     BundleFile,
     DataDirs,
     Quantise,
     TextColumn,
     Threads,
     WindowTokens,
+    base_for,
     print_json,
 )
 from tinylora.errors import SettingError, StorageError
@@ -34,7 +34,7 @@ Policies = Annotated[
 @app.command("eval")
 def evaluate(
     bundle: BundleFile,
-    base: BaseWhere = DEMO_BASE,
+    base: BundleBase = None,
     data: DataDirs = None,
     policy: Policies = None,
     oracle: Annotated[
@@ -51,8 +51,9 @@ def evaluate(
     from tinylora.eval_files import evaluate_bundle
 
     result = evaluate_bundle(
-        bundle, base, data or [], policies=policy or ["soft"], with_oracle=oracle, text_column=text_column,
-        window_tokens=window_tokens, max_tokens_per_document=max_tokens, threads=threads, quantise=quantise,
+        bundle, base_for(bundle, base), data or [], policies=policy or ["soft"], with_oracle=oracle,
+        text_column=text_column, window_tokens=window_tokens, max_tokens_per_document=max_tokens, threads=threads,
+        quantise=quantise,
     )  # fmt: skip
     if as_json:
         print_json(result)
@@ -90,7 +91,7 @@ def _domains(result: Mapping[str, Any]) -> Iterator[list[str]]:
 def lm_eval(
     bundle: BundleFile,
     tasks: Annotated[str, typer.Option("--tasks", help="Tasks, groups or tags of lm-eval, such as arc_easy,piqa.")],
-    base: BaseWhere = DEMO_BASE,
+    base: BundleBase = None,
     policy: Policies = None,
     leaf: Annotated[list[str] | None, typer.Option(help="All text to this leaf, such as 01; several times.")] = None,
     with_base: Annotated[bool, typer.Option("--with-base", help="Also the base alone.")] = False,
@@ -106,13 +107,13 @@ def lm_eval(
     quantise: Quantise = None,
     as_json: AsJson = False,
 ) -> None:
-    """A bundle on tasks of lm-evaluation-harness, under each policy or through single leaves; needs tinylora[eval]."""
+    """A bundle on tasks of lm-evaluation-harness, under each policy or through single leaves; needs the extra eval."""
     _check_harness()
     _check_out(out)
     from tinylora.eval_harness import evaluate_on_tasks
 
     result = evaluate_on_tasks(
-        bundle, base, [task.strip() for task in tasks.split(",") if task.strip()],
+        bundle, base_for(bundle, base), [task.strip() for task in tasks.split(",") if task.strip()],
         policies=policy or ([] if leaf else ["soft"]), leaves=["" if path == "root" else path for path in leaf or []],
         with_base=with_base, include_path=include_path, limit=limit, num_fewshot=num_fewshot, batch_size=batch_size,
         add_bos_token=add_bos, threads=threads, quantise=quantise,

@@ -10,6 +10,10 @@ BundleFile = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle file,
 BaseWhere = Annotated[
     str, typer.Option("--base", help="Base model: a local folder or a hub id; default: the demo base.")
 ]
+BundleBase = Annotated[
+    str | None,
+    typer.Option("--base", help="Folder or hub id; default: the one the bundle names, or the demo's."),
+]
 DEMO_BASE = str(Path(__file__).parents[1] / "demo" / "base")
 DataDirs = Annotated[list[Path] | None, typer.Option("--data", help="Folder or file with text; give it several times.")]
 PolicyText = Annotated[
@@ -26,6 +30,15 @@ Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")]
 Quantise = Annotated[
     str | None, typer.Option("--quantise", help="int8 or nf4: hold the base in 8 or 4 bits; needs tinylora\\[quant].")
 ]
+
+
+def base_for(bundle: Path, base: str | None) -> str:
+    """The base that was named, else the one that the bundle names where that is on the hub, else the demo's."""
+    if base is not None:
+        return base
+    from tinylora.hub import base_named_in
+
+    return base_named_in(bundle, DEMO_BASE)
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tinylora.commands.options import DEMO_BASE, AsJson, BaseWhere, BundleFile, PolicyText, print_json
+from tinylora.commands.options import AsJson, BundleBase, BundleFile, PolicyText, base_for, print_json
 
 app = typer.Typer()
 CheckBase = Annotated[
@@ -19,7 +19,7 @@ def route(
     bundle: BundleFile,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Default: --in, else standard input.")] = None,
     file: Annotated[Path | None, typer.Option("--in", help="File with the text.")] = None,
-    base: BaseWhere = DEMO_BASE,
+    base: BundleBase = None,
     policy: PolicyText = "hard",
     top: Annotated[int, typer.Option("--top", min=1, help="Leaves that are shown.")] = 16,
     check_base: CheckBase = False,
@@ -31,7 +31,7 @@ def route(
 
     wanted = Policy.parse(policy)
     read = text if text is not None else _read(file)
-    way = TextRouter.open(bundle, base, check_base=check_base).way(read, wanted)
+    way = TextRouter.open(bundle, base_for(bundle, base), check_base=check_base).way(read, wanted)
     found = report(way, wanted, n_leaves=top)
     if as_json:
         print_json(found)
@@ -44,7 +44,7 @@ def route(
 def route_proxy(
     bundle: BundleFile,
     upstream: Annotated[str, typer.Option("--upstream", help="OpenAI-compatible server that has the leaves.")],
-    base: BaseWhere = DEMO_BASE,
+    base: BundleBase = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen at; others than this one need trust.")] = (
         "127.0.0.1"
     ),
@@ -63,7 +63,7 @@ def route_proxy(
 
     place = Place(host=host, port=port, name=name, upstream=upstream, base_model=base_model)
     place.check()
-    router = TextRouter.open(bundle, base, check_base=check_base)
+    router = TextRouter.open(bundle, base_for(bundle, base), check_base=check_base)
     serve(router, place, timeout_s=timeout_s, max_body_bytes=int(max_body_mib * 2**20), say=typer.echo)
 
 
