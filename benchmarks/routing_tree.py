@@ -22,7 +22,7 @@ from tinylora.config import RunSettings
 from tinylora.demo import experiment
 from tinylora.demo.study import Study, study_of
 from tinylora.evaluation import LATE_TOKENS
-from tinylora.mixture import Routing
+from tinylora.mixture import Routing, Weighted
 from tinylora.model import TreeModel
 from tinylora.routing import sketch
 from tinylora.routing.features import RoutingFeature
@@ -101,7 +101,7 @@ class Told(Router):
 
     def forward(self, input_ids: Tensor, *, state: RouterState | None = None, **_: Any) -> tuple[Routing, RouterState]:
         """What it was told."""
-        return Routing(self.told), state or self.initial_state(len(input_ids))
+        return Weighted(self.told), state or self.initial_state(len(input_ids))
 
 
 class Bench:
