@@ -29,6 +29,7 @@ def nll(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
 
 def summed_nll(rows: Tensor, targets: Tensor, head: nn.Module, chunk_rows: int) -> Tensor:
     """Summed cross entropy of hidden rows under a head, at most `chunk_rows` rows of logits in memory at a time."""
+    # torch's stub says that `apply` may return anything
     return _ChunkedNll.apply(rows, targets, head, chunk_rows)  # pyright: ignore[reportReturnType]
 
 

@@ -17,7 +17,6 @@ from tinylora.export import Places, export_leaf
 from tinylora.model import TreeModel
 from tinylora.routing.decision import Policy
 
-pytest.importorskip("lm_eval")
 # Of lm-eval and what it imports, not of ours.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -29,6 +29,7 @@ class BatchedLora(torch.autograd.Function):
         ctx.scale = scale
         return torch.baddbmm(base_out, _gated(hidden, gates), _up(lora_b, nodes, len(x)).mT, alpha=scale)
 
+    # torch's stub names the context otherwise and takes any gradients; these are tensors.
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -85,6 +85,7 @@ class GroupedLora(torch.autograd.Function):
         ctx.order, ctx.scale, ctx.is_grouped = order, scale, is_grouped
         return to_tokens(grouped(hidden * factor, lora_b.mT, order, is_grouped), order).add_(base_out)
 
+    # torch's stub names the context otherwise and takes any gradients; these are tensors.
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
