@@ -44,8 +44,8 @@ demo: $(INSTALLED) ## a real federation on this machine: bundle, report and pict
 	@$(BIN)/python -m tinylora.cli demo --workers $(WORKERS) --depth $(DEPTH) --seed $(SEED) \
 		--router-sync $(ROUTER_SYNC) --out $(OUT)
 
-test: $(INSTALLED) ## the tests, without those that take minutes; three processes, each with whole files, because many tests wait for others
-	@$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not web"
+test: $(INSTALLED) ## the tests, without those that take minutes; two processes, each with whole files
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not web"
 
 slow: $(INSTALLED) ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m "slow and not gpu and not web"
