@@ -19,7 +19,7 @@ atheris: Any = importlib.import_module("atheris")  # not everybody who looks at 
 with atheris.instrument_imports(include=["tinylora.bundle", "tinylora.tensors", "tinylora.tree"]):
     import tinylora.bundle
     import tinylora.tensors
-    import tinylora.tree  # noqa: F401
+    import tinylora.tree  # noqa: F401  (imported to be instrumented)
 
 from tests.fuzz.mutations import MAX_BYTES, mutated
 from tests.fuzz.target import seeds, try_file

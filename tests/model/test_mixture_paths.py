@@ -12,7 +12,6 @@ from tests.helpers import ramp
 from tinylora.errors import ShapeMismatch
 from tinylora.mixture import ByRow, ByToken, Fixed, Impl, Routing, Weighted, leaf_lora, sums
 from tinylora.mixture.routing import Order
-from tinylora.mixture.thresholds import Thresholds
 
 IN, OUT = 16, 24
 KINDS = ("fixed", "row", "row, gated", "token", "token, gated", "weighted")
@@ -21,7 +20,7 @@ KINDS = ("fixed", "row", "row, gated", "token", "token, gated", "weighted")
 @pytest.fixture(autouse=True)
 def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way is taken whatever the size, also where another one is cheaper."""
-    monkeypatch.setattr(sums, "thresholds", lambda *_: Thresholds(wide_rank=0))
+    monkeypatch.setattr(sums, "wide_rank", lambda _device: 0)
 
 
 def routing_of(kind: str, rows: int, tokens: int, n_nodes: int, width: int, dtype=torch.float64) -> Routing:

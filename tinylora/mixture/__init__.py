@@ -6,7 +6,7 @@
 * `sums`: the sum as torch computes it, a way for each kind, and the slow, obvious reference that tests compare with;
 * `batched`: rows with the matrices of their own nodes;
 * `grouped`: products of sorted rows, each with the matrix of its own node;
-* `thresholds`: which way is cheaper where, as measured.
+* `thresholds`: which way is cheaper where.
 """
 
 from tinylora.mixture.routing import ByRow, ByToken, Fixed, Routing, Weighted

@@ -11,7 +11,7 @@ from tinylora.errors import ShapeMismatch
 from tinylora.mixture.batched import add_rows, batched_lora
 from tinylora.mixture.grouped import grouped_lora
 from tinylora.mixture.routing import ByRow, ByToken, Fixed, Routing
-from tinylora.mixture.thresholds import thresholds
+from tinylora.mixture.thresholds import wide_rank
 
 Impl: TypeAlias = Literal["auto", "reference", "torch"]
 
@@ -54,7 +54,7 @@ def leaf_lora(
     n_wide = lora_a.shape[0] * lora_a.shape[1]
     if isinstance(routing, ByRow):
         return _by_row(x, base_out, lora_a, lora_b, routing, scale)
-    if isinstance(routing, ByToken) and n_wide > thresholds(x.dtype, x.device).wide_rank * routing.nodes.shape[-1]:
+    if isinstance(routing, ByToken) and n_wide > wide_rank(x.device) * routing.nodes.shape[-1]:
         return _by_token(x, base_out, lora_a, lora_b, routing, scale)
     return _wide(x, base_out, lora_a, lora_b, routing, scale)
 

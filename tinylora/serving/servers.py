@@ -176,7 +176,11 @@ class LeafServers:
         if max_new_tokens < 1:
             raise SettingError(f"max_new_tokens {max_new_tokens}: expected at least 1")
         rows = [Row(self._ids(prompt)) for prompt in prompts]
-        told: OnRow = lambda index, row: on_row(index, _served(row)) if on_row else None  # noqa: E731
+
+        def told(index: int, row: Row) -> None:
+            if on_row is not None:
+                on_row(index, _served(row))
+
         with self._asking:
             if len(self.devices.devices) > 1:
                 self._route(rows)
