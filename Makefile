@@ -25,13 +25,15 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(wildcard tinylora coordinator worker tests benchmarks)
 
+QUICK := not slow and not gpu and not web and not deploy and not docs
+
 # A docstring need not have Args and Returns (DOC101, DOC201, DOC402); what it says of arguments must be true (DOC103, and
 # ruff's D417 where some are left out).
 WRONG_DOCSTRING := (/DOC[0-9]+:|Traceback|Error/ && !/DOC(101|201|402):/ && \
 	!(/DOC103:/ && !/in the docstring but not in the function signature/)) { print; wrong = 1 } END { exit wrong }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow chaos fuzz web-test check style imports docstrings types bench report web pictures stubs base clean
+.PHONY: help install demo test slow chaos fuzz web-test deploy-test docs docs-test dist check style imports docstrings types bench report web pictures stubs base clean
 
 help: ## list the verbs
 	@echo "TinyLoRA: make VERB [WORKERS=4] [DEPTH=2] [SEED=0] [ROUTER_SYNC=both|statistics|weights] [OUT=demo-out]"
@@ -45,10 +47,10 @@ demo: $(INSTALLED) ## a real federation on this machine: bundle, report and pict
 		--router-sync $(ROUTER_SYNC) --out $(OUT)
 
 test: $(INSTALLED) ## the tests, without those that take minutes; two processes, each with whole files
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not web"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "$(QUICK)"
 
 slow: $(INSTALLED) ## the tests that take minutes
-	@$(BIN)/python -m pytest -q -m "slow and not gpu and not web"
+	@$(BIN)/python -m pytest -q -m "slow and not gpu and not web and not deploy and not docs"
 
 chaos: $(INSTALLED) ## kill runs at every durable step and at random, compare what came of it; some minutes
 	@$(BIN)/python -m tests.chaos
@@ -62,6 +64,19 @@ fuzz: $(INSTALLED) ## a million bundles changed at random, guided by what the re
 web-test: $(INSTALLED) $(WEB)/node_modules ## the dashboard in a real browser against real runs; some twenty minutes, needs Chromium
 	@$(BIN)/python -m tests.web.chromium
 	@$(BIN)/python -m pytest -q -m web tests/web
+
+deploy-test: $(INSTALLED) ## images, nginx, name spaces, systemd, a wheel in a fresh environment; some minutes, Debian and root
+	@$(BIN)/python -m tests.deploy.programs
+	@$(BIN)/python -m pytest -q -m deploy --timeout 1800 tests/deploy
+
+docs: $(INSTALLED) ## the pages as a site in docs/_build/html, every warning an error
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky -b html docs docs/_build/html
+
+docs-test: $(INSTALLED) ## every command in README and docs/, run as it stands there; some minutes
+	@$(BIN)/python -m pytest -q -m docs --timeout 1800 tests/docs
+
+dist: $(INSTALLED) ## wheel and source archive in dist/
+	@$(BIN)/python -m build --outdir dist .
 
 check: $(INSTALLED) ## style, types, docstrings and the direction of imports
 	@$(MAKE) --no-print-directory --keep-going style imports docstrings types

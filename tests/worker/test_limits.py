@@ -274,7 +274,7 @@ def test_what_people_and_programs_are_shown(tmp_path: Path) -> None:
 
 
 def test_the_volunteers_page_names_every_limit_and_its_examples_hold(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "worker.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "join.md").read_text(encoding="utf-8")
     section = page.split("## Limits")[1].split("## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", section, flags=re.MULTILINE)
     assert [key for key, _ in rows] == list(KEYS)

@@ -153,7 +153,7 @@ def test_everything_at_once_is_told_in_its_order() -> None:
     )
     pauses = [reason for reason in Reason if reason.is_pause]
     assert {verdict.reason, *verdict.also} == set(pauses)
-    page = (Path(__file__).parents[2] / "docs" / "worker.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "join.md").read_text(encoding="utf-8")
     table = page.split("| reason | ends |")[1].split("\n\n")[0]
     assert re.findall(r"^\| `(\w+)` ", table, flags=re.MULTILINE) == [verdict.reason, *verdict.also]
     assert [verdict.reason, *verdict.also] == [

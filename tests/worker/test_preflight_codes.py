@@ -7,7 +7,7 @@ from pathlib import Path
 from tinylora_worker.preflight.check import NAMES
 from tinylora_worker.preflight.codes import CODES
 
-PAGE = (Path(__file__).parents[2] / "docs" / "worker.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "join.md").read_text(encoding="utf-8")
 
 
 def sections() -> Iterator[tuple[str, str, str]]:

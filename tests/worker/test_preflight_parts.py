@@ -217,13 +217,13 @@ def test_a_check_is_told_with_its_cure_and_where_it_is_explained() -> None:
     failing = Check("token", "fail", "the token has expired", "a valid one", "ask for a new one", "TL-TOK-003")
     lines = [line.plain for line in check_lines(failing)]
     assert lines[0].startswith("  ✘ token") and "needed: a valid one" in lines[1] and "ask for" in lines[2]
-    assert lines[3].endswith("TL-TOK-003, see docs/worker.md#tl-tok-003-the-token-has-expired")
+    assert lines[3].endswith("TL-TOK-003, see docs/how-to/join.md#tl-tok-003-the-token-has-expired")
     assert check_lines(failing, is_ascii=True)[0].plain.startswith("  x token")
     assert len(check_lines(Check("disk", "ok", "61 GB free"))) == 1
 
 
 def test_every_anchor_is_a_heading_of_the_page() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "worker.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "join.md").read_text(encoding="utf-8")
     headings = re.findall(r"^### (.*)$", page, flags=re.MULTILINE)
     slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     assert {anchor(Check(CODES[code].check, "fail", "", "", "", code)) for code in CODES} <= slugs

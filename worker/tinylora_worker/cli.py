@@ -316,7 +316,7 @@ def set_limit(
 
 @app.command(
     rich_help_panel=LOOK,
-    epilog="Exit codes: 0 every check passes or warns; else of the first that fails, see docs/worker.md. "
+    epilog="Exit codes: 0 every check passes or warns; else of the first that fails, see docs/how-to/join.md. "
     "Example: tinylora-worker doctor https://tree.example.org:8443 --token-file T",
 )
 def doctor(

@@ -1,4 +1,4 @@
-"""Every code that a check can end with. A code keeps its meaning for ever; docs/worker.md has one section for each.
+"""Every code that a check can end with. A code keeps its meaning for ever; docs/how-to/join.md has one section for each.
 
 Numbers are never used again. `tests/worker/test_preflight_codes.py` compares this list with the page.
 """
@@ -33,7 +33,7 @@ class Code:
     exit_code: int
     """What `doctor` and `join --dry-run` end with when this is the first check that fails; 0: it only warns."""
     title: str
-    """Heading of its section in docs/worker.md."""
+    """Heading of its section in docs/how-to/join.md."""
 
 
 _SETTING, _DATA, _BASE, _NETWORK, _REFUSED, _STORAGE = 2, 3, 4, 6, 7, 8

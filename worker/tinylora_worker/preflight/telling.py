@@ -6,7 +6,7 @@ from rich.text import Text
 
 from tinylora_worker.preflight.check import NAMES, Check
 
-PAGE = "docs/worker.md"
+PAGE = "docs/how-to/join.md"
 _MARKS = {"ok": ("✔", "green"), "warn": ("!", "yellow"), "fail": ("✘", "red"), "skip": ("-", "dim")}
 _ASCII_MARKS = {"ok": "ok", "warn": "!", "fail": "x", "skip": "-"}
 _WIDTH = max(map(len, NAMES))

@@ -1,4 +1,4 @@
-/** What somebody types who lends a machine, by operating system. The words are those of docs/worker.md. */
+/** What somebody types who lends a machine, by operating system. The words are those of docs/how-to/join.md. */
 
 export interface System {
   id: "linux" | "macos" | "windows";

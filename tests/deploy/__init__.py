@@ -1,0 +1,1 @@
+"""What stands in deploy/, run with the programs that run it elsewhere."""

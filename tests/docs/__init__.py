@@ -1,0 +1,1 @@
+"""What stands in docs/: built, complete, and done as it says."""
