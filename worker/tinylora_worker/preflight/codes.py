@@ -1,4 +1,4 @@
-"""Every code that a check can end with. A code keeps its meaning for ever; docs/how-to/join.md has one section for each.
+"""Every code that a check can end with. A code keeps its meaning for ever; docs/how-to/join.md explains each.
 
 Numbers are never used again. `tests/worker/test_preflight_codes.py` compares this list with the page.
 """
