@@ -56,6 +56,9 @@ PrivateKey = Annotated[Path | None, typer.Option("--private-key", help="Its priv
 Ca = Annotated[
     Path | None, typer.Option("--ca", help="The CA at its chain's end, where the workers' systems do not know it.")
 ]
+IfMissing = Annotated[
+    bool, typer.Option("--if-missing", help="Where it is there already, leave it as it is: exit code 0.")
+]
 Worker = Annotated[str, typer.Argument(metavar="WORKER", help="As `workers` shows it, such as w-0123456789abcdef.")]
 Reason = Annotated[str, typer.Option("--reason", help="Stands in the run's log.")]
 
@@ -77,19 +80,27 @@ def init(
     certificate: Certificate = None,
     private_key: PrivateKey = None,
     ca: Ca = None,
+    if_missing: IfMissing = False,
 ) -> None:
-    """Write a run's folder: settings with comments, facts about the base, its own CA, certificate and keys."""
+    """Write a run's folder: settings with comments, facts about the base, its own CA, certificate and keys.
+
+    `--base demo` is the small base that comes with TinyLoRA.
+    """
     from tinylora_coordinator.folder import (
         RunFolder,
         changed,
         check_is_new,
         check_settings,
         parse_changes,
+        read_run,
         write_run,
     )
     from tinylora_coordinator.keys import check_host, check_own
 
     place = RunFolder(folder)
+    if if_missing and place.settings_file.exists():
+        _say(f"{folder}: run {read_run(place).settings.name} is there already; it stays as it is")
+        return
     check_is_new(place)
     settings = changed(parse_changes(changes or []))
     names = [check_host(host) for host in hosts or []]
@@ -97,11 +108,12 @@ def init(
     if own is not None:
         check_own(own)
     from tinylora.base_model import has_transposed_linears, load_base  # after the cheap checks: it takes seconds
+    from tinylora.demo.experiment import place_of_base
     from tinylora.export import Places
     from tinylora_coordinator.lookup_tables import lookup_tables
     from tinylora_coordinator.service import projection_bytes
 
-    loaded = load_base(base).for_run(settings)
+    loaded = load_base(place_of_base(base)).for_run(settings)
     check_settings(settings, loaded.facts)
     projection = projection_bytes(loaded.routing_feature.projection)
     tables = lookup_tables(loaded)
@@ -197,6 +209,10 @@ def token_create(
     note: Annotated[
         str, typer.Option("--note", help="Of a viewer or admin: for whom it is; `token list` shows it.")
     ] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the token into this file, for its owner alone; print it not.")
+    ] = None,
+    if_missing: IfMissing = False,
     as_json: Json = False,
 ) -> None:
     """Make a token, and print it: this once, for only its hash is kept.
@@ -204,11 +220,18 @@ def token_create(
     A worker joins with its token. A viewer or an admin types it into the dashboard's sign-in; scripts send it as
     `Authorization: Bearer TOKEN`.
     """
+    if if_missing and out is None:
+        raise click.UsageError("--if-missing: only with --out")
+    if out is not None and _has_token(folder, out, role, if_missing=if_missing):
+        return
     from tinylora_coordinator import desk
 
     if role != "worker":
         _check_for_people({"--uses": uses != 1, "--tag": bool(tags), "--approve": approve, "--url": bool(url)})
         person = desk.create_access(folder, role, now_s=time.time(), expires=expires, note=note)
+        if out is not None:
+            _write_token(out, person, as_json=as_json)
+            return
         if as_json:
             _print_json(person)
             return
@@ -220,12 +243,36 @@ def token_create(
     made = desk.create_token(
         folder, now_s=time.time(), uses=uses, expires=expires, tags=tags or [], needs_approval=approve, url=url
     )
+    if out is not None:
+        _write_token(out, made, as_json=as_json)
+        return
     if as_json:
         _print_json(made)
         return
     typer.echo(made["token"])
     _say(f"lets {uses} worker{'s' if uses > 1 else ''} in until {made['expires']}; a worker joins with")
     _say(f"  TINYLORA_TOKEN={made['token']} \\\n  {made['command']}")
+
+
+def _has_token(folder: Path, out: Path, role: str, *, if_missing: bool) -> bool:
+    """Whether the file holds a token of this run already, which then stays; where it may not, refuse."""
+    from tinylora_coordinator.token_file import check_token_file, state_of_token_in
+
+    state = state_of_token_in(folder, out, role=role, now_s=time.time()) if if_missing else None
+    if state is None:
+        check_token_file(out)
+        return False
+    _say(f"{out}: holds a token of this run already ({state.replace('_', ' ')}); it stays as it is")
+    return True
+
+
+def _write_token(out: Path, made: dict[str, Any], *, as_json: bool) -> None:
+    from tinylora_coordinator.token_file import write_token_file
+
+    write_token_file(out, made["token"])
+    if as_json:
+        _print_json({"file": str(out), **{key: value for key, value in made.items() if key != "token"}})
+    _say(f"{out}: token {made['token_id']}, good until {made['expires']}")
 
 
 def _check_for_people(given: dict[str, bool]) -> None:
@@ -553,6 +600,26 @@ def selfcheck(
         typer.echo(f"{check.status:4} {check.name}: {check.found}{cure}")
     if not may_serve(checks):
         raise TinyLoraError(f"{url}: {sum(check.status == 'fail' for check in checks)} checks failed")
+
+
+@app.command(epilog="Exit codes: 0 healthy; 2 no run in DIR, or a bad URL; 6 nobody answers, or who is no coordinator.")
+def health(
+    where: Annotated[
+        str, typer.Argument(metavar="[DIR|URL]", help="The run's folder on this machine, or a coordinator's address.")
+    ] = "https://127.0.0.1:8443",
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for the answer.")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Whether a coordinator answers: one quick question, for the health checks of containers and services."""
+    from tinylora.errors import NetworkError
+    from tinylora_coordinator.health import check_health
+
+    found = check_health(where, timeout_s=timeout)
+    if as_json:
+        _print_json(asdict(found))
+    if not found.is_healthy:
+        raise NetworkError(found.sentence)
+    _say(found.sentence)
 
 
 def _as_text(found: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ views.sqlite          what the dashboard shows; made again from the ledger when 
 link.db, flower/      Flower's own state: nodes and messages under way
 bundle.safetensors    the result
 bundles/              what was made of the run meanwhile (`shelf.py`)
+served.json           where it is served, while it is (`served.py`)
 """
 
 import json

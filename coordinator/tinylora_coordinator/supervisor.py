@@ -32,6 +32,7 @@ from tinylora_coordinator.keys import ServerIdentity, server_identity
 from tinylora_coordinator.lifeline import PROGRESS, UP
 from tinylora_coordinator.listening import listen
 from tinylora_coordinator.restarts import MAX_DEATHS, WITHIN_S, Restarts
+from tinylora_coordinator.served import forget_served, note_served
 
 LINGER_S = 30.0
 """How long a finished run waits for its workers to notice."""
@@ -97,6 +98,7 @@ def serve(
         place = Place(root, name, public, inner, local, lock.fileno(), identity, viewers, bundle_every)
         supervisor = Supervisor(place, held.enter_context(_signals()), linger_s=linger_s, log=log)
         held.callback(supervisor.kill)
+        held.callback(forget_served, root)
         supervisor.run()
 
 
@@ -376,6 +378,7 @@ class Supervisor:
             self._rounds.tell(link=UP)
 
     def _greet(self) -> None:
+        note_served(self._place.root, self._place.url)
         self._log(f"run {self._place.name}: serving {self._place.root} at {self._place.url}")
         if self._place.local is not None:
             self._log(f"dashboard: http://127.0.0.1:{self._place.local.getsockname()[1]}/")

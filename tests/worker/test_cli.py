@@ -15,6 +15,7 @@ from tinylora_worker.agent import client
 from tinylora_worker.wire.worker_pb2 import Status
 
 from tinylora.command_line import exit_code_of
+from tinylora.flower.membership import Membership, save_membership
 from tinylora.flower.receipts import ReceiptBook
 from tinylora.protocol.documents import Receipt
 
@@ -95,6 +96,16 @@ def test_the_token_comes_from_an_option_a_file_a_variable_stdin_or_a_prompt(
     assert [token for _, token, _ in joined] == [TOKEN, TOKEN, TOKEN, "", TOKEN, TOKEN]
 
 
+def test_a_token_file_that_is_gone_matters_to_strangers_alone(
+    joined: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    words = ["join", "a:1", "--data", tmp_path, "--home", tmp_path, "--token-file", tmp_path / "gone", "--yes"]
+    assert call(*words) == 2 and joined == []
+    save_membership(tmp_path, Membership(url="https://a:1", run="r", run_key="a" * 64))
+    assert call(*words) == 0
+    assert [token for _, token, _ in joined] == [""] and "its own key is enough" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -148,10 +159,29 @@ def test_a_wish_is_passed_on_and_the_answer_is_talk(
     assert (out, said) == ("", f"{verb} of h\n")
 
 
-@pytest.mark.parametrize("verb", ["status", "pause", "resume", "finish", "stop"])
+@pytest.mark.parametrize("verb", ["status", "health", "pause", "resume", "finish", "stop"])
 def test_where_nobody_works_it_is_said(verb: str, tmp_path: Path, capsys: Capture) -> None:
     assert call(verb, "--home", tmp_path) == 6
     assert "no worker is at work" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "code"),
+    [
+        ("working", "", 0), ("paused", "battery", 0), ("waiting", "coordinator_unreachable", 0), ("starting", "", 0),
+        ("waiting", "error", 6), ("waiting", "update_required", 6),
+    ],
+)  # fmt: skip
+def test_a_worker_is_well_unless_something_has_to_be_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture, state: str, reason: str, code: int
+) -> None:
+    now = Status(state=state, reason=reason, device="CPU", detail="no trainer starts" if code else "")
+    monkeypatch.setattr(client, "status", lambda home: now)
+    assert call("health", "--home", tmp_path, "--json") == code
+    out, said = capsys.readouterr()
+    told = json.loads(out)
+    assert (told["is_healthy"], told["state"], told["reason"]) == (code == 0, state, reason) and told["has_trainer"]
+    assert f"the worker is {state}" in said and (not code or "(" + reason + ", no trainer starts)" in said)
 
 
 def test_status_is_a_screen_a_document_or_lines(
@@ -198,7 +228,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize("words", [["doctor", "--json", "https://127.0.0.1:1"], ["status"]])
+@pytest.mark.parametrize("words", [["doctor", "--json", "https://127.0.0.1:1"], ["status"], ["health"]])
 def test_what_only_looks_loads_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-c", QUICK, *words, "--home", str(tmp_path / "a home, über")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

@@ -17,6 +17,8 @@ from tinylora.errors import DataError
 
 BASE_DIR = Path(__file__).parent / "base"
 """The small base model that ships with the project."""
+DEMO = "demo"
+"""What `--base` may say for it; a folder of that name goes before."""
 
 MAX_SHARD_CHARS = 900_000  # per domain: more than a demo run can read
 N_SCORED_DOCUMENTS = 18  # per domain
@@ -48,6 +50,11 @@ class Experiment:
     def domains(self) -> tuple[str, ...]:
         """Names of the domains, in the order of the report."""
         return tuple(self.heldout)
+
+
+def place_of_base(name: str) -> str:
+    """What `--base` means: `demo` is the base that ships with the project, and everything else is what it is."""
+    return str(BASE_DIR) if name == DEMO and not Path(name).is_dir() else name
 
 
 def seen_hashes() -> frozenset[str]:

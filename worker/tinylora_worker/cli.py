@@ -180,7 +180,7 @@ def join(
 
     place = _home(home)
     manner = Manner(yes, dry_run, self_audit, parse_skips(skip_check or ()), as_json, quiet)
-    secret = _given_token(token, token_file) or _asked_token(place)
+    secret = _given_token(token, _token_file_if_needed(token_file, place)) or _asked_token(place)
     said = _said(data, base, name, device, dtype, vram_limit, threads, quantise, max_rank, columns, text_column, allow)
     told = {"note": note, "data_licence": data_licence, "share_log": share_log}
     announced = {key: value for key, value in told.items() if value}
@@ -231,6 +231,26 @@ def status(
         watch(_home(home), as_json=as_json)
     else:
         print_status(_home(home), as_json=as_json)
+
+
+@app.command(
+    rich_help_panel=LOOK,
+    epilog="Exit codes: 0 working, waiting or paused; 6 none runs here, or it cannot go on. "
+    "Example: tinylora-worker health",
+)
+def health(home: Home = None, as_json: Json = False) -> None:
+    """Whether it is well: one quick question, for the health checks of containers and services."""
+    from dataclasses import asdict
+
+    from tinylora.errors import NetworkError
+    from tinylora_worker.health import check_health
+
+    found = check_health(_home(home))
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=1, sort_keys=True))
+    if not found.is_healthy:
+        raise NetworkError(found.sentence)
+    _say(found.sentence)
 
 
 @app.command(rich_help_panel=STEER, epilog="Example: tinylora-worker pause --for 2h")
@@ -481,6 +501,16 @@ def _given_token(token: str, file: Path | None) -> str:
         except (OSError, UnicodeDecodeError) as error:
             raise SettingError(f"--token-file {file}: not readable: {error}") from None
     return sys.stdin.readline(1024).strip() if token == "-" else token.strip()
+
+
+def _token_file_if_needed(file: Path | None, home: Path) -> Path | None:
+    """The file, unless it is gone and this home has joined before: then its own key is enough."""
+    from tinylora.flower.membership import load_membership
+
+    if file is None or file.exists() or not home.is_dir() or load_membership(home) is None:
+        return file
+    _say(f"--token-file {file}: is gone, and not needed: {home} has joined before, its own key is enough")
+    return None
 
 
 def _asked_token(home: Path) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tinylora.config import BaseFacts
+from tinylora.demo.experiment import place_of_base
 from tinylora_worker.preflight.facts import BasePlace
 from tinylora_worker.preflight.looking import may_write
 
@@ -25,7 +26,7 @@ def find_base(given: str, facts: BaseFacts | None, *, cache: Path, is_offline: b
         cache: Of the hub, see `hub_cache`.
         is_offline: The hub may not be asked.
     """
-    name = given or ("" if facts is None else facts.base_id)
+    name = place_of_base(given) or ("" if facts is None else facts.base_id)
     if not name:
         return BasePlace("", None, trouble="no base was named, and no run to ask for it")
     folder = Path(name).expanduser()
