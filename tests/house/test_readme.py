@@ -1,4 +1,4 @@
-"""The README's drawing of the house and its table of exit codes are true."""
+"""The drawing of the house and the README's table of exit codes are true."""
 
 import re
 from pathlib import Path
@@ -8,12 +8,13 @@ from tinylora.command_line import INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+HOUSE = (ROOT / "docs" / "explanation" / "house.md").read_text(encoding="utf-8")
 PACKAGES = ("tinylora", "coordinator", "worker")
 
 
 def drawn() -> set[str]:
     """Paths in the drawing, each below the last folder that stands at the margin."""
-    block = README.split("## Where things are")[1].split("```")[1]
+    block = HOUSE.split("```")[1]
     paths, folder = set(), ""
     for line in block.strip().splitlines():
         name = re.match(r"(?:[├└]── )?([\w./]+)", line)
