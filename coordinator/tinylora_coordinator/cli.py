@@ -19,6 +19,7 @@ from tinylora.command_line import run
 
 if TYPE_CHECKING:
     from tinylora_coordinator.keys import OwnCertificate
+    from tinylora_coordinator.public_address import PublicAddress
 
 CODES = "Exit codes: 0 done; 2 an option is wrong, or there is no run in DIR; 8 a file cannot be read or written."
 
@@ -59,6 +60,23 @@ Ca = Annotated[
 IfMissing = Annotated[
     bool, typer.Option("--if-missing", help="Where it is there already, leave it as it is: exit code 0.")
 ]
+PublicUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--public-url",
+        metavar="https://HOST[:PORT]",
+        help="Where workers and readers reach the run, if a proxy or a forwarded port stands in between. It is kept; "
+        "'' forgets it.",
+    ),
+]
+PublicCa = Annotated[
+    str,
+    typer.Option(
+        "--public-ca",
+        metavar="system|FILE",
+        help="A proxy ends TLS at --public-url: who vouches for its certificate, the systems' trust stores or this CA.",
+    ),
+]
 Worker = Annotated[str, typer.Argument(metavar="WORKER", help="As `workers` shows it, such as w-0123456789abcdef.")]
 Reason = Annotated[str, typer.Option("--reason", help="Stands in the run's log.")]
 
@@ -81,6 +99,8 @@ def init(
     private_key: PrivateKey = None,
     ca: Ca = None,
     if_missing: IfMissing = False,
+    public_url: PublicUrl = None,
+    public_ca: PublicCa = "",
 ) -> None:
     """Write a run's folder: settings with comments, facts about the base, its own CA, certificate and keys.
 
@@ -95,7 +115,7 @@ def init(
         read_run,
         write_run,
     )
-    from tinylora_coordinator.keys import check_host, check_own
+    from tinylora_coordinator.keys import check_host, check_own, write_public
 
     place = RunFolder(folder)
     if if_missing and place.settings_file.exists():
@@ -107,6 +127,7 @@ def init(
     own = _own_certificate(certificate, private_key, ca)
     if own is not None:
         check_own(own)
+    public = _public_address(public_url, public_ca)
     from tinylora.base_model import has_transposed_linears, load_base  # after the cheap checks: it takes seconds
     from tinylora.demo.experiment import place_of_base
     from tinylora.export import Places
@@ -119,6 +140,8 @@ def init(
     tables = lookup_tables(loaded)
     places = Places(modules=loaded.linears, is_transposed=has_transposed_linears(loaded.model)).to_json()
     write_run(place, settings, loaded.facts, projection, hosts=names, own=own, tables=tables, places=places)
+    if public is not None:
+        write_public(place.keys, public)
     _say(f"{folder}: a run of depth {settings.depth} on {loaded.facts.base_id}; look at {place.settings_file}, then")
     _say(f"  tinylora-coordinator serve {folder}")
     _say(f"  tinylora-coordinator token create {folder}")
@@ -132,7 +155,10 @@ def serve(
     folder: Folder,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 or :: for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8443,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Plain HTTP; on a loopback address only.")] = False,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Plain HTTP: for this machine alone, and for proxies in private networks."),
+    ] = False,
     dashboard_port: Annotated[
         int,
         typer.Option(
@@ -152,18 +178,38 @@ def serve(
     certificate: Certificate = None,
     private_key: PrivateKey = None,
     ca: Ca = None,
+    public_url: PublicUrl = None,
+    public_ca: PublicCa = "",
+    proxies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--proxy",
+            metavar="ADDRESS|NETWORK",
+            help="A reverse proxy in front, which may say for whom it asks (X-Forwarded-For); give it several times.",
+        ),
+    ] = None,
+    proxy_protocol: Annotated[
+        bool, typer.Option("--proxy-protocol", help="The proxy passes TLS through, and says it by the PROXY protocol.")
+    ] = False,
 ) -> None:
     """Serve a run until it is finished; called again, it goes on where it was stopped."""
     from tinylora_coordinator.folder import RunFolder, read_run
-    from tinylora_coordinator.keys import check_loopback, write_own
+    from tinylora_coordinator.keys import read_public, write_own, write_public
+    from tinylora_coordinator.proxies import check_plain, check_way, read_networks
 
+    networks = read_networks(proxies or [])
     if insecure:
-        check_loopback(host)
+        check_plain(host, networks)
     own = _own_certificate(certificate, private_key, ca)
     place = RunFolder(folder)
     read_run(place)
+    public = _public_address(public_url, public_ca, is_plain=insecure)
+    reached = read_public(place.keys) if public_url is None else public
+    check_way(networks, speak_first=proxy_protocol, public=reached, is_plain=insecure)
     if own is not None:
         write_own(place.keys, own)
+    if public_url is not None:
+        write_public(place.keys, public)
     from tinylora_coordinator.supervisor import serve as serve_run
 
     own_port = None if no_dashboard else dashboard_port
@@ -175,7 +221,17 @@ def serve(
         dashboard_port=own_port,
         viewers=viewers,
         bundle_every=bundle_every,
+        proxies=[str(network) for network in networks],
+        proxy_protocol=proxy_protocol,
     )
+
+
+def _public_address(url: str | None, ca: str, *, is_plain: bool = False) -> "PublicAddress | None":
+    from tinylora_coordinator.public_address import make_public
+
+    if ca and not url:
+        raise click.UsageError("--public-ca: give --public-url, too")
+    return make_public(url, ca=ca, is_plain=is_plain) if url else None
 
 
 def _own_certificate(certificate: Path | None, private_key: Path | None, ca: Path | None) -> "OwnCertificate | None":
@@ -579,7 +635,9 @@ def verify_log(folder: Folder, as_json: Json = False) -> None:
 @app.command(epilog="Exit codes: 0 it may face the internet; 1 a check failed; 2 no run in DIR, or a bad URL.")
 def selfcheck(
     folder: Folder,
-    url: Annotated[str, typer.Option("--url", help="Its public address.")] = "https://127.0.0.1:8443",
+    url: Annotated[
+        str, typer.Option("--url", help="Its public address; by default the one given to `serve`, or port 8443 here.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Check a served run from outside and inside: no route of Flower's open, certificate, permissions, disk, clock."""
@@ -588,10 +646,15 @@ def selfcheck(
     read_run(RunFolder(folder))
     from tinylora.errors import TinyLoraError
     from tinylora.flower import use_home
+    from tinylora_coordinator.desk import DEFAULT_PORT
+    from tinylora_coordinator.keys import read_public
     from tinylora_coordinator.selfcheck import may_serve
     from tinylora_coordinator.selfcheck import selfcheck as run_checks
 
     use_home(RunFolder(folder).flower_home)
+    if not url:
+        reached = read_public(RunFolder(folder).keys)
+        url = f"https://127.0.0.1:{DEFAULT_PORT}" if reached is None else reached.url
     checks = run_checks(folder, url)
     if as_json:
         _print_json([asdict(check) for check in checks])

@@ -21,7 +21,7 @@ from tinylora.tree import is_path
 from tinylora_coordinator.access_tokens import KnownToken, TokenRole, mark_of
 from tinylora_coordinator.durations import as_date, parse_duration
 from tinylora_coordinator.folder import RunFolder, read_run
-from tinylora_coordinator.keys import host_to_name, pin_of, run_public
+from tinylora_coordinator.keys import join_url, pin_of, run_public
 from tinylora_coordinator.operator_store import OperatorStore, Token
 from tinylora_coordinator.overview import overview
 
@@ -67,7 +67,7 @@ def create_token(
             tags=tags,
             needs_approval=needs_approval,
         )
-    url = url or f"https://{host_to_name(keys)}:{DEFAULT_PORT}"
+    url = url or join_url(keys, DEFAULT_PORT)
     return {
         "token": made.text,
         "token_id": made.token_id,

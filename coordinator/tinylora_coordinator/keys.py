@@ -5,6 +5,7 @@
     keys/run.key                  Ed25519, PEM: receipts and bundles; workers pin its public half when they join
     keys/admin                    secret of the operator's own programs
     keys/certificate.json         instead of the first four: where the operator's own certificate lies
+    keys/public.json              where the run is reached, and what a proxy shows there (`public_address.py`)
 
 The folder is 0700 and private files are 0600, always; what is found wider is mended with a sentence. Each file is
 flushed, renamed and its folder flushed, so that a key is there whole or not at all.
@@ -32,11 +33,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from tinylora import durable
 from tinylora.errors import SettingError, StorageError
 from tinylora.flower.join_token import SYSTEM, pin_of_der
+from tinylora_coordinator.public_address import PublicAddress, public_to_json, read_public_file
 
 CA_DAYS, SERVER_DAYS, RENEW_DAYS = 3652, 730, 30
 ALWAYS_HOSTS = ("localhost", "127.0.0.1", "::1")
 _PRIVATE = ("ca.key", "server.key", "run.key", "admin")
-_PUBLIC = ("ca.pem", "server.pem", "certificate.json")
+_PUBLIC = ("ca.pem", "server.pem", "certificate.json", "public.json")
 for _file in (*_PRIVATE, *_PUBLIC):
     durable.register_file(f"keys.{_file}")
 _AHEAD = timedelta(hours=1)  # a certificate is valid for workers whose clocks are a little behind
@@ -87,6 +89,11 @@ class KeyFolder:
     def own(self) -> Path:
         """Where the operator's own certificate lies, if one is used."""
         return self.root / "certificate.json"
+
+    @property
+    def public(self) -> Path:
+        """Where the run is reached, if that is not where it listens."""
+        return self.root / "public.json"
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,31 @@ def write_own(folder: KeyFolder, own: OwnCertificate) -> None:
     text = json.dumps({name: None if file is None else str(file.resolve()) for name, file in fields.items()}, indent=1)
     with _told(folder.root):
         _write(folder.own, text.encode() + b"\n")
+
+
+def write_public(folder: KeyFolder, public: PublicAddress | None) -> None:
+    """Note where the run is reached from now on, or forget it; tokens may carry another pin afterwards.
+
+    Raises:
+        SettingError: The proxy's CA is not one certificate.
+        StorageError: The folder cannot be written.
+    """
+    if public is not None and public.ca is not None:
+        _check_ca(public.ca)
+    with _told(folder.root):
+        if public is None:
+            folder.public.unlink(missing_ok=True)
+        else:
+            _write(folder.public, public_to_json(public))
+
+
+def read_public(folder: KeyFolder) -> PublicAddress | None:
+    """Where the run is reached, if that was said.
+
+    Raises:
+        SettingError: The note of it is not readable.
+    """
+    return read_public_file(folder.public)
 
 
 def _make_ca(folder: KeyFolder, run: str, now: datetime) -> None:
@@ -282,8 +314,11 @@ def served_ca(folder: KeyFolder) -> Path | None:
     """The CA that workers pin, served at /ca.pem; none where the system's trust store vouches for the certificate.
 
     Raises:
-        SettingError: The note of the operator's certificate is not readable.
+        SettingError: The note of the operator's certificate, or of the public address, is not readable.
     """
+    public = read_public(folder)
+    if public is not None and public.by_proxy:
+        return public.ca
     own = read_own(folder)
     return folder.ca if own is None else own.ca
 
@@ -327,13 +362,21 @@ def check_own(own: OwnCertificate) -> None:
     """
     try:
         certificate, key = _read_certificates(own.certificate)[0], _read_private(own.private_key)
-        cas = [] if own.ca is None else _read_certificates(own.ca)
     except StorageError as error:
         raise SettingError(str(error)) from None
     if key.public_key() != certificate.public_key():
         raise SettingError(f"{own.private_key}: not the key of {own.certificate}; give the two that belong together")
+    if own.ca is not None:
+        _check_ca(own.ca)
+
+
+def _check_ca(file: Path) -> None:
+    try:
+        cas = _read_certificates(file)
+    except StorageError as error:
+        raise SettingError(str(error)) from None
     if len(cas) > 1:
-        raise SettingError(f"{own.ca}: expected one CA certificate, got {len(cas)}; give the root alone")
+        raise SettingError(f"{file}: expected one CA certificate, got {len(cas)}; give the root alone")
 
 
 def run_key(folder: KeyFolder) -> ed25519.Ed25519PrivateKey:
@@ -408,21 +451,19 @@ def check_host(host: str) -> str:
     return text.lower()
 
 
-def check_loopback(host: str) -> None:
-    """Refuse an address that other machines reach.
+def join_url(folder: KeyFolder, port: int) -> str:
+    """The address to name in a join command: the public one if it was said, else by `host_to_name`.
 
     Raises:
-        SettingError: It is one.
+        SettingError: The note of the public address is not readable.
+        StorageError: The certificate is not readable.
     """
-    with suppress(ValueError):
-        if ipaddress.ip_address(host.strip("[]")).is_loopback:
-            return
-    if host != "localhost":
-        raise SettingError(f"--insecure --host {host}: without TLS only this machine may be served; use 127.0.0.1")
+    public = read_public(folder)
+    return f"https://{host_to_name(folder)}:{port}" if public is None else public.url
 
 
 def host_to_name(folder: KeyFolder) -> str:
-    """The host to name in a join command: the first one given to `init`, else this machine's name."""
+    """The host to name where no public address was said: the first one given to `init`, else this machine's name."""
     own = read_own(folder)
     file = folder.server if own is None else own.certificate
     known = [host for host in _hosts_of(_read_certificates(file)[0]) if host not in ALWAYS_HOSTS and "*" not in host]

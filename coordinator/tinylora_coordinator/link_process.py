@@ -38,6 +38,7 @@ def _work(root: Path, first: dict[str, Any], stop: threading.Event, listen: Call
     from tinylora.flower.link import LinkSecrets, create_link
     from tinylora_coordinator.dashboard.opening import opened, reach_of
     from tinylora_coordinator.front_door import own_hosts, serve_internal, serve_public, server_tls
+    from tinylora_coordinator.proxies import Proxies, read_networks
     from tinylora_coordinator.public_door import make_door, make_local_door, phase_reader
     from tinylora_coordinator.public_status import PublicStatus
 
@@ -72,7 +73,13 @@ def _work(root: Path, first: dict[str, Any], stop: threading.Event, listen: Call
                 log=_say,
             )
         )
-        door = make_door(link, folder, files, store, dashboard=shown.dashboard, reports=shown.reports)
+        proxies = Proxies(
+            read_networks(first["proxies"]),
+            speak_first=first["proxy_protocol"],
+            end_tls=first["by_proxy"],
+            only=tls is None and bool(first["proxies"]),
+        )
+        door = make_door(link, folder, files, store, dashboard=shown.dashboard, reports=shown.reports, proxies=proxies)
         held.enter_context(serve_public(door, public, tls=tls))
         if local is not None:
             own = make_local_door(link, folder, files, port=local_port, dashboard=shown.dashboard)

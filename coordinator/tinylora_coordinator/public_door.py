@@ -13,6 +13,7 @@ from tinylora_coordinator.joining import JoinCard, JoinDesk, join_routes
 from tinylora_coordinator.keys import pin_of, run_key, run_public, served_ca
 from tinylora_coordinator.operator_store import OperatorStore
 from tinylora_coordinator.phase import PhaseReader
+from tinylora_coordinator.proxies import NO_PROXIES, Proxies
 from tinylora_coordinator.public_status import PublicStatus
 from tinylora_coordinator.receipts import ReceiptOffice, receipt_routes
 from tinylora_coordinator.reports import ReportDesk, report_routes
@@ -27,6 +28,7 @@ def make_door(
     limits: Limits | None = None,
     dashboard: Dashboard | None = None,
     reports: ReportDesk | None = None,
+    proxies: Proxies = NO_PROXIES,
 ) -> FrontDoor:
     """Everything that strangers, readers and workers may ask of this run: fleet, join, receipts, state and pages.
 
@@ -34,7 +36,7 @@ def make_door(
 
     Raises:
         StorageError: A key of the run is missing or not readable.
-        SettingError: The operator's certificate is not readable.
+        SettingError: The note of the operator's certificate, or of the public address, is not readable.
     """
     card = JoinCard(files.settings, files.base, run_public(folder.keys), pin_of(folder.keys))
     nodes = NodeAuth(lambda key: link.is_registered(key) and store.is_approved(worker_of(key)))
@@ -47,7 +49,7 @@ def make_door(
         **receipt_routes(office, nodes.admit),
         **({} if reports is None else report_routes(reports, nodes.admit)),
     }
-    return FrontDoor(routes, link.flower, nodes, limits=limits, spool=folder.root, dashboard=dashboard)
+    return FrontDoor(routes, link.flower, nodes, limits=limits, spool=folder.root, dashboard=dashboard, proxies=proxies)
 
 
 def make_local_door(

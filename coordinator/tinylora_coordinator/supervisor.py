@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,9 +28,10 @@ from tinylora.errors import NetworkError, SettingError, StorageError, TinyLoraEr
 from tinylora.ledger.lock import FolderLock
 from tinylora_coordinator.dashboard.access import Viewers
 from tinylora_coordinator.folder import RunFolder, read_run
-from tinylora_coordinator.keys import ServerIdentity, server_identity
+from tinylora_coordinator.keys import ServerIdentity, read_public, server_identity
 from tinylora_coordinator.lifeline import PROGRESS, UP
 from tinylora_coordinator.listening import listen
+from tinylora_coordinator.public_address import PublicAddress
 from tinylora_coordinator.restarts import MAX_DEATHS, WITHIN_S, Restarts
 from tinylora_coordinator.served import forget_served, note_served
 
@@ -62,6 +63,8 @@ def serve(
     dashboard_port: int | None = DASHBOARD_PORT,
     viewers: Viewers = "anybody",
     bundle_every: int = 0,
+    proxies: Sequence[str] = (),
+    proxy_protocol: bool = False,
     linger_s: float = LINGER_S,
     log: Callable[[str], None] = say,
 ) -> None:
@@ -75,6 +78,8 @@ def serve(
         dashboard_port: Port of the operator's dashboard on 127.0.0.1; 0 takes a free one, None opens none.
         viewers: Who may look at the dashboard at the public address.
         bundle_every: Write a bundle after so many versions of the routers; 0: only when asked to.
+        proxies: Addresses and networks of reverse proxies, who may say for whom they ask.
+        proxy_protocol: They say it in a line of the PROXY protocol, not in a header.
         linger_s: How long a finished run waits for its workers to notice.
         log: Takes one line for people.
 
@@ -91,11 +96,14 @@ def serve(
     name = read_run(folder).settings.name
     with ExitStack() as held:
         lock = held.enter_context(_lock(root))
-        identity = None if insecure else server_identity(folder.keys, hosts=[host], now=datetime.now(UTC), say=log)
+        reached = read_public(folder.keys)
+        hosts = [host] if reached is None or reached.by_proxy else [host, reached.host]
+        identity = None if insecure else server_identity(folder.keys, hosts=hosts, now=datetime.now(UTC), say=log)
+        front = Front(tuple(proxies), proxy_protocol, reached)
         public = held.enter_context(listen(host, port))
         inner = held.enter_context(listen("127.0.0.1", 0))
         local = None if dashboard_port is None else held.enter_context(_listen_locally(dashboard_port, log))
-        place = Place(root, name, public, inner, local, lock.fileno(), identity, viewers, bundle_every)
+        place = Place(root, name, public, inner, local, lock.fileno(), identity, viewers, bundle_every, front)
         supervisor = Supervisor(place, held.enter_context(_signals()), linger_s=linger_s, log=log)
         held.callback(supervisor.kill)
         held.callback(forget_served, root)
@@ -243,6 +251,23 @@ def _close_pipes(process: subprocess.Popen[str]) -> None:
 
 
 @dataclass(frozen=True)
+class Front:
+    """What stands between the public socket and the world."""
+
+    proxies: tuple[str, ...] = ()
+    """Addresses and networks of reverse proxies."""
+    proxy_protocol: bool = False
+    """They say in a line of the PROXY protocol for whom they ask, not in a header."""
+    reached: PublicAddress | None = None
+    """Where the run is reached, if that was said."""
+
+    def for_link(self) -> dict[str, Any]:
+        """What the link needs of it."""
+        by_proxy = self.reached is not None and self.reached.by_proxy
+        return {"proxies": list(self.proxies), "proxy_protocol": self.proxy_protocol, "by_proxy": by_proxy}
+
+
+@dataclass(frozen=True)
 class Place:
     """What the supervisor holds for its children."""
 
@@ -263,6 +288,8 @@ class Place:
     """Who may look at the public address."""
     bundle_every: int
     """A bundle is written after so many versions of the routers; 0: only when asked to."""
+    front: Front
+    """Who stands in front."""
 
     @property
     def sockets(self) -> tuple[socket, ...]:
@@ -287,6 +314,7 @@ class Place:
             "bundle_every": self.bundle_every,
             "certificate": None if known is None else str(known.certificate),
             "private_key": None if known is None else str(known.private_key),
+            **self.front.for_link(),
         }
 
     def for_rounds(self) -> dict[str, Any]:
@@ -380,6 +408,8 @@ class Supervisor:
     def _greet(self) -> None:
         note_served(self._place.root, self._place.url)
         self._log(f"run {self._place.name}: serving {self._place.root} at {self._place.url}")
+        if self._place.front.reached is not None:
+            self._log(f"reached at {self._place.front.reached.url}")
         if self._place.local is not None:
             self._log(f"dashboard: http://127.0.0.1:{self._place.local.getsockname()[1]}/")
         self._log(f"`tinylora-coordinator token create {self._place.root}` lets a worker in")

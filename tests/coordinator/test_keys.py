@@ -17,7 +17,6 @@ from tinylora_coordinator.keys import (
     OwnCertificate,
     admin_secret,
     check_host,
-    check_loopback,
     host_to_name,
     make_keys,
     mend_permissions,
@@ -275,10 +274,5 @@ def test_what_is_no_host_is_refused(text: str) -> None:
         check_host(text)
 
 
-def test_plain_http_is_for_this_machine(folder: KeyFolder) -> None:
-    for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost"):
-        check_loopback(host)
-    for host in ("0.0.0.0", "192.0.2.7", "tree.example.org", "::"):
-        with pytest.raises(SettingError, match="only this machine"):
-            check_loopback(host)
+def test_a_join_command_names_the_first_host_given(folder: KeyFolder) -> None:
     assert host_to_name(folder) == "tree.example.org"

@@ -24,6 +24,7 @@ from tinylora_coordinator.front_door import (
     server_tls,
 )
 from tinylora_coordinator.keys import KeyFolder, make_keys
+from tinylora_coordinator.proxies import NO_PROXIES, Proxies
 
 from tinylora.flower.identity import Identity, new_identity
 from tinylora.flower.link import PublicRoutes
@@ -149,6 +150,7 @@ def open_door(
     status: Callable[[], Mapping[str, Any]] = lambda: {"phase": "waiting"},
     dashboard: Dashboard | None = None,
     is_local: bool = False,
+    proxies: Proxies = NO_PROXIES,
 ) -> Iterator[Door]:
     """Serve a door on loopback; `worker` of it is let in. `is_local`: as the operator's own, without fleet and TLS."""
     keys, worker = KeyFolder(folder / "keys"), new_identity()
@@ -160,7 +162,9 @@ def open_door(
         own = own_hosts(listener.getsockname()[1])
         door, is_tls = FrontDoor(routes, limits=limits, spool=folder, dashboard=dashboard, own_hosts=own), False
     else:
-        door = FrontDoor(routes, fleet or Fleet(), nodes, limits=limits, spool=folder, dashboard=dashboard)
+        door = FrontDoor(
+            routes, fleet or Fleet(), nodes, limits=limits, spool=folder, dashboard=dashboard, proxies=proxies
+        )
     tls = server_tls(keys.server, keys.server_key) if is_tls else None
     with serve_public(door, listener, tls=tls) as served:
         yield Door(served.port, folder, keys, is_tls, worker)

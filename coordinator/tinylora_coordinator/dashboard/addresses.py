@@ -35,9 +35,10 @@ _DELETE = (
     r"/api/v1/session",
     rf"/api/v1/admin/tokens/{TOKEN}",
 )
+PATHS = {"GET": _READ, "POST": _POST, "DELETE": _DELETE}
+"""Regular expressions of the paths, by method."""
 _OURS = {
-    method: re.compile("|".join(f"(?:{path})" for path in paths).encode("ascii"))
-    for method, paths in {"GET": _READ, "POST": _POST, "DELETE": _DELETE}.items()
+    method: re.compile("|".join(f"(?:{path})" for path in paths).encode("ascii")) for method, paths in PATHS.items()
 }
 METHODS = tuple(_OURS)
 

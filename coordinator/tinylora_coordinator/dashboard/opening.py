@@ -29,7 +29,7 @@ from tinylora_coordinator.dashboard.services import Services
 from tinylora_coordinator.dashboard.views import RunViews
 from tinylora_coordinator.folder import RunFiles, RunFolder, run_id
 from tinylora_coordinator.front_door import Dashboard
-from tinylora_coordinator.keys import KeyFolder, admin_secret, host_to_name, run_public
+from tinylora_coordinator.keys import KeyFolder, admin_secret, host_to_name, read_public, run_public
 from tinylora_coordinator.operator_store import OperatorStore
 from tinylora_coordinator.reports import ReportDesk
 
@@ -43,14 +43,17 @@ class Reach:
     Attributes:
         for_workers: scheme://host:port for whoever is not told better.
         local: host:port of the loopback listener, by all its names.
+        is_said: Whether the operator said it, so that nobody is told better.
     """
 
     for_workers: str
     local: frozenset[bytes] = frozenset()
+    is_said: bool = False
 
     def as_workers_do(self, address: str) -> str:
         """Where workers reach the run, for a reader who came by an address: by the same, if that is public."""
-        return self.for_workers if urlsplit(address).netloc.lower().encode() in (*self.local, b"") else address
+        is_none = urlsplit(address).netloc.lower().encode() in (*self.local, b"")
+        return self.for_workers if self.is_said or is_none else address
 
 
 def reach_of(keys: KeyFolder, host: str, port: int, *, is_tls: bool, local: frozenset[bytes]) -> Reach:
@@ -64,8 +67,11 @@ def reach_of(keys: KeyFolder, host: str, port: int, *, is_tls: bool, local: froz
         local: See `Reach`.
 
     Raises:
+        SettingError: The note of the public address is not readable.
         StorageError: The certificate cannot be read.
     """
+    if (public := read_public(keys)) is not None:
+        return Reach(public.url, local, is_said=True)
     name = host_to_name(keys) if is_tls else f"[{host}]" if ":" in host else host
     return Reach(f"{'https' if is_tls else 'http'}://{name}:{port}", local)
 

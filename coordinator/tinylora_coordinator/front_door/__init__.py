@@ -8,6 +8,8 @@ protocol     uvicorn's HTTP protocol, telling the phases
 bodies       taken whole: large ones in a file, and few at once through memory
 streams      answers that last, and how many of them
 tries        how often one address may guess
+crowd        how many requests one address has under way
+proxy_line   what a proxy says before the first byte of TLS
 app          all of that in order, before Flower's fleet, our routes and the dashboard
 pages        health, the CA, the status
 bundle_page  the published bundle, in ranges

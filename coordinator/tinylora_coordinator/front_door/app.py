@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tinylora.flower.enrolment import JOIN_PATH
 from tinylora.flower.link import FLEET_PATHS, PublicRoutes
 from tinylora_coordinator.front_door.bodies import Bodies, ClientGone, SpoolError, TooMany
+from tinylora_coordinator.front_door.crowd import Crowd
 from tinylora_coordinator.front_door.guard import AllowList, judge_head, judge_length, length_of
 from tinylora_coordinator.front_door.limits import Limits
 from tinylora_coordinator.front_door.node_auth import AUTH_HEADERS, NodeAuth
@@ -28,6 +29,7 @@ from tinylora_coordinator.front_door.sockets import Connection, place_of
 from tinylora_coordinator.front_door.streams import Streams
 from tinylora_coordinator.front_door.tries import Tries
 from tinylora_coordinator.heads import Refusal
+from tinylora_coordinator.proxies import NO_PROXIES, Proxies
 from tinylora_coordinator.sites import judge_host, judge_site
 
 _FLEET_HEADERS = (*AUTH_HEADERS, b"content-type", b"content-length", b"accept", b"user-agent")
@@ -53,6 +55,7 @@ _STRANGER = Refusal(
 _TOO_OFTEN = Refusal(429, "rate", "too many tries; wait a minute", {"retry-after": "60"})
 _TOO_MANY = Refusal(429, "bodies", "too many uploads of one worker at once", {"retry-after": "5"})
 _TOO_MANY_STREAMS = Refusal(429, "streams", "too many are watching from there, or in all", {"retry-after": "10"})
+_CROWDED = Refusal(429, "requests", "too many requests of one address at once", {"retry-after": "5"})
 _NO_SPACE = Refusal(503, "disk", "the coordinator's disk takes no uploads now", {"retry-after": "60"})
 
 
@@ -81,6 +84,7 @@ class FrontDoor:
         tries: Joins in vain, by address.
         dashboard: The dashboard, if there is one.
         own_hosts: The Host headers that are answered; None: any. With them this is the loopback listener.
+        proxies: Who may say for whom he asks.
     """
 
     def __init__(
@@ -94,8 +98,9 @@ class FrontDoor:
         tries: Tries | None = None,
         dashboard: Dashboard | None = None,
         own_hosts: frozenset[bytes] | None = None,
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
-        self.limits = limits or Limits()
+        self.limits, self.proxies = limits or Limits(), proxies
         self._routes, self._dashboard, self._own_hosts = dict(routes), dashboard, own_hosts
         self._fleet = None if fleet is None or nodes is None else (fleet, nodes)
         self._allowed = AllowList([*self._routes, *(("POST", path) for path in FLEET_PATHS if self._fleet)])
@@ -103,25 +108,42 @@ class FrontDoor:
         self._tries = tries or Tries(self.limits.tries_per_minute)
         self._sign_ins = Tries(self.limits.tries_per_minute)
         self._streams = Streams(self.limits)
+        self._crowd = Crowd(self.limits.sockets_per_address)
+
+    @property
+    def public(self) -> list[tuple[str, str]]:
+        """What is answered besides the dashboard: (METHOD, exact path)."""
+        return self._allowed.routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
+        connection: Connection = scope["state"][CONNECTION]
+        scope = self._as_sent(scope, connection)
         is_page = self._is_page(scope)
         send = _with_safe_headers(send, is_tls=scope["scheme"] == "https", is_page=is_page)
         if refusal := self._judge(scope, is_page):
             await _refuse(refusal, scope, receive, send)
             return
-        connection: Connection = scope["state"][CONNECTION]
+        place = _place(scope)
+        if not self._crowd.has_room(place):
+            await _refuse(_CROWDED, scope, receive, send)
+            return
         receive = _timed(receive, connection, asyncio.get_running_loop().time)
-        with suppress(ClientGone):
+        with suppress(ClientGone), self._crowd.one(place):
             try:
                 await self._answer(scope, receive, send, connection, is_page)
             except TooMany:
                 await _refuse(_TOO_MANY, scope, receive, send)
             except SpoolError:
                 await _refuse(_NO_SPACE, scope, receive, send)
+
+    def _as_sent(self, scope: Scope, connection: Connection) -> Scope:
+        """The request as its sender sent it: his address, and https where a proxy took it off."""
+        client = self.proxies.client_of(connection.host, scope["headers"])
+        scheme = "https" if self.proxies.is_https(connection.host) else scope["scheme"]
+        return {**scope, "client": (client, (scope["client"] or ("", 0))[1]), "scheme": scheme}
 
     def close(self) -> None:
         """End all streams, in the event loop of the door; the listener is about to be closed."""

@@ -14,11 +14,16 @@ NOT_PUBLIC = Refusal(404, "not_found", "this address is not public")
 
 
 class AllowList:
-    """The public paths and their methods."""
+    """The public paths and their methods.
+
+    Attributes:
+        routes: (METHOD, path), sorted.
+    """
 
     def __init__(self, routes: Iterable[tuple[str, str]]) -> None:
+        self.routes = sorted(routes)
         self._methods: dict[bytes, list[str]] = {}
-        for method, path in sorted(routes):
+        for method, path in self.routes:
             self._methods.setdefault(path.encode("ascii"), []).append(method)
 
     def judge(self, scope: Scope) -> Refusal | None:

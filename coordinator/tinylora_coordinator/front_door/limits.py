@@ -21,7 +21,8 @@ class Limits:
         idle_s: How long a connection is kept without a request.
         stall_s: How long a client may leave an answer unread.
         tick_s: How often deadlines are looked at.
-        sockets_per_address: Connections from one address; in IPv6 from one /64.
+        sockets_per_address: Connections from one address; in IPv6 from one /64. Behind a proxy: requests under way.
+        sockets_per_proxy: Connections from the address of a known proxy, who brings many people.
         sockets: Connections in all. A newcomer takes the place of the stranger who has waited longest.
         large_body_bytes: A body above goes through a file.
         large_bodies: How many of them are in memory at once.
@@ -43,6 +44,7 @@ class Limits:
     stall_s: float = 60.0
     tick_s: float = 0.5
     sockets_per_address: int = 64
+    sockets_per_proxy: int = 960
     sockets: int = 1024
     large_body_bytes: int = 64 * KIB
     large_bodies: int = 4

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 from tinylora.errors import NetworkError, SettingError
 from tinylora_coordinator.front_door.app import FrontDoor
 from tinylora_coordinator.front_door.protocol import DoorProtocol
+from tinylora_coordinator.front_door.proxy_line import read_proxy_line
 from tinylora_coordinator.front_door.sockets import Connection, Phase, Sockets
 
 _START_S = 30.0
@@ -184,7 +185,8 @@ class _PublicServer(_Server):
     def __init__(self, config: uvicorn.Config, door: FrontDoor, tls: ssl.SSLContext | None) -> None:
         super().__init__(config)
         self._door, self._limits, self._tls = door, door.limits, tls
-        self._connections = Sockets(door.limits)
+        self._proxies = door.proxies
+        self._connections = Sockets(door.limits, self._proxies.knows)
         self._background: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -217,12 +219,28 @@ class _PublicServer(_Server):
                 if error.errno != errno.ECONNABORTED:  # out of files or of memory: some will be free soon
                     await asyncio.sleep(self._limits.tick_s)
                 continue
-            first = Phase.HEAD if self._tls is None else Phase.HANDSHAKE
-            connection = self._connections.admit(address[0], first, loop.time())
+            connection = self._admit(accepted, address[0], loop.time())
             if connection is None:
                 accepted.close()
             else:
                 connection.abort = self._begin(self._greet(accepted, connection)).cancel
+
+    def _admit(self, accepted: socket.socket, host: str, at_s: float) -> Connection | None:
+        try:
+            own_host = accepted.getsockname()[0] if self._proxies.only else ""
+        except OSError:  # it is gone already
+            return None
+        if not self._proxies.hears(host, own_host):
+            return None
+        return self._connections.admit(host, Phase.HEAD if self._tls is None else Phase.HANDSHAKE, at_s)
+
+    async def _hear_proxy(self, accepted: socket.socket, connection: Connection) -> None:
+        """Learn whose connection it is, where a proxy passes it on that says so first."""
+        if not (self._proxies.speak_first and self._proxies.knows(connection.host)):
+            return
+        host = await read_proxy_line(accepted, timeout_s=self._limits.handshake_s)
+        if host is not None and not self._connections.came_from(connection, host):
+            raise ConnectionRefusedError("too many connections from there")
 
     async def _greet(self, accepted: socket.socket, connection: Connection) -> None:
         """The handshake; after it the protocol lives by itself."""
@@ -234,6 +252,7 @@ class _PublicServer(_Server):
                 "ssl_shutdown_timeout": self._limits.handshake_s,
             }
         try:
+            await self._hear_proxy(accepted, connection)
             await loop.connect_accepted_socket(lambda: self._protocol(connection), accepted, ssl=self._tls, **timeouts)
         except OSError:
             self._connections.release(connection)

@@ -32,6 +32,7 @@ class Connection:
         is_reading: Whether the body is being read; until then it is we who let the client wait.
         is_node: Whether it has shown a worker's signature.
         stalled_s: Since when the client leaves our answer unread.
+        host: Where it comes from: the client's own address where a proxy told it before the first byte.
     """
 
     place: str
@@ -42,6 +43,7 @@ class Connection:
     is_reading: bool = False
     is_node: bool = False
     stalled_s: float | None = None
+    host: str = ""
 
     def turn(self, phase: Phase, at_s: float) -> None:
         """Begin a phase, unless it is this one already."""
@@ -72,10 +74,15 @@ def is_overdue(connection: Connection, at_s: float, limits: Limits) -> bool:
 
 
 class Sockets:
-    """The connections there are."""
+    """The connections there are.
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    Args:
+        limits: How many, and for how long.
+        is_proxy: Whether this host brings many people.
+    """
+
+    def __init__(self, limits: Limits, is_proxy: Callable[[str], bool] = lambda host: False) -> None:
+        self._limits, self._is_proxy = limits, is_proxy
         self._all: dict[Connection, None] = {}
         self._per_place: Counter[str] = Counter()
 
@@ -89,24 +96,38 @@ class Sockets:
 
     def admit(self, host: str, phase: Phase, at_s: float) -> Connection | None:
         """A place for a newcomer, or None. Where the house is full, the stranger who has waited longest must leave."""
-        place = place_of(host)
-        if self._per_place[place] >= self._limits.sockets_per_address:
+        place, limits = place_of(host), self._limits
+        most = limits.sockets_per_proxy if self._is_proxy(host) else limits.sockets_per_address
+        if self._per_place[place] >= most:
             return None
-        if len(self._all) >= self._limits.sockets and not self._make_room():
+        if len(self._all) >= limits.sockets and not self._make_room():
             return None
-        connection = Connection(place, phase, at_s)
+        connection = Connection(place, phase, at_s, host=host)
         self._all[connection] = None
         self._per_place[place] += 1
         return connection
+
+    def came_from(self, connection: Connection, host: str) -> bool:
+        """A proxy said whose connection it is; returns whether he may have one more. If not, release it."""
+        place = place_of(host)
+        if connection not in self._all or self._per_place[place] >= self._limits.sockets_per_address:
+            return False
+        self._leave(connection.place)
+        connection.host, connection.place = host, place
+        self._per_place[place] += 1
+        return True
+
+    def _leave(self, place: str) -> None:
+        self._per_place[place] -= 1
+        if not self._per_place[place]:
+            del self._per_place[place]
 
     def release(self, connection: Connection) -> None:
         """It is closed; again is harmless."""
         if connection not in self._all:
             return
         del self._all[connection]
-        self._per_place[connection.place] -= 1
-        if not self._per_place[connection.place]:
-            del self._per_place[connection.place]
+        self._leave(connection.place)
 
     def drop_overdue(self, at_s: float) -> int:
         """Abort those whose time is up; returns how many."""
