@@ -560,6 +560,69 @@ def leaf(
     _say(f"{out}: leaf {path}, {made['n_steps']} steps, rank {made['rank']}")
 
 
+@app.command(epilog=f"{CODES} A backup that was there before stays until the new one is whole.")
+def backup(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", help="File to write, *.tar, outside of DIR; an older one is replaced.")],
+    bundles: Annotated[
+        bool, typer.Option("--bundles", help="Bundles too; those of the run as it stands can be made again without.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the run into one file, served or not, from which `restore` makes a folder that goes on. Repeatable.
+
+    The run's keys are in it: whoever has the file can pass for this coordinator. It is written for its owner alone.
+    """
+    from tinylora_coordinator.backup.taking import take_backup
+
+    taken = take_backup(folder, out, now_s=time.time(), with_bundles=bundles)
+    found = taken.manifest
+    if as_json:
+        _print_json(
+            {
+                "file": str(out),
+                "bytes": taken.bytes,
+                "sha256": taken.sha256,
+                "run": found.run,
+                "n_events": found.n_events,
+                "chain": found.chain,
+                "n_blobs": len(found.blobs),
+                "n_files": len(found.files),
+                "taken": found.taken_s,
+            }
+        )
+    _say(
+        f"{out}: {taken.bytes} bytes, run {found.run} after {found.n_events} events, chain {found.chain[:16]}, "
+        f"{len(found.blobs)} blobs, and the run's keys: keep it as you keep a private key"
+    )
+
+
+@app.command(epilog=f"{CODES} When FILE is no sound backup nothing is left in DIR.")
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `backup` wrote.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run; new, or empty.")],
+    as_json: Json = False,
+) -> None:
+    """Make a run's folder from a backup, after each file of it, its ledger and its chain were checked.
+
+    What was accepted after the backup is done again by the workers, which come back by themselves. See that nobody
+    serves the original any more.
+    """
+    from tinylora_coordinator.backup.restoring import restore_backup
+
+    restored = restore_backup(file, folder, now_s=time.time())
+    found = restored.manifest
+    missing = [str(each) for each in restored.missing]
+    if as_json:
+        told = {"run": found.run, "n_events": found.n_events, "chain": found.chain, "taken": found.taken_s}
+        _print_json({"folder": str(folder), "n_files": len(found.files), "missing": missing, **told})
+    _say(f"{folder}: run {found.run} after {found.n_events} events, chain {found.chain[:16]}; see that the original in")
+    _say(f"  {found.host}:{found.folder} is served no more, then")
+    _say(f"  tinylora-coordinator serve {folder}")
+    for each in missing:
+        _say(f"{each}: is not here; the run was served with a certificate of your own, which no backup holds")
+
+
 @app.command(epilog=CODES)
 def record(
     folder: Folder,

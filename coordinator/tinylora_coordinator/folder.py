@@ -13,6 +13,7 @@ link.db, flower/      Flower's own state: nodes and messages under way
 bundle.safetensors    the result
 bundles/              what was made of the run meanwhile (`shelf.py`)
 served.json           where it is served, while it is (`served.py`)
+restored.json         where it came from, if it was restored from a backup (`backup/`)
 """
 
 import json

@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 
 from tinylora.errors import NetworkError, SettingError, StorageError, TinyLoraError
 from tinylora.ledger.lock import FolderLock
+from tinylora_coordinator.backup.note import heed_note
 from tinylora_coordinator.dashboard.access import Viewers
 from tinylora_coordinator.folder import RunFolder, read_run
 from tinylora_coordinator.keys import ServerIdentity, read_public, server_identity
@@ -96,6 +97,7 @@ def serve(
     name = read_run(folder).settings.name
     with ExitStack() as held:
         lock = held.enter_context(_lock(root))
+        heed_note(root, log)
         reached = read_public(folder.keys)
         hosts = [host] if reached is None or reached.by_proxy else [host, reached.host]
         identity = None if insecure else server_identity(folder.keys, hosts=hosts, now=datetime.now(UTC), say=log)

@@ -28,6 +28,7 @@ NEED_NOT_LAST = {
     "_flush: os.fsync(stream.fileno())",
     "whole_folder: out.replace(old)",
     "whole_folder: beside.replace(out)",
+    "_hold: os.link(root / blob_name(sha256), links / sha256)",
 }
 """Steps for what may be lost: an old log, a folder that dies with its process, what can be made again."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from tinylora.errors import NetworkError, ProtocolError, RefusedError
+from tinylora.errors import BaseModelError, NetworkError, ProtocolError, RefusedError, TinyLoraError
 from tinylora.flower.compat.fleet import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
     FLEET_HTTP_SIGNATURE_HEADER,
@@ -71,7 +71,7 @@ class Asking:
         patience_s: How long it may be unreachable.
         stop: Ends the waiting.
         is_over: Set once the run is known to be over: then nobody is waited for.
-        renew: Joins once more; None where that is of no use.
+        renew: Joins once more, and returns the Flower node that we are from then on; None where that is of no use.
         told: Hears whether the coordinator is within reach.
     """
 
@@ -82,18 +82,19 @@ class Asking:
         patience_s: float,
         stop: threading.Event,
         is_over: threading.Event,
-        renew: Callable[[], object] | None,
+        renew: Callable[[], int | None] | None,
         told: Callable[[bool], None] = lambda is_reachable: None,
     ) -> None:
         self._url, self._patience_s, self._stop, self._is_over = url, patience_s, stop, is_over
         self._renew, self._told = renew, told
+        self._refusal = ""
 
     def __call__(self, rpc: Callable[[Any], Any], request: Any) -> Any:
         """The answer to a request.
 
         Raises:
             NetworkError: None came for `patience_s`, or one that makes no sense.
-            RefusedError: The link does not accept our signature, and does not let us in again.
+            RefusedError: The link does not know us, and the coordinator does not let us in again.
             ProtocolError: A part is too large for it.
         """
         started, n_renewals = time.monotonic(), 0
@@ -108,7 +109,7 @@ class Asking:
             except httpx.HTTPStatusError as error:
                 reason = self._judge(error.response)
                 if error.response.status_code == httpx.codes.UNAUTHORIZED:
-                    n_renewals = self._be_known(n_renewals)
+                    n_renewals = self._be_known(n_renewals, request)
             if self._is_over.is_set():
                 raise Finished
             if self._stop.wait(delay_s):
@@ -117,14 +118,28 @@ class Asking:
                 raise NetworkError(f"{self._url}: no coordinator answers ({reason}); join again later")
         raise AssertionError("unreachable: the backoff never ends")
 
-    def _be_known(self, n_renewals: int) -> int:
-        """Join once more, a few times at most; returns how many times it was."""
+    def _be_known(self, n_renewals: int, request: Any) -> int:
+        """Join once more, a few times at most; returns how many times it was.
+
+        The request goes out again as of the node that we are now: a coordinator that was restored, or lost Flower's
+        database, knows us by another number than before.
+        """
         if self._renew is None or n_renewals >= _RENEWALS:
             raise RefusedError(
-                f"{self._url}: the coordinator does not accept this worker's signature; "
+                self._refusal
+                or f"{self._url}: the coordinator does not accept this worker's signature; "
                 "set this machine's clock, and join again"
             )
-        self._renew()
+        self._refusal = ""
+        try:
+            node_id = self._renew()
+        except (RefusedError, BaseModelError) as error:
+            self._refusal = str(error)
+        except (httpx.HTTPError, ValueError, TinyLoraError):
+            pass
+        else:
+            if node_id is not None and hasattr(request, "node"):
+                request.node.node_id = node_id
         return n_renewals + 1
 
     def _judge(self, response: httpx.Response) -> str:

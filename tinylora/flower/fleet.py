@@ -136,7 +136,7 @@ class FleetClient:
                 patience_s=self._pace.patience_s,
                 stop=self._stop,
                 is_over=self._is_over,
-                renew=None if self._rejoin is None else self._renew,
+                renew=None if self._rejoin is None else self._be_let_in_again,
                 told=self._tell_reach,
             )
             try:
@@ -242,17 +242,34 @@ class FleetClient:
         """Join and be counted as online once more; returns whether the coordinator agreed."""
         if self._rejoin is None:
             return False
-        with self._renewing:
-            try:
-                self._signer.offset = timedelta(seconds=self._rejoin())
-                if self._is_activated:
-                    self._node = Node(node_id=self._api.ActivateNode(self._activation()).node_id)
-                    self._memory.save(self._node.node_id)
-            except httpx.HTTPStatusError as error:
-                return flower_code(error.response) == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED  # online all along
-            except (httpx.HTTPError, ValueError, TinyLoraError):
-                return False
+        try:
+            self._be_let_in_again()
+        except (httpx.HTTPError, ValueError, TinyLoraError):
+            return False
         return True
+
+    def _be_let_in_again(self) -> int | None:
+        """Join and be counted as online once more; returns the node that we are now, if we were counted before.
+
+        The node is changed in place: whoever is in the middle of a unit goes on as the new one.
+
+        Raises:
+            httpx.HTTPError: The link does not answer, or says no.
+            TinyLoraError: The coordinator does not answer, or says no.
+        """
+        assert self._rejoin is not None
+        with self._renewing:
+            self._signer.offset = timedelta(seconds=self._rejoin())
+            if not self._is_activated:
+                return None
+            try:
+                self._node.node_id = self._api.ActivateNode(self._activation()).node_id
+            except httpx.HTTPStatusError as error:
+                if flower_code(error.response) != ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:  # online all along
+                    raise
+            else:
+                self._memory.save(self._node.node_id)
+            return self._node.node_id
 
     def _leave(self) -> None:
         """Say good-bye, over a fresh connection: the old one may have been interrupted in the middle of a request."""

@@ -27,7 +27,9 @@ from tinylora.flower.compat.link import (
     LinkState,
     NodeStatus,
     NoOpControlAuthnPlugin,
+    RunStatus,
     Status,
+    SubStatus,
     SuperLinkLifespan,
     SuperLinkLifespanConfig,
     create_app,
@@ -140,9 +142,25 @@ def create_link(database: Path, known: LinkSecrets | None = None) -> Link:
     known = known or LinkSecrets()
     flower = create_app(_lifespan_config(database, known.superexec_secret), SuperLinkLifespan)
     state = flower.state.linkstate_factory.state()
+    _end_unknown_runs(state)
     link = Link(_Guard(flower, known.admin), flower, state, database, known.admin, known.superexec_secret)
     link.prune()
     return link
+
+
+def _end_unknown_runs(state: LinkState) -> None:
+    """A Flower run that this database never had is over, like one that has ended.
+
+    Workers bring answers of such runs where the coordinator goes on without its old database, or on another machine.
+    Flower would stumble over the number, and what it says then reads like a fault that passes.
+    """
+    known = state.get_run_status
+
+    def get_run_status(run_ids: set[int]) -> dict[int, RunStatus]:
+        over = RunStatus(Status.FINISHED, SubStatus.STOPPED, "unknown here")
+        return {run_id: over for run_id in run_ids} | known(run_ids)
+
+    state.get_run_status = get_run_status
 
 
 def _shrink(database: Path) -> None:

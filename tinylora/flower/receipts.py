@@ -136,7 +136,11 @@ class ReceiptDesk:
 
 @dataclass
 class ReceiptBook:
-    """Receipts on disk, each once."""
+    """Receipts on disk, each once.
+
+    A coordinator that was restored from a backup has forgotten some units, and gives their numbers out again. Then a
+    unit has two receipts, and the later one holds.
+    """
 
     home: Path
     _known: dict[tuple[str, str], Receipt] = field(default_factory=dict)
@@ -157,7 +161,7 @@ class ReceiptBook:
             StorageError: The file cannot be written; what was there stays.
         """
         fresh = {(receipt.run, receipt.unit_id): receipt for receipt in receipts}
-        fresh = {key: receipt for key, receipt in fresh.items() if key not in self._known}
+        fresh = {key: receipt for key, receipt in fresh.items() if self._known.get(key) != receipt}
         if not fresh:
             return 0
         file = self.home / FILE

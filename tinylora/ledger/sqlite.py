@@ -26,7 +26,7 @@ from tinylora.ledger.rows import Row, Value, changes, fold_rows, named_blobs
 from tinylora.ledger.schema import FIRST, HEAD, revision_of
 from tinylora.ledger.snapshots import read_snapshot, write_snapshot
 from tinylora.ledger.tables import TableName
-from tinylora.ledger.verify import Fault, check_blobs, check_log
+from tinylora.ledger.verify import Fault, LogCheck, check_blobs, check_log
 from tinylora.protocol.documents import sha256 as sha256_of
 
 FILE = "ledger.sqlite"
@@ -177,6 +177,15 @@ class SqliteLedger:
                 reach("ledger.rebuild.rows.after")
             reach("ledger.rebuild.commit.after")
 
+    def check(self) -> LogCheck:
+        """What is wrong with events, tables and pages, and which blobs must be there; blobs are not looked at.
+
+        Raises:
+            StorageError: The file cannot be opened at all, or is of a format without hashes.
+        """
+        with self._reading_tables() as connection:
+            return check_log(connection)
+
     def verify(self) -> tuple[Fault, ...]:
         """Everything that is wrong: altered or missing events, rows that say something else, blobs lost or altered.
 
@@ -185,8 +194,7 @@ class SqliteLedger:
         Raises:
             StorageError: The file cannot be opened at all, or is of a format without hashes.
         """
-        with self._reading_tables() as connection:
-            log = check_log(connection)
+        log = self.check()
         with self._speaking():
             suspects = dict(check_blobs(self._blobs, log.blobs))
         # What was pruned by event while we looked is not missing.

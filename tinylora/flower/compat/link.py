@@ -7,10 +7,12 @@ from flwr.common.constant import (
     TIMESTAMP_HEADER,
     TIMESTAMP_TOLERANCE,
     Status,
+    SubStatus,
 )
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, NodeStatus
 from flwr.supercore.date import now
+from flwr.supercore.run import RunStatus
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
@@ -27,7 +29,9 @@ __all__ = [
     "LinkState",
     "NoOpControlAuthnPlugin",
     "NodeStatus",
+    "RunStatus",
     "Status",
+    "SubStatus",
     "SuperLinkLifespan",
     "SuperLinkLifespanConfig",
     "create_app",
