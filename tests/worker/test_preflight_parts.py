@@ -73,6 +73,14 @@ def test_gpus_are_found_by_their_driver_and_it_is_closed_again() -> None:
     assert judge_device(replace(found, torch_cuda="12.8"), "1").code == "TL-DEV-004"
 
 
+def test_a_container_without_power_supplies_is_on_mains_for_all_we_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/sys/class/power_supply")
+
+    monkeypatch.setattr(looking.psutil, "sensors_battery", missing, raising=False)
+    assert looking.look_at_power().is_on_battery is None
+
+
 def test_a_driver_that_is_broken_is_told_from_one_that_is_absent() -> None:
     broken = looking.look_at_devices(Driver(init_error=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH))
     lost = Driver(FakeGpu(errors={"handle": pynvml.NVML_ERROR_GPU_IS_LOST}))

@@ -339,7 +339,13 @@ def _add_plain(app: FastAPI, services: Services) -> None:
         return write_page(snapshots.take().state, services.artifacts.list(False), services.join(address))
 
     pages = Rested(write)
-    scraped = Rested(lambda accept: expose(snapshots.take().state, streams.n_readers, accept))
+
+    def scrape(accept: str) -> tuple[bytes, str]:
+        machine = None if services.machine is None else services.machine()
+        state, routing = snapshots.take().state, services.views.routing()
+        return expose(state, streams.n_readers, accept, routing=routing, machine=machine)
+
+    scraped = Rested(scrape)
 
     @app.get("/lite", include_in_schema=False)
     async def lite(asker: Viewer) -> Response:

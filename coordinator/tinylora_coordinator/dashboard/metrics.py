@@ -12,36 +12,52 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
+from tinylora.federation.standing import CLASS_OF
 from tinylora_coordinator.dashboard import documents as doc
+from tinylora_coordinator.dashboard.machine import Machine, class_of
 
 MOST_NODES = 4096
 MOST_WORKERS = 2048
 """Beyond these the first by id are told one by one, and the counts by state are of all."""
 
 
-def expose(state: doc.State, n_readers: int, accept: str) -> tuple[bytes, str]:
+def expose(
+    state: doc.State,
+    n_readers: int,
+    accept: str,
+    *,
+    routing: doc.Routing | None = None,
+    machine: Machine | None = None,
+) -> tuple[bytes, str]:
     """The metrics of a state as text, and the text's media type.
 
     Args:
         state: Of the run.
         n_readers: Open streams of events.
         accept: The scraper's Accept header.
+        routing: Of the run, where it is known.
+        machine: What else the operator may be alarmed of; a replay has none.
     """
     registry = CollectorRegistry(auto_describe=False)
     # The registry asks for `collect` alone, its type for a subclass.
-    registry.register(_Collector(state, n_readers))  # pyright: ignore[reportArgumentType]
+    registry.register(_Collector(state, n_readers, routing, machine))  # pyright: ignore[reportArgumentType]
     encode, media_type = choose_encoder(accept)
     return encode(registry), media_type
 
 
 class _Collector:
-    def __init__(self, state: doc.State, n_readers: int) -> None:
-        self._state, self._n_readers = state, n_readers
+    def __init__(self, state: doc.State, n_readers: int, routing: doc.Routing | None, machine: Machine | None) -> None:
+        self._state, self._n_readers, self._routing, self._machine = state, n_readers, routing, machine
 
     def collect(self) -> Iterator[Metric]:
         yield from _of_run(self._state.run)
         yield from _of_nodes(self._state.nodes)
         yield from _of_workers(self._state.workers)
+        yield from _of_units(self._state)
+        if self._routing is not None:
+            yield from _of_routing(self._routing)
+        if self._machine is not None:
+            yield from _of_machine(self._machine)
         yield _gauge("dashboard_readers", "Open streams of events.", self._n_readers)
 
 
@@ -101,6 +117,38 @@ def _of_workers(workers: tuple[doc.Worker, ...]) -> Iterator[Metric]:
             units.add_metric([worker.worker, outcome], getattr(worker, f"n_{outcome}"))
     yield tokens
     yield units
+
+
+def _of_units(state: doc.State) -> Iterator[Metric]:
+    units = [worker.unit for worker in state.workers if worker.unit is not None]
+    n_late = sum(unit.deadline_s < state.run.clock_s for unit in units)
+    yield _gauge("units_leased", "Units that workers are at.", len(units))
+    yield _gauge("units_overdue", "Units beyond their deadline that nobody has answered.", n_late)
+
+
+def _of_routing(routing: doc.Routing) -> Iterator[Metric]:
+    latest = routing.versions[-1] if routing.versions else None
+    yield _gauge("router_drift_ratio", "How far the latest round moved the gates.", latest.drift if latest else None)
+    yield _gauge("routing_entropy_bits", "Of the shares of text that the leaves get.", routing.entropy_bits)
+    yield _gauge("routing_entropy_max_bits", "The same, were all shares equal.", routing.max_entropy_bits)
+    yield _gauge("leaves_dead", "Leaves with less than a tenth of an equal share of the text.", routing.n_dead)
+
+
+def _of_machine(machine: Machine) -> Iterator[Metric]:
+    rejections = CounterMetricFamily(
+        "tinylora_rejections", "Updates that were refused, by code and its class.", labels=["code", "class"]
+    )
+    # Those that never happened, too: the first of them is a rise, which a series that begins with it would not show.
+    for code in sorted({*CLASS_OF, *machine.rejections}):
+        rejections.add_metric([code, class_of(code)], machine.rejections.get(code, 0))
+    yield rejections
+    yield _count("quarantines", "How often a worker was put into quarantine.", machine.n_quarantined)
+    yield _gauge("orders_waiting", "Orders of the operator that are not carried out yet.", machine.n_orders)
+    yield _gauge("log_readable", "1 while the run's log can be read.", float(machine.is_log_readable))
+    yield _gauge("disk_free_bytes", "Free space where the run's folder lies.", machine.disk_free_bytes)
+    yield _gauge("disk_size_bytes", "All space where the run's folder lies.", machine.disk_bytes)
+    yield _gauge("certificate_expiry_timestamp_seconds", "End of the certificate that is shown.",
+                 machine.certificate_ends_s)  # fmt: skip
 
 
 def _gauge(name: str, meaning: str, value: float | None) -> Metric:

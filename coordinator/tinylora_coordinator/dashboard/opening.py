@@ -23,13 +23,14 @@ from tinylora_coordinator.dashboard.app import close_streams, create_app
 from tinylora_coordinator.dashboard.artifacts import RunArtifacts
 from tinylora_coordinator.dashboard.follower import Follower
 from tinylora_coordinator.dashboard.lookup import TextRouter
+from tinylora_coordinator.dashboard.machine import MachineWatch, certificate_end
 from tinylora_coordinator.dashboard.press import Press
 from tinylora_coordinator.dashboard.run_access import RunAccess
 from tinylora_coordinator.dashboard.services import Services
 from tinylora_coordinator.dashboard.views import RunViews
 from tinylora_coordinator.folder import RunFiles, RunFolder, run_id
 from tinylora_coordinator.front_door import Dashboard
-from tinylora_coordinator.keys import KeyFolder, admin_secret, host_to_name, read_public, run_public
+from tinylora_coordinator.keys import KeyFolder, admin_secret, host_to_name, read_own, read_public, run_public
 from tinylora_coordinator.operator_store import OperatorStore
 from tinylora_coordinator.reports import ReportDesk
 
@@ -44,11 +45,13 @@ class Reach:
         for_workers: scheme://host:port for whoever is not told better.
         local: host:port of the loopback listener, by all its names.
         is_said: Whether the operator said it, so that nobody is told better.
+        is_tls: Whether the certificate is shown here, rather than by a proxy or by nobody.
     """
 
     for_workers: str
     local: frozenset[bytes] = frozenset()
     is_said: bool = False
+    is_tls: bool = False
 
     def as_workers_do(self, address: str) -> str:
         """Where workers reach the run, for a reader who came by an address: by the same, if that is public."""
@@ -71,9 +74,9 @@ def reach_of(keys: KeyFolder, host: str, port: int, *, is_tls: bool, local: froz
         StorageError: The certificate cannot be read.
     """
     if (public := read_public(keys)) is not None:
-        return Reach(public.url, local, is_said=True)
+        return Reach(public.url, local, is_said=True, is_tls=is_tls)
     name = host_to_name(keys) if is_tls else f"[{host}]" if ":" in host else host
-    return Reach(f"{'https' if is_tls else 'http'}://{name}:{port}", local)
+    return Reach(f"{'https' if is_tls else 'http'}://{name}:{port}", local, is_tls=is_tls)
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,12 @@ def _open(
     held.callback(press.close)
     press.start()
     artifacts = RunArtifacts(folder.root, views, press)
+    machine = MachineWatch(
+        folder.root,
+        n_orders=lambda: len(store.orders()),
+        certificate_ends_s=_certificate_end(folder.keys) if reach.is_tls else None,
+    )
+    held.callback(machine.close)
     services = Services(
         views=views,
         look_up=_look_up(folder, files, views),
@@ -148,6 +157,7 @@ def _open(
         admin=RunAdmin(folder.root, store, as_workers_do=reach.as_workers_do),
         join=lambda address: join_info(files, reach.as_workers_do(address), phase()),
         access=RunAccess(store, mark=mark_of(run_public(folder.keys)), key=_session_key(folder.keys), viewers=viewers),
+        machine=machine.look,
     )
     app = create_app(services)
     held.callback(app.state.threads.close)
@@ -157,6 +167,11 @@ def _open(
     follower.start()
     held.callback(follower.stop)
     return Opened(Dashboard(app, is_ours), ReportDesk(views.hear, clock=lambda: views.clock_s))
+
+
+def _certificate_end(keys: KeyFolder) -> float | None:
+    own = read_own(keys)
+    return certificate_end(keys.server if own is None else own.certificate)
 
 
 def _views(file: Path, run: str, log: Callable[[str], None]) -> RunViews:

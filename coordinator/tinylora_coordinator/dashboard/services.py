@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tinylora_coordinator.dashboard import documents as doc
+from tinylora_coordinator.dashboard.machine import Machine
 from tinylora_coordinator.dashboard.source import LookUp, Views
 
 
@@ -134,3 +135,5 @@ class Services:
     """Given scheme://host[:port] by which the reader came; empty where that is not known."""
     access: Access
     is_replay: bool = False
+    machine: Callable[[], Machine] | None = None
+    """What Prometheus is told beside the run; None in a replay. May be called from any thread."""

@@ -152,7 +152,10 @@ def look_at_disk(folder: Path) -> Disk:
 
 def look_at_power() -> Power:
     """Mains or battery."""
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    try:
+        battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    except OSError:  # a container may have no /sys/class/power_supply
+        battery = None
     if battery is None or battery.power_plugged is None:
         return Power(None)
     return Power(not battery.power_plugged, battery.percent)
