@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tinylora.commands.options import AsJson, BundleFile, print_json
+from tinylora.commands.options import AsJson, BundleFile, place_of, print_json
 
 app = typer.Typer()
 OutFile = Annotated[Path, typer.Option("--out", help="Bundle to write; one that stands there is replaced.")]
@@ -21,7 +21,10 @@ def verify(
         str | None, typer.Option("--key", help="Public key of the run that must have signed it, 64 hex digits.")
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", help="Base that it must have been made for: a local folder or a hub id.")
+        str | None,
+        typer.Option(
+            "--base", callback=place_of, help="Base that it must have been made for: a local folder or a hub id."
+        ),
     ] = None,
 ) -> None:
     """Check a bundle: structure, names, shapes, hashes, finite values, signature; with --base, that it fits."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tinylora.commands.options import DEMO_BASE, AsJson, BundleFile, print_json
+from tinylora.commands.options import DEMO_BASE, AsJson, BundleFile, place_of, print_json
 
 app = typer.Typer()
 
@@ -22,7 +22,10 @@ def export(
     leaf: Annotated[str | None, typer.Option("--leaf", help="Path such as 01; root is the root's.")] = None,
     form: Annotated[str, typer.Option("--format", help="peft, vllm (all leaves), or merged (into the base).")] = "peft",
     base: Annotated[
-        str, typer.Option("--base", help="Base model: a folder or a hub id; default: what the bundle names.")
+        str,
+        typer.Option(
+            "--base", callback=place_of, help="Base model: a folder or a hub id; default: what the bundle names."
+        ),
     ] = "",
     base_id: Annotated[str, typer.Option("--base-id", help="What the base is called in what is written.")] = "",
     nested_rank: Annotated[
@@ -53,7 +56,9 @@ def export(
 )
 def import_adapter(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder that PEFT's save_pretrained wrote.")],
-    base: Annotated[str, typer.Option("--base", help="The adapter's base model: a folder or a hub id.")],
+    base: Annotated[
+        str, typer.Option("--base", callback=place_of, help="The adapter's base model: a folder or a hub id.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Bundle to write.")],
     into: Annotated[Path | None, typer.Option("--into", help="Bundle whose leaf is filled or replaced.")] = None,
     leaf: Annotated[str | None, typer.Option("--leaf", help="Leaf of that bundle, such as 01.")] = None,

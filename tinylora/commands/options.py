@@ -6,13 +6,24 @@ from typing import Annotated, Any
 
 import typer
 
+
+def place_of(base: str | None) -> str | None:
+    """Where a base is that was named on the command line: `demo` is the one that ships with the project."""
+    from tinylora.demo.experiment import place_of_base
+
+    return base if base is None else place_of_base(base)
+
+
 BundleFile = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle file, *.safetensors.")]
 BaseWhere = Annotated[
-    str, typer.Option("--base", help="Base model: a local folder or a hub id; default: the demo base.")
+    str,
+    typer.Option("--base", callback=place_of, help="Base model: a local folder or a hub id; default: the demo base."),
 ]
 BundleBase = Annotated[
     str | None,
-    typer.Option("--base", help="Folder or hub id; default: the one the bundle names, or the demo's."),
+    typer.Option(
+        "--base", callback=place_of, help="Folder or hub id; default: the one the bundle names, or the demo's."
+    ),
 ]
 DEMO_BASE = str(Path(__file__).parents[1] / "demo" / "base")
 DataDirs = Annotated[list[Path] | None, typer.Option("--data", help="Folder or file with text; give it several times.")]
