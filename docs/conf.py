@@ -1,7 +1,7 @@
 """The pages as a site: `make docs` writes docs/_build/html, with every warning an error and nothing from the network.
 
-The pages are written for a code host and read well there. What a host does and a site does not is done here: a link to a file
-of the repository becomes that file to download, and three files that stand elsewhere in the repository are pages, too.
+The pages are written for a code host and read well there. What a host does and a site does not is done here: a link to
+a file of the repository becomes that file to download, and three files that stand elsewhere are pages, too.
 """
 
 import os
@@ -73,8 +73,8 @@ def rebased(text: str, *, standing_in: Path, page: Path) -> str:
         page: Where the site has it, as a file below docs/.
 
     Returns:
-        The text. A link to a page that stands elsewhere goes to it; any other file outside of docs/ becomes a download; what is
-        not there stays, so that the build says so.
+        The text. A link to a page that stands elsewhere goes to it; any other file outside of docs/ becomes a
+        download; what is not there stays, so that the build says so.
     """
     pages = {(ROOT / file).resolve(): DOCS / f"{name}.md" for name, file in MIRRORED.items()}
 
