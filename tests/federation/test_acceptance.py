@@ -13,8 +13,8 @@ from tests.federation.facts import FACTS, SETTINGS
 from tests.federation.world import FakeRunner, statistics_tensors
 from tinylora import tensors
 from tinylora.federation.acceptance import Code
-from tinylora.federation.campaign import Campaign
-from tinylora.federation.decisions import Give, Welcome, decide
+from tinylora.federation.campaign import FIRST_REST_S, Campaign
+from tinylora.federation.decisions import Give, Lose, Return, Welcome, decide
 from tinylora.federation.events import Event, RunStarted, UpdateRejected
 from tinylora.federation.ledger_memory import MemoryLedger
 from tinylora.federation.loop import Rounds
@@ -337,3 +337,28 @@ def test_impossible_sums_of_a_sketch():
     data = tensors.to_bytes(wrong)
     reply = made.reply("w0", update.model_copy(update={"payload_sha256": sha256(data)}), data)
     assert _code(made, reply) == Code.BAD_STATISTICS
+
+
+def test_what_was_made_while_the_line_was_cut_counts_when_its_worker_brings_it_at_once():
+    """A line that breaks for two minutes does not cost the hour before it."""
+    made = desk()
+    reply = made.reply("w0", *made.honest("w0"))
+    made.rounds.execute(Lose("w0"))
+    made.at_s += 120.0
+    made.rounds.execute(Return("w0"))
+    made.settle()
+    assert made.rounds.state.workers["w0"].unit_id == ""
+    assert _code(made, reply) == "accepted"
+    made.settle()
+    assert made.rounds.state.workers["w0"].unit_id != reply.unit_id
+
+
+def test_who_brings_nothing_after_the_return_gets_a_new_unit_and_the_old_one_is_closed():
+    made = desk()
+    reply = made.reply("w0", *made.honest("w0"))
+    made.rounds.execute(Lose("w0"))
+    made.rounds.execute(Return("w0"))
+    made.at_s += FIRST_REST_S
+    made.settle()
+    assert made.rounds.state.workers["w0"].unit_id not in ("", reply.unit_id)
+    assert _code(made, reply) == "lease_closed"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.federation.facts import RANK
 from tests.federation.world import FakeRunner, assert_counted_once, crowd, only, run_world, with_spoil
 from tinylora.errors import DataError, ProtocolError
-from tinylora.federation.campaign import fold
+from tinylora.federation.campaign import FIRST_REST_S, fold
 from tinylora.federation.events import (
     LeaseExpired,
     NodeAveraged,
@@ -117,6 +117,13 @@ def test_a_lost_worker_that_returns_gets_its_node_back():
     assert {event.node for event in after} == {campaign.workers["w1"].node}
     assert not any(event.is_adopted for event in only(events, UnitLeased))
     assert_counted_once(campaign, ledger)
+
+
+def test_who_returns_from_being_cut_off_has_a_moment_to_bring_what_it_made_meanwhile():
+    _, events, _ = run_world(crowd(2), faults=FaultPlan.parse(kill=["1@2:4"]))
+    (returned,) = only(events, WorkerReturned)
+    following = next(e for e in only(events[events.index(returned) :], UnitLeased) if e.worker == "w1")
+    assert following.at_s == returned.at_s + FIRST_REST_S
 
 
 def test_a_lost_subtree_is_adopted_leaf_by_leaf():

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -177,6 +178,26 @@ def test_a_worker_that_leaves_is_missed_at_once_and_gets_its_unit_again_when_it_
     assert transport.poll() == []
     running.start_worker(identity=worker.identity)
     assert payload_of(replies(transport, 1)["u"]) == b"ba"
+
+
+def test_who_returns_after_the_deadline_is_asked_for_what_it_was_sent(
+    running: Federation, transport: FlowerTransport
+) -> None:
+    def interrupted(worker: str) -> Handle:
+        def handle(unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
+            raise KeyboardInterrupt
+
+        return handle
+
+    worker = running.start_worker(interrupted)
+    online(transport, 1)
+    transport.send(worker.name, make_unit("u", b"late"), b"late")
+    online(transport, 0)
+    parcel = transport._parcels[worker.name]
+    parcel.expires_at = time.monotonic()
+    until(lambda: parcel.is_waiting, what="Flower's word that the node is gone")
+    running.start_worker(identity=worker.identity)
+    assert payload_of(replies(transport, 1)["u"]) == b"etal"
 
 
 def test_what_was_done_already_is_not_done_again(running: Federation, transport: FlowerTransport) -> None:

@@ -60,7 +60,8 @@ __all__ = ["Campaign", "Lease", "Node", "Router", "Worker", "apply", "fold"]
 AnyItem = TypeVar("AnyItem")
 
 FIRST_REST_S = 5.0
-"""Rest after a unit that a worker did not bring back; it doubles with each further one in a row."""
+"""Rest after a unit that a worker did not bring back; it doubles with each further one in a row. And the time that an
+update has to arrive whose worker was cut off and is back."""
 LONGEST_REST_S = 600.0
 MOST_DOUBLINGS = 7
 """After so many a rest is the longest one; a worker may miss thousands, and powers of two would overflow."""
@@ -166,7 +167,10 @@ def _lost(state: Campaign, event: WorkerLost) -> Campaign:
 
 
 def _returned(state: Campaign, event: WorkerReturned) -> Campaign:
-    worker = replace(state.workers[event.worker], is_online=True, misses=0, rests_until_s=0.0)
+    """Who was cut off may have done its unit meanwhile: nothing takes its place before it had time to arrive."""
+    is_late = any(lease.worker == event.worker and lease.kind == "train" for lease in state.late.values())
+    rests_until_s = event.at_s + FIRST_REST_S if is_late else 0.0
+    worker = replace(state.workers[event.worker], is_online=True, misses=0, rests_until_s=rests_until_s)
     return replace(_put(state, worker), progress_at_s=event.at_s)
 
 

@@ -33,7 +33,7 @@ N_FETCHES = 4
 _ROSTER_S = 0.5
 _AGAIN_S = 1.0
 _LONGEST_WAIT_S = 2.0
-_PATIENCE_S = 7200.0  # a slow uplink may need an hour for a large update
+_PATIENCE_S = 7200.0  # a slow uplink may need an hour for a large update, and whoever was cut off as long to return
 _LOST_ON_THE_WAY = frozenset(
     {
         ErrorCode.MESSAGE_UNAVAILABLE,
@@ -97,14 +97,21 @@ class _Parcel:
     unit: WorkUnit
     payload: bytes | Path
     expires_at: float
-    """After this moment it is not sent again."""
+    """After this moment it is not sent to a worker that never got it."""
     not_before: float = 0.0
     is_waiting: bool = True
     """It is to be sent, for the first time or again."""
     is_arriving: bool = False
     """Its reply has begun to arrive."""
     is_settled: bool = False
+    is_known: bool = False
+    """Its worker was sent it, and may have done it while away: whoever returns late is asked for it once more."""
     message_ids: set[str] = field(default_factory=set)
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is to be sent at this moment."""
+        until = self.expires_at + (_PATIENCE_S if self.is_known else 0.0)
+        return self.is_waiting and self.not_before <= now < until
 
     def read(self) -> bytes:
         """The payload."""
@@ -229,11 +236,7 @@ class FlowerTransport:
         """Send what waits, to workers that are online."""
         now, stations = time.monotonic(), self._stations
         with self._lock:
-            due = [
-                parcel
-                for worker, parcel in self._parcels.items()
-                if parcel.is_waiting and parcel.not_before <= now < parcel.expires_at and worker in stations
-            ]
+            due = [parcel for worker, parcel in self._parcels.items() if parcel.is_due(now) and worker in stations]
             for parcel in due:
                 parcel.is_waiting = False
         for parcel in due:
@@ -259,6 +262,7 @@ class FlowerTransport:
             self._fail(parcel, "Flower did not take the unit for this worker")
             return
         with self._lock:
+            parcel.is_known = True
             if not parcel.is_settled:
                 parcel.message_ids.add(message_id)
                 self._sent[message_id] = parcel
