@@ -21,6 +21,7 @@ from tests.deploy.compose_files import DEPLOY, Image, Mount, image_of, load, mou
 ROOT = DEPLOY.parent
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BIN = "/opt/tinylora/bin"
+_OF_ETC = ("alternatives", "group", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "nsswitch.conf", "passwd", "ssl")
 _PROGRAMS = {
     "tinylora": "tinylora.cli",
     "tinylora-coordinator": "tinylora_coordinator",
@@ -220,9 +221,10 @@ class Project:
         ]
         lines += [f"ln -s usr/{name} {name}" for name in ("bin", "sbin", "lib", "lib64")]
         lines += [_bind(Path(name), root, "rbind") for name in ("/proc", "/sys", "/dev")]
-        read_only = ["/usr", "/etc", sys.base_prefix, sys.prefix, str(ROOT)]
+        lines += [f"test ! -e /etc/{name} || cp -a /etc/{name} etc/" for name in _OF_ETC]
+        read_only = ["/usr", sys.base_prefix, sys.prefix, str(ROOT)]
         lines += [line for name in dict.fromkeys(read_only) for line in _bind_read_only(Path(name), root, name)]
-        lines += [_bind(hosts, root, "bind", "/etc/hosts")]
+        lines += [f"cp {hosts} etc/hosts"]
         lines += _bind_read_only(self.folder / "bin", root, _BIN)
         for mount in service.mounts:
             source = self._source(mount, service)
@@ -285,7 +287,7 @@ def _as_user(service: Service) -> list[str]:
 def _bind(source: Path, root: Path, how: str, target: str | None = None) -> str:
     place = f".{target or source}"
     make = f"mkdir -p {place}" if source.is_dir() else f"mkdir -p {Path(place).parent} && touch {place}"
-    return f"{make if target != '/etc/hosts' else 'true'} && mount --{how} {source} {place}"
+    return f"{make} && mount --{how} {source} {place}"
 
 
 def _bind_read_only(source: Path, root: Path, target: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ def status(project: Project) -> dict[str, Any]:
 
 def trained(project: Project) -> int:
     return sum(status(project)["steps"].values())
+
+
+def wait_until_trained(project: Project, *, timeout_s: float = 600.0) -> None:
+    """Until an update was accepted; each question is a program of its own, so there are few."""
+    end = time.monotonic() + timeout_s
+    while not trained(project):
+        assert time.monotonic() < end, project.services["coordinator"].last_words
+        time.sleep(3.0)
 
 
 def finish(project: Project) -> Path:
@@ -55,7 +64,7 @@ def test_up_down_and_up_again_to_the_finished_bundle(tmp_path: Path) -> None:
             f"https://coordinator:{port}/api/v1/admin",
         )
         assert json.loads(admin)["pending"] == []
-        until(lambda: trained(project) > 0, timeout_s=600, what="the first trained steps")
+        wait_until_trained(project)
         before = trained(project)
         assert project.down(*ALL) == dict.fromkeys(ALL, 0)
 
