@@ -4,9 +4,7 @@ Only what these files use is known; everything else is an error, so that nothing
 Source: the Compose specification, "Interpolation" and "Merge" (github.com/compose-spec/compose-spec).
 """
 
-import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,11 @@ from typing import Any
 
 import yaml
 
+from tests.deploy.dockerfile import stages
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>\w+)(?:(?P<how>:[-?])(?P<rest>[^}]*))?\})")
+_FOLDERS = re.compile(r"install -d ([^&|;]*)")
 _REPLACED = ("command", "entrypoint", "test")
 """Lists that the later file replaces; it adds to all others."""
 
@@ -126,40 +127,10 @@ class Image:
     """Made for its user: a new volume that is mounted there is its user's, too."""
 
 
-def image_of(target: str, dockerfile: str, path: str) -> Image:
-    """The image of a target; `path` is the base's PATH."""
-    stages = _stages(dockerfile)
-    env, entrypoint, user, folders = {"PATH": path}, [], "", []
-    for word, rest in _inherited(stages, target):
-        if word == "ENV":
-            pairs = dict(part.split("=", 1) for part in shlex.split(rest))
-            env |= {name: value.replace("$PATH", env["PATH"]) for name, value in pairs.items()}
-        elif word == "ENTRYPOINT":
-            entrypoint = json.loads(rest)
-        elif word == "USER":
-            user = rest
-        elif word == "RUN" and (made := re.search(r"install -d ([^&|;]*)", rest)):
-            folders += [part for part in made[1].split() if part.startswith("/")]
-    return Image(env, entrypoint, user, folders)
-
-
-def _stages(dockerfile: str) -> dict[str, tuple[str, list[tuple[str, str]]]]:
-    """Name of a stage to what it stands on and its lines."""
-    found: dict[str, tuple[str, list[tuple[str, str]]]] = {}
-    lines = [line for line in dockerfile.splitlines() if not line.lstrip().startswith("#")]
-    name = ""
-    for line in re.sub(r"\\\n", " ", "\n".join(lines)).splitlines():
-        word, _, rest = line.strip().partition(" ")
-        if word == "FROM":
-            below, _, name = rest.partition(" AS ")
-            found[name] = (below, [])
-        elif name:
-            found[name][1].append((word, rest.strip()))
-    return found
-
-
-def _inherited(stages: Mapping[str, tuple[str, list[tuple[str, str]]]], name: str) -> list[tuple[str, str]]:
-    if name not in stages:
-        return []
-    below, lines = stages[name]
-    return [*_inherited(stages, below), *lines]
+def image_of(target: str, path: str) -> Image:
+    """The image of a target of deploy/Dockerfile; `path` is the base's PATH."""
+    stage = stages()[target]
+    env = {"PATH": path, **{name: value.replace("$PATH", path) for name, value in stage.environment.items()}}
+    made = [words for how, text in stage.instructions if how == "RUN" for words in _FOLDERS.findall(text)]
+    folders = [word for words in made for word in words.split() if word.startswith("/")]
+    return Image(env, stage.words("ENTRYPOINT"), stage.last("USER"), folders)

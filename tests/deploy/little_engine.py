@@ -84,7 +84,6 @@ class Project:
     ) -> None:
         self.folder, self._extra, self._images = folder, dict(extra or {}), dict(images or {})
         self._told = load(*names, env=env)
-        self._dockerfile = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
         self._network = f"tl-compose-{os.getpid()}"
         self.services = {name: self._service(name) for name in self._told["services"]}
 
@@ -93,7 +92,7 @@ class Project:
         targets = {
             each["image"]: each["build"]["target"] for each in self._told["services"].values() if "build" in each
         }
-        image = self._images.get(name) or image_of(targets[told["image"]], self._dockerfile, PATH)
+        image = self._images.get(name) or image_of(targets[told["image"]], PATH)
         return Service(name, told, image, mounts_of(told, self._told.get("secrets", {})))
 
     def __enter__(self) -> Self:
