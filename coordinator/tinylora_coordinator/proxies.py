@@ -61,10 +61,7 @@ class Proxies:
             host: Where it comes from.
             own_host: The address of ours that it came to.
         """
-        if not self.only or self.knows(host):
-            return True
-        address = read_address(host)
-        return address is not None and (address.is_loopback or address == read_address(own_host))
+        return not self.only or self.knows(host) or is_here(host, own_host)
 
     def client_of(self, host: str, headers: Headers) -> str:
         """Who sent a request that came on a connection from `host`; `host` itself where nobody who may says another."""
@@ -90,6 +87,12 @@ def read_address(text: str) -> IpAddress | None:
             return None if address.scope_id else address.ipv4_mapped or address
         return address
     return None
+
+
+def is_here(host: str, own_host: str) -> bool:
+    """Whether a connection from `host` to our address `own_host` comes from this machine."""
+    address = read_address(host)
+    return address is not None and (address.is_loopback or address == read_address(own_host))
 
 
 def read_networks(texts: Iterable[str]) -> tuple[Network, ...]:

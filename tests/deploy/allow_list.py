@@ -76,7 +76,7 @@ def nginx_lines(found: Iterable[Public]) -> list[str]:
 def caddy_lines(found: Iterable[Public]) -> list[str]:
     """Of an expression. Caddy takes {64} for a name of its own."""
     asked = '({http.request.method} + " " + {http.request.orig_uri})'
-    lines = [f"\t\t{asked}.matches(r'^{_line(one).replace('{64}', '{64,64}')}$')" for one in found]
+    lines = [f"\t{asked}.matches(r'^{_line(one).replace('{64}', '{64,64}')}$')" for one in found]
     return [f"{line} ||\n" for line in lines[:-1]] + [f"{lines[-1]}\n"]
 
 

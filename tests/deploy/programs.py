@@ -12,6 +12,7 @@ import sys
 
 PROGRAMS = {
     "buildah": "buildah",
+    "caddy": "caddy",
     "ip": "iproute2",
     "iptables": "iptables",
     "mmdebstrap": "mmdebstrap",
@@ -22,11 +23,14 @@ PROGRAMS = {
     "yamllint": "yamllint",
 }
 """Program to the package of Debian that has it."""
+MODULES = {"/usr/lib/nginx/modules/ngx_stream_module.so": "libnginx-mod-stream"}
+"""The same for what is no program."""
 
 
 def missing() -> list[str]:
     """Packages of Debian that must be installed first."""
-    return sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
+    programs = {package for program, package in PROGRAMS.items() if shutil.which(program) is None}
+    return sorted(programs | {package for file, package in MODULES.items() if not os.path.exists(file)})
 
 
 def main() -> int:

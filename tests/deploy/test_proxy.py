@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,9 +163,8 @@ def test_the_file_is_clean(alive: Alive) -> None:
         check=False,
         env={"HOME": str(alive.front.folder), "PATH": "/usr/bin:/usr/sbin"},
     )
-    assert done.returncode == 0 and not re.search(r"warn|error\b|emerg", done.stderr.replace("error_log", "")), (
-        done.stderr
-    )
+    lines = [line for line in done.stderr.splitlines() if "OCSP" not in line]  # our public CA is not as public as that
+    assert done.returncode == 0 and not re.search(r"warn|\[error|emerg|level.:.error", "".join(lines)), done.stderr
 
 
 def test_workers_join_by_it_and_updates_come_in(alive: Alive) -> None:
@@ -363,13 +362,9 @@ def test_bodies_that_are_too_long_end_at_the_proxy(alive: Alive) -> None:
             connection.putrequest("POST", path)
             connection.putheader("content-length", str(n))
             connection.endheaders()
-            connection.send(b"x" * 100)
-            if (
-                alive.front.way == "caddy"
-            ):  # it counts what comes, not what is announced; the door reads the announcement
-                assert connection.getresponse().status in (413, 502)
-            else:
-                assert connection.getresponse().status == 413
+            with suppress(OSError):  # nginx hangs up by the announcement, Caddy where it becomes too much
+                connection.send(b"x" * (n if alive.front.way == "caddy" else 100))
+            assert connection.getresponse().status == 413
 
 
 # --- guests -----------------------------------------------------------------------------------------------------------

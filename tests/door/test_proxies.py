@@ -355,13 +355,21 @@ def test_a_line_that_is_none_or_a_strangers_ends_the_connection(tmp_path: Path) 
     limits = Limits(sockets_per_address=2, sockets_per_proxy=8, handshake_s=0.3, tick_s=0.05)
     with door_behind(tmp_path, PASSING, is_tls=True, limits=limits) as door:
         raw = head("GET", "/health")
-        for first in (b"", b"PROXY TCP4 x y 1 2\r\n", b"PROXY " + b"x" * 200, b"\r\n"):
+        for first in (b"PROXY TCP4 x y 1 2\r\n", b"PROXY " + b"x" * 200, b"PROXY\r\n", b"\r\n"):
             assert ask_from(door, PROXY, raw, first=first).status == 0, first
         assert ask_from(door, STRANGER, raw, first=LINE.format(ADA).encode()).status == 0
         with socket.create_connection((HOST, door.port), PATIENCE_S) as silent:
             silent.sendall(b"PROXY TCP4")  # and no more
             assert is_dropped(silent)
         assert ask_from(door, PROXY, raw, first=LINE.format(ADA).encode()).status == 200
+
+
+def test_a_proxys_own_machine_may_ask_without_a_line(tmp_path: Path) -> None:
+    """As `serve` does before it serves, and whoever looks after its health."""
+    with door_behind(tmp_path, PASSING, is_tls=True) as door:
+        assert json_of(ask_from(door, PROXY, head("GET", "/who")))["client"] == PROXY
+    with door_behind(tmp_path / "plain", PASSING) as door:
+        assert join(door, PROXY) == 403  # POST begins with a P, too
 
 
 def test_connections_are_counted_for_whom_the_line_names(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from starlette.types import ASGIApp
 from tinylora.errors import NetworkError, SettingError
 from tinylora_coordinator.front_door.app import FrontDoor
 from tinylora_coordinator.front_door.protocol import DoorProtocol
-from tinylora_coordinator.front_door.proxy_line import read_proxy_line
+from tinylora_coordinator.front_door.proxy_line import begins_with_line, read_proxy_line
 from tinylora_coordinator.front_door.sockets import Connection, Phase, Sockets
+from tinylora_coordinator.proxies import is_here
 
 _START_S = 30.0
 _THREADS = 8
@@ -165,6 +167,13 @@ def _wait(condition: Callable[[], bool], *, timeout_s: float) -> bool:
     return True
 
 
+def _own_host(accepted: socket.socket) -> str:
+    """The address of ours that it came to; empty where it is gone already."""
+    with suppress(OSError):
+        return accepted.getsockname()[0]
+    return ""
+
+
 class _Server(uvicorn.Server):
     """uvicorn, with few threads for what blocks.
 
@@ -226,11 +235,7 @@ class _PublicServer(_Server):
                 connection.abort = self._begin(self._greet(accepted, connection)).cancel
 
     def _admit(self, accepted: socket.socket, host: str, at_s: float) -> Connection | None:
-        try:
-            own_host = accepted.getsockname()[0] if self._proxies.only else ""
-        except OSError:  # it is gone already
-            return None
-        if not self._proxies.hears(host, own_host):
+        if self._proxies.only and not self._proxies.hears(host, _own_host(accepted)):
             return None
         return self._connections.admit(host, Phase.HEAD if self._tls is None else Phase.HANDSHAKE, at_s)
 
@@ -238,7 +243,10 @@ class _PublicServer(_Server):
         """Learn whose connection it is, where a proxy passes it on that says so first."""
         if not (self._proxies.speak_first and self._proxies.knows(connection.host)):
             return
-        host = await read_proxy_line(accepted, timeout_s=self._limits.handshake_s)
+        patience_s = self._limits.handshake_s
+        if is_here(connection.host, _own_host(accepted)) and not await begins_with_line(accepted, timeout_s=patience_s):
+            return  # this machine's own question: a proxy that speaks first does so for everybody
+        host = await read_proxy_line(accepted, timeout_s=patience_s)
         if host is not None and not self._connections.came_from(connection, host):
             raise ConnectionRefusedError("too many connections from there")
 
