@@ -101,7 +101,7 @@ class Heard:
 class _From(http.client.HTTPSConnection):
     """A connection to the proxy's address on loopback, whatever the name means here, from an address of ours."""
 
-    source = ("127.0.0.1", 0)
+    source: tuple[str, int] = ("127.0.0.1", 0)
 
     def connect(self) -> None:
         raw = socket.create_connection(("127.0.0.1", self.port), self.timeout, self.source)
