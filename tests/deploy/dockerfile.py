@@ -25,6 +25,11 @@ class Stage:
         """The same in exec form."""
         return json.loads(self.last(instruction))
 
+    def argument(self, name: str) -> str:
+        """The default of an ARG."""
+        said = dict(text.split("=", 1) for kind, text in self.instructions if kind == "ARG")
+        return said[name]
+
     @property
     def environment(self) -> dict[str, str]:
         """All that ENV sets."""

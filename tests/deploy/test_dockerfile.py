@@ -59,6 +59,16 @@ def test_no_layer_has_a_secret_or_a_cache() -> None:
             assert stage.environment["PIP_NO_CACHE_DIR"] == "1"
 
 
+def test_the_context_has_what_is_copied_and_no_more() -> None:
+    let_through = re.findall(r"^!(\S+)", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    copied = {"deploy/wheels"}
+    for name, text in (line for stage in stages().values() for line in stage.instructions):
+        if name == "COPY" and not text.startswith(("--from", "$")):
+            copied |= set(text.split()[:-1])
+    assert set(let_through) == copied
+    assert all((ROOT / name).exists() for name in copied)
+
+
 def test_requirements_are_those_of_the_project() -> None:
     required, pinned = pins(ROOT / "deploy" / "requirements.txt"), pins(ROOT / "constraints.txt")
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
