@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from tinylora.command_line import run
 
 if TYPE_CHECKING:
+    from tinylora_coordinator.backup.contents import Manifest
     from tinylora_coordinator.keys import OwnCertificate
     from tinylora_coordinator.public_address import PublicAddress
 
@@ -592,9 +593,13 @@ def backup(
             }
         )
     _say(
-        f"{out}: {taken.bytes} bytes, run {found.run} after {found.n_events} events, chain {found.chain[:16]}, "
+        f"{out}: {taken.bytes} bytes, run {found.run} after {_so_far(found)}, "
         f"{len(found.blobs)} blobs, and the run's keys: keep it as you keep a private key"
     )
+
+
+def _so_far(found: "Manifest") -> str:
+    return f"{found.n_events} events, chain {found.chain[:16]}" if found.n_events else "0 events"
 
 
 @app.command(epilog=f"{CODES} When FILE is no sound backup nothing is left in DIR.")
@@ -616,7 +621,7 @@ def restore(
     if as_json:
         told = {"run": found.run, "n_events": found.n_events, "chain": found.chain, "taken": found.taken_s}
         _print_json({"folder": str(folder), "n_files": len(found.files), "missing": missing, **told})
-    _say(f"{folder}: run {found.run} after {found.n_events} events, chain {found.chain[:16]}; see that the original in")
+    _say(f"{folder}: run {found.run} after {_so_far(found)}; see that the original in")
     _say(f"  {found.host}:{found.folder} is served no more, then")
     _say(f"  tinylora-coordinator serve {folder}")
     for each in missing:

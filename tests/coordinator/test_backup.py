@@ -289,6 +289,21 @@ def test_what_a_killed_backup_left_goes_with_the_next_one(run: Path, backup: Pat
     assert not left_beside(backup) and not left_beside(run / "lock")
 
 
+def test_a_ledger_of_an_older_format_is_brought_up_to_date(backup: Path, tmp_path: Path, capsys: Capture) -> None:
+    """No backup has format 1, which has no hashes; it stands for whatever will be older than the present one."""
+    old, now = Path(__file__).parents[1] / "ledger" / "format_1", tmp_path / "now"
+    shutil.copytree(old, now)
+    with SqliteLedger(now) as ledger:
+        n_events, chain = ledger.head()
+    files = {name: data for name, data in unpacked(backup).items() if not name.startswith("blobs/")}
+    files |= {"ledger.sqlite": (old / "ledger.sqlite").read_bytes()}
+    files |= {f"blobs/{file.parent.name}/{file.name}": file.read_bytes() for file in now.glob("blobs/*/*")}
+    packed(files, backup)
+    with_manifest(backup, lambda manifest: manifest.update(n_events=n_events, chain=chain))
+    assert call("restore", backup, tmp_path / "again") == 0, capsys.readouterr().err
+    assert printed(capsys, "verify-log", tmp_path / "again")["faults"] == []
+
+
 # --- hostile ones -----------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinylora.errors import StorageError
+from tinylora.ledger.schema import FORMAT as LEDGER_FORMAT
 from tinylora.ledger.sqlite import SqliteLedger
 from tinylora_coordinator.backup.contents import LEDGER, OPERATOR
 from tinylora_coordinator.operator_store import BUSY_S, OperatorStore
@@ -55,6 +56,22 @@ def read_ledger(folder: Path) -> LedgerFacts:
             raise StorageError(f"{LEDGER}: {len(log.faults)} faults, the first one: {log.faults[0]}")
         workers = frozenset(str(row["worker"]) for row in ledger.rows("worker"))
     return LedgerFacts(n_events, chain, frozenset(log.blobs), workers)
+
+
+def bring_up_to_date(folder: Path) -> None:
+    """A ledger of an older format becomes one of the present, as at the first `serve` with this program.
+
+    Raises:
+        StorageError: It is damaged, or of a newer format.
+    """
+    if not (folder / LEDGER).exists():
+        return
+    check_plain(folder / LEDGER)
+    with closing(_opened(folder / LEDGER)) as database:
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+    if version < LEDGER_FORMAT:
+        with SqliteLedger(folder):
+            return
 
 
 def read_operator(folder: Path) -> frozenset[str]:

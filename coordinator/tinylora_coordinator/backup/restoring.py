@@ -11,7 +11,7 @@ from pathlib import Path
 from tinylora import durable
 from tinylora.errors import DiskFull, SettingError, StorageError
 from tinylora_coordinator.backup.contents import LEDGER, OPERATOR, SETTINGS, WRITTEN_BY_INIT, Manifest
-from tinylora_coordinator.backup.databases import read_ledger, read_operator
+from tinylora_coordinator.backup.databases import bring_up_to_date, read_ledger, read_operator
 from tinylora_coordinator.backup.note import NOTE, note_of
 from tinylora_coordinator.backup.tarball import ArchiveReader
 from tinylora_coordinator.folder import RunFolder, read_run, run_id
@@ -146,6 +146,7 @@ def _check(making: Path, manifest: Manifest) -> tuple[Path, ...]:
 
 def _check_databases(making: Path, manifest: Manifest) -> None:
     read_operator(making)
+    bring_up_to_date(making)
     found = read_ledger(making)
     if (found.n_events, found.chain) != (manifest.n_events, manifest.chain):
         raise StorageError(f"its ledger has {found.n_events} events and not the {manifest.n_events} of its manifest")

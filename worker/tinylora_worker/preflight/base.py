@@ -30,6 +30,8 @@ def find_base(given: str, facts: BaseFacts | None, *, cache: Path, is_offline: b
     if not name:
         return BasePlace("", None, trouble="no base was named, and no run to ask for it")
     folder = Path(name).expanduser()
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        return BasePlace(name, None, trouble=f"{folder}: this user may not read it")
     if (folder / "config.json").is_file():
         return BasePlace(str(folder), folder)
     if (cached := _in_cache(name, cache)) is not None:
