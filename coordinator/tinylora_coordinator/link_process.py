@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tinylora.errors import SettingError
+from tinylora.errors import NetworkError, SettingError
 from tinylora.flower import use_home
 from tinylora_coordinator.folder import RunFolder, read_run
 from tinylora_coordinator.lifeline import UP, Told, run_child, tell
@@ -103,6 +103,7 @@ def _check_surface(url: str, routes: list[tuple[str, str]]) -> None:
 
     Raises:
         SettingError: Something else does.
+        NetworkError: Nothing does, which may pass: a machine that is busy, or workers who all come back at once.
     """
     from tinylora_coordinator.selfcheck import check_surface
 
@@ -110,7 +111,8 @@ def _check_surface(url: str, routes: list[tuple[str, str]]) -> None:
     ours.check_hostname, ours.verify_mode = False, ssl.CERT_NONE
     check = check_surface(url, routes, tls=ours if url.startswith("https:") else None)
     if check.status == "fail":
-        raise SettingError(f"{url}: not served: {check.found}; {check.cure}")
+        kind = NetworkError if check.code == "surface-unreachable" else SettingError
+        raise kind(f"{url}: not served: {check.found}; {check.cure}")
 
 
 class _End:
