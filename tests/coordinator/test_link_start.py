@@ -8,6 +8,6 @@ from tinylora.errors import NetworkError
 
 
 def test_an_address_that_does_not_answer_yet_is_asked_by_the_next_start() -> None:
-    """A busy machine, or a fleet that comes back at once: no reason to end with a code that nobody starts again after."""
+    """A busy machine, or a fleet that comes back at once: no reason to end for good."""
     with pytest.raises(NetworkError, match="not served: no answer"):
         _check_surface(f"http://127.0.0.1:{free_port()}", [])
