@@ -202,11 +202,8 @@ def test_events_come_while_they_happen(alive: Alive) -> None:
         finally:
             watch.end()
     late = {number: seen[number] - watch.seen[number] for number in watch.seen.keys() & seen.keys()}
-    assert len(late) >= 8 and max(late.values()) < 1.0 + PACE_S, late
-
-
-PACE_S = 0.5
-"""The stream tells at most twice a second; the rest is the way."""
+    print(f"{alive.front.way}: {len(late)} events, the latest {max(late.values()):.2f} s after it could be read")
+    assert len(late) >= 8 and max(late.values()) < 1.0, late
 
 
 class Ledger:
@@ -362,9 +359,20 @@ def test_bodies_that_are_too_long_end_at_the_proxy(alive: Alive) -> None:
             connection.putrequest("POST", path)
             connection.putheader("content-length", str(n))
             connection.endheaders()
-            with suppress(OSError):  # nginx hangs up by the announcement, Caddy where it becomes too much
+            with suppress(OSError):  # who reads the announcement hangs up
                 connection.send(b"x" * (n if alive.front.way == "caddy" else 100))
-            assert connection.getresponse().status == 413
+            # Caddy passes the announcement on, and takes the coordinator's refusal in mid-body for a failure.
+            assert connection.getresponse().status in ((413, 502) if alive.front.way == "caddy" else (413,))
+
+
+def test_a_stranger_with_a_large_body_is_told_so(alive: Alive) -> None:
+    with closing(connect(alive.front)) as connection:
+        connection.putrequest("POST", "/v1/fleet/push-object")
+        connection.putheader("content-length", str(5 * MIB))
+        connection.endheaders()
+        with suppress(OSError):
+            connection.send(b"x" * (5 * MIB if alive.front.way == "caddy" else 100))
+        assert connection.getresponse().status in ((401, 502) if alive.front.way == "caddy" else (401,))
 
 
 # --- guests -----------------------------------------------------------------------------------------------------------
