@@ -209,6 +209,14 @@ class TreeModel(TreeHub, nn.Module):
                     self.model.set_submodule(name, adapter.base)
         self._is_attached = False
 
+    def __enter__(self) -> "TreeModel":
+        """For a while: the base is bare again after the `with`."""
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        """Take the adapters off."""
+        self.detach_adapters()
+
     def adapter_parameters(
         self, nodes: Collection[str] | None = None, factors: Collection[str] | None = None
     ) -> list[nn.Parameter]:
