@@ -167,7 +167,10 @@ class Project:
             return False
 
     def run_in(self, name: str, *command: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """As `docker compose exec`: beside a service's process, in its name spaces and as its user."""
+        """As `docker compose exec`: beside a service's process, in its name spaces and as its user.
+
+        The service must have begun: before that its process still makes the root that it will see.
+        """
         service = self.services[name]
         assert service.process is not None
         inside = ["nsenter", "-t", str(service.process.pid), "-m", "-n", "-r", "-w"]

@@ -14,7 +14,7 @@ from tinylora_coordinator.dashboard.metrics import expose
 
 from tests.coordinator.running import make_run, serving
 from tests.dashboard.fakes import FakeViews
-from tests.deploy.compose_files import Image
+from tests.deploy.compose_files import DEPLOY, Image
 from tests.deploy.little_engine import PATH, Project
 from tests.deploy.monitoring_files import (
     GRAFANA,
@@ -51,6 +51,13 @@ def test_config_and_rules_are_good(tmp_path: Path) -> None:
     (tmp_path / "alerts.yml").write_text((PROMETHEUS / "alerts.yml").read_text())
     assert "SUCCESS" in promtool("check", "config", tmp_path / "prometheus.yml")
     assert f"{len(alerts())} rules found" in promtool("check", "rules", "alerts.yml")
+
+
+def test_yaml_is_written_as_the_rest() -> None:
+    files = [*DEPLOY.glob("compose*.yaml"), PROMETHEUS, GRAFANA]
+    command = ["yamllint", "--strict", "-c", DEPLOY / ".yamllint.yaml", *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_every_alert_fires_and_holds_still_as_it_should() -> None:
