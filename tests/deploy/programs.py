@@ -13,10 +13,12 @@ import sys
 PROGRAMS = {
     "buildah": "buildah",
     "caddy": "caddy",
+    "curl": "curl",
     "ip": "iproute2",
     "iptables": "iptables",
     "mmdebstrap": "mmdebstrap",
     "nginx": "nginx",
+    "prometheus": "prometheus",
     "promtool": "prometheus",
     "shellcheck": "shellcheck",
     "systemd-analyze": "systemd",
