@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 from tinylora_coordinator import keys
-from tinylora_coordinator.backup.contents import KEYS, MANIFEST
+from tinylora_coordinator.backup.contents import KEYS, MANIFEST, Manifest, Member
 from tinylora_coordinator.backup.note import heed_note
 from tinylora_coordinator.backup.restoring import MAKING
+from tinylora_coordinator.backup.tarball import ArchiveReader, write_archive
 from tinylora_coordinator.cli import app
 from tinylora_coordinator.folder import RunFolder, write_run
 from tinylora_coordinator.keys import pin_of
@@ -36,6 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alem
 Capture = pytest.CaptureFixture[str]
 Files = dict[str, bytes]
 NOW = 1_700_000_000.0
+NEEDED = ("run.toml", "keys/run.key")
 BLOBS = (b"one", b"two" * 1000)
 
 
@@ -302,6 +304,22 @@ def test_a_ledger_of_an_older_format_is_brought_up_to_date(backup: Path, tmp_pat
     with_manifest(backup, lambda manifest: manifest.update(n_events=n_events, chain=chain))
     assert call("restore", backup, tmp_path / "again") == 0, capsys.readouterr().err
     assert printed(capsys, "verify-log", tmp_path / "again")["faults"] == []
+
+
+def test_a_tar_of_any_length_ends_as_one(tmp_path: Path) -> None:
+    """It is filled up to twenty blocks, after at least two of them."""
+    for n_blocks in range(1, 42):
+        file = Member(name="base.json", bytes=n_blocks * 512, sha256=hashlib.sha256(bytes(n_blocks * 512)).hexdigest())
+        empty = [Member(name=name, bytes=0, sha256=hashlib.sha256(b"").hexdigest()) for name in NEEDED]
+        facts = {"format": 1, "program": "", "run": "r", "run_key": "0" * 64, "folder": "", "host": "", "chain": ""}
+        manifest = Manifest(**facts, taken_s=0.0, n_events=0, files=(file, *empty))
+        out = io.BytesIO()
+        write_archive(
+            out, manifest, lambda name, n=n_blocks: io.BytesIO(bytes(n * 512) if name == "base.json" else b"")
+        )
+        (tmp_path / str(n_blocks)).mkdir()
+        reader = ArchiveReader(io.BytesIO(out.getvalue()), len(out.getvalue()))
+        assert len(list(reader.members(tmp_path / str(n_blocks)))) == 3
 
 
 # --- hostile ones -----------------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ class ArchiveReader:
 
     def _end(self) -> None:
         """Nothing follows but the zeros that fill a tar up."""
-        if self._left > tarfile.RECORDSIZE or self._take(self._left).strip(b"\0"):
+        if self._left > 2 * BLOCK + tarfile.RECORDSIZE or self._take(self._left).strip(b"\0"):
             raise StorageError("something stands behind its last file")
 
     def _take(self, size: int) -> bytes:
