@@ -11,6 +11,7 @@ and this machine's network and devices; it limits nothing.
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -134,6 +135,23 @@ class Images:
         """The command that runs these words in a container, as the image's own user."""
         mounts = [word for place, folder in volumes.items() for word in ("--volume", f"{folder}:{place}")]
         return self.buildah("run", "--isolation", "chroot", *mounts, container, "--", *words)
+
+    def run_read_only(self, container: str, words: Sequence[str], volumes: Mapping[str, Path]) -> list[str]:
+        """The same with a root that cannot be written and an empty /tmp, which chroot isolation does not offer."""
+        root = self.call("mount", container).strip()
+        config = json.loads(self.call("inspect", container))["Docker"]["config"]
+        binds = [f"mount --bind {shlex.quote(str(folder))} {root}{place}" for place, folder in volumes.items()]
+        steps = [
+            f"mount --bind {root} {root}",
+            f"mount -o remount,bind,ro {root}",
+            f"mount -t tmpfs -o mode=1777 tmpfs {root}/tmp",
+            f"mount --rbind /dev {root}/dev",
+            f"mount -t proc proc {root}/proc",
+            *binds,
+        ]
+        inside = ["chroot", f"--userspec={config['User']}", root, "/usr/bin/env", "-i", *config["Env"], *words]
+        script = " && ".join([*steps, f"exec {shlex.join(inside)}"])
+        return ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script]
 
     def remove(self) -> None:
         """Containers, images and what is mounted are gone; what was fetched stays."""
