@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tinylora_coordinator.folder import RunFolder, read_run, write_run
-from tinylora_coordinator.keys import KeyFolder, OwnCertificate, make_keys, pin_of
+from tinylora_coordinator.keys import KeyFolder, OwnCertificate, make_keys, pin_of, read_public, write_public
 from tinylora_coordinator.operator_store import OperatorStore
+from tinylora_coordinator.public_address import PublicAddress
 from tinylora_coordinator.shelf import Shelf
 from tinylora_worker.agent.store import Store
 from tinylora_worker.limits import load, set_from_text
@@ -203,12 +204,14 @@ def new_folder(folder: Path) -> Facts:
 
 
 def new_folder_with_own_certificate(folder: Path) -> Facts:
-    """`init --certificate`, until it is complete."""
+    """`init --certificate --public-url`, until it is complete."""
     place, theirs = RunFolder(folder / "run"), KeyFolder(folder / "theirs")
     if not place.settings_file.exists():
         write_run(
             place, SETTINGS, FACTS, None, now=NOW, own=OwnCertificate(theirs.server, theirs.server_key, ca=theirs.ca)
         )
+    if read_public(place.keys) is None:
+        write_public(place.keys, PublicAddress("https://run.example.org"))
     assert pin_of(place.keys) == pin_of(theirs)
     return {str(file.relative_to(place.root)): "" for file in sorted(place.root.rglob("*")) if file.is_file()}
 
