@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tinylora_coordinator.backup.restoring import restore_backup
+from tinylora_coordinator.backup.taking import take_backup
 from tinylora_coordinator.folder import RunFolder, read_run, write_run
 from tinylora_coordinator.keys import KeyFolder, OwnCertificate, make_keys, pin_of, read_public, write_public
 from tinylora_coordinator.operator_store import OperatorStore
@@ -220,6 +222,23 @@ def _make_their_keys(folder: Path) -> None:
     make_keys(KeyFolder(folder / "theirs"), run="theirs", hosts=(), now=NOW)
 
 
+def backup_and_back(folder: Path) -> Facts:
+    """A run is backed up and restored, each unless it was."""
+    place, out, back = RunFolder(folder / "run"), folder / "run.tar", folder / "back"
+    if not out.exists():
+        take_backup(place.root, out, now_s=1.0)
+    if not (back / "run.toml").exists():
+        restore_backup(out, back, now_s=2.0)
+    left = (*folder.glob(".*.making-*"), *place.root.glob(".backup"), *back.glob(".restoring"))
+    assert not left, f"{left[0]} was left"
+    return {str(file.relative_to(back)): "" for file in sorted(back.rglob("*")) if file.is_file()}
+
+
+def _make_run(folder: Path) -> None:
+    new_folder(folder)
+    run_to_the_end(folder / "run", SETTINGS, crowd(1))
+
+
 def tokens_and_orders(folder: Path) -> Facts:
     """A token, a worker, an order: each made unless it is there."""
     with OperatorStore(folder) as store:
@@ -387,6 +406,7 @@ SCENARIOS = (
     _run("path", 4, where="path", depth=1, replicas="alternate"),
     Scenario("init", new_folder),
     Scenario("init_own", new_folder_with_own_certificate, _make_their_keys),
+    Scenario("backup", backup_and_back, _make_run),
     Scenario("tokens", tokens_and_orders),
     Scenario("shelf", shelf_of_bundles),
     Scenario("old_ledger", old_ledger, _copy_old_ledger),
