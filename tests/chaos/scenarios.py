@@ -223,9 +223,9 @@ def _make_their_keys(folder: Path) -> None:
 
 
 def backup_and_back(folder: Path) -> Facts:
-    """A run is backed up and restored, each unless it was."""
+    """A run is backed up and restored, each unless it was; what a killed backup left goes with the next one."""
     place, out, back = RunFolder(folder / "run"), folder / "run.tar", folder / "back"
-    if not out.exists():
+    if not out.exists() or any(folder.glob(".*.making-*")):
         take_backup(place.root, out, now_s=1.0)
     if not (back / "run.toml").exists():
         restore_backup(out, back, now_s=2.0)
