@@ -23,7 +23,7 @@ BIN := .venv/bin
 WEB := coordinator/web
 INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := $(wildcard tinylora coordinator worker tests benchmarks)
+SOURCES := $(wildcard tinylora coordinator worker tests benchmarks examples)
 
 QUICK := not slow and not gpu and not web and not deploy and not docs
 
@@ -78,8 +78,8 @@ docs-test: $(INSTALLED) ## every command in README and docs/, run as it stands t
 dist: $(INSTALLED) ## wheel and source archive in dist/
 	@$(BIN)/python -m build --outdir dist .
 
-check: $(INSTALLED) ## style, types, docstrings and the direction of imports
-	@$(MAKE) --no-print-directory --keep-going style imports docstrings types
+check: $(INSTALLED) ## style, types, docstrings, the direction of imports, and the pages
+	@$(MAKE) --no-print-directory --keep-going style imports docstrings types docs
 
 style: $(INSTALLED)
 	@$(BIN)/ruff check --quiet $(SOURCES)
