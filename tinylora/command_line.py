@@ -11,12 +11,27 @@
 import errno
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
+import click
 import typer
 
+import tinylora
 from tinylora.errors import StorageError, TinyLoraError
 
 INTERRUPTED = 130
+
+
+def _show_version(context: click.Context, is_asked: bool | None) -> None:
+    if is_asked:
+        typer.echo(f"{context.find_root().info_name} {tinylora.__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+]
+"""An option of every program, for its callback."""
 
 
 def run(app: typer.Typer) -> None:

@@ -15,7 +15,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from tinylora.command_line import run
+from tinylora.command_line import Version, run
 
 if TYPE_CHECKING:
     from tinylora_coordinator.backup.contents import Manifest
@@ -37,7 +37,6 @@ class _ListByDefault(TyperGroup):
 app = typer.Typer(
     help="Coordinate a TinyLoRA run: one folder, one port.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 token = typer.Typer(help="Let workers in, or people: make, list and revoke tokens.", no_args_is_help=True)
@@ -80,6 +79,11 @@ PublicCa = Annotated[
 ]
 Worker = Annotated[str, typer.Argument(metavar="WORKER", help="As `workers` shows it, such as w-0123456789abcdef.")]
 Reason = Annotated[str, typer.Option("--reason", help="Stands in the run's log.")]
+
+
+@app.callback()
+def coordinator(version: Version = False) -> None:
+    """Coordinate a TinyLoRA run: one folder, one port."""
 
 
 # --- making and serving ---------------------------------------------------------------------------------------------

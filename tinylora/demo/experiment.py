@@ -23,6 +23,7 @@ DEMO = "demo"
 MAX_SHARD_CHARS = 900_000  # per domain: more than a demo run can read
 N_SCORED_DOCUMENTS = 18  # per domain
 N_VALIDATION_DOCUMENTS = 6  # per domain; they choose the oracle's leaf of a mixed shard and are not scored
+_WANTED = N_VALIDATION_DOCUMENTS + N_SCORED_DOCUMENTS
 SCORED_CHARS = 5_000  # the beginning of a document: somewhat more than is scored
 
 Text = tuple[str, str]
@@ -77,13 +78,14 @@ def gather(n_workers: int, depth: int, *, domains: Sequence[Domain] | None = Non
         DataError: This machine has fewer domains than the tree has leaves.
     """
     n_domains = 2**depth
-    chosen = list(islice(available_domains() if domains is None else domains, n_domains))
+    unwanted = seen_hashes()
+    usable = (domain for domain in available_domains() if _has_enough(domain, unwanted))
+    chosen = list(islice(usable if domains is None else domains, n_domains))
     if len(chosen) < n_domains:
         raise DataError(
             f"demo text: a tree of depth {depth} needs {n_domains} kinds of text, this machine has {len(chosen)}; "
             "choose a smaller depth, or give your own text with `tinylora simulate --data DIR --data DIR ...`"
         )
-    unwanted = seen_hashes()
     shards = {d.name: read_documents(d, "shard", max_chars=MAX_SHARD_CHARS, unwanted_hashes=unwanted) for d in chosen}
     trained = unwanted | {document.text_hash for documents in shards.values() for document in documents}
     heldout = {d.name: _heldout(d, trained) for d in chosen}
@@ -94,10 +96,14 @@ def gather(n_workers: int, depth: int, *, domains: Sequence[Domain] | None = Non
     )
 
 
+def _has_enough(domain: Domain, unwanted: frozenset[str]) -> bool:
+    """Whether this machine has what is scored: how much there is of a domain depends on the packages beside ours."""
+    return len(read_documents(domain, "heldout", max_documents=_WANTED // 2, unwanted_hashes=unwanted)) >= _WANTED // 2
+
+
 def _heldout(domain: Domain, trained: frozenset[str]) -> tuple[Text, ...]:
-    wanted = N_VALIDATION_DOCUMENTS + N_SCORED_DOCUMENTS
-    documents = read_documents(domain, "heldout", max_documents=wanted, unwanted_hashes=trained)
-    if len(documents) < wanted // 2:
+    documents = read_documents(domain, "heldout", max_documents=_WANTED, unwanted_hashes=trained)
+    if len(documents) < _WANTED // 2:
         raise DataError(
             f"demo text: domain {domain.name} has only {len(documents)} documents to hold out on this machine"
         )

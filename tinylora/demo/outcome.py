@@ -34,6 +34,7 @@ from tinylora.federation.summary import summarise
 from tinylora.model import TreeModel
 from tinylora.release import make_bundle
 from tinylora.report import build_report, write_report
+from tinylora.report.plots import NO_PICTURES, can_draw
 from tinylora.routing.policy import Router
 from tinylora.simulate import SimulatedWorker, simulate
 from tinylora.tree import NodePath
@@ -98,6 +99,8 @@ def write_outcome(
         notes=_notes(settings),
     )
     write_report(report, out)
+    if not can_draw():
+        say(NO_PICTURES)
     return report
 
 

@@ -12,6 +12,7 @@ from tinylora.quality.plan import jobs_of
 from tinylora.quality.rows import Results, leaf_memory_row, make_rows
 from tinylora.quality.run import Say, do_jobs, open_folder, tune
 from tinylora.report import versions
+from tinylora.report.plots import NO_PICTURES, can_draw
 
 
 def report(
@@ -26,10 +27,12 @@ def report(
     """Train and score what is missing in `out`, then write tables and pictures; returns what `quality.json` holds.
 
     Raises:
-        SettingError: The configuration is wrong, or `out` belongs to another one.
+        SettingError: The configuration is wrong, `out` belongs to another one, or there is nothing to draw with.
         DataError: The machine has too little text.
         StorageError: `out` cannot be written.
     """
+    if not can_draw():  # before an hour of work, not after it
+        raise SettingError(NO_PICTURES)
     config = read_config(config_file, preset=preset, rows=rows)
     jobs = jobs_of(config)
     open_folder(out, config)

@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import importlib.util
 import os
 import re
 import stat
@@ -25,6 +26,9 @@ _KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
 }
 _PACKINGS: dict[str, Packing] = {".gz": "gz", ".zst": "zst"}
+_PACKAGES: dict[Kind | Packing, str] = {"parquet": "datasets", "zst": "zstandard"}
+"""What reads them; of the extra `data`, because most text comes in neither and they are large."""
+INSTALL_DATA = "pip install 'tinylora[data]'"
 _NO_FILES = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -51,11 +55,22 @@ def find_sources(paths: Sequence[Path]) -> list[Source]:
 
     Raises:
         DataError: A path is missing, is neither file nor folder, an address, or a glob that nothing fits; a folder
-            cannot be read.
+            cannot be read; a file needs a package that is not installed.
     """
     if not paths:
         raise DataError(f"no data was named; expected {READABLE}")
-    return [source for path in paths for source in _sources_at(path)]
+    found = [source for path in paths for source in _sources_at(path)]
+    for source in found:
+        for package in lacking(source.path):
+            raise DataError(f"{source.path}: reading it needs the package {package}: {INSTALL_DATA}")
+    return found
+
+
+def lacking(path: Path) -> list[str]:
+    """Packages that reading this file takes and that are not installed; nothing is imported."""
+    source = _source(path, path.name, None)
+    needed = (_PACKAGES.get(what, "") for what in (source.kind, source.packing))
+    return [package for package in needed if package and importlib.util.find_spec(package) is None]
 
 
 def is_pattern(path: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from tinylora.errors import StorageError
 from tinylora.report import systems
 from tinylora.report.markdown import to_markdown
-from tinylora.report.plots import plot_loss, plot_routing
+from tinylora.report.plots import can_draw, plot_loss, plot_routing
 from tinylora.report.systems import DocumentScore
 
 FORMAT = 1
@@ -101,6 +101,8 @@ def build_report(
 def write_report(report: Mapping[str, Any], directory: Path) -> dict[str, Path]:
     """Write `report.json`, `report.md` and, where there is something to draw, `loss.png` and `routing.png`.
 
+    Without matplotlib there are no pictures.
+
     Returns:
         What was written, by kind: json, md, loss, routing.
 
@@ -110,9 +112,9 @@ def write_report(report: Mapping[str, Any], directory: Path) -> dict[str, Path]:
     files = {kind: directory / name for kind, name in (("json", "report.json"), ("md", "report.md"))}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if any(unit.get("losses") for unit in report["units"]):
+        if can_draw() and any(unit.get("losses") for unit in report["units"]):
             files["loss"] = plot_loss(report["units"], directory / "loss.png")
-        if report["routing"]:
+        if can_draw() and report["routing"]:
             files["routing"] = plot_routing(report["routing"], directory / "routing.png")
         _replace(files["json"], json.dumps(report, indent=1, allow_nan=False) + "\n")
         _replace(files["md"], to_markdown(report))

@@ -1,9 +1,12 @@
 """Two pictures of a run. matplotlib is imported inside, because most commands never draw."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tinylora.errors import SettingError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +20,14 @@ MAX_LEGEND = 20
 SMOOTHED = 7
 _DASHES = ("-", "--", ":", "-.")
 _NO_TIME = {"Software": None}  # matplotlib's own version in the file would make equal pictures differ
+
+
+NO_PICTURES = "pictures are drawn by matplotlib, which is not installed: pip install 'tinylora[pictures]'"
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed; it is not imported."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 @dataclass
@@ -121,7 +132,13 @@ def _frame(axes: Axes, column: int, row: int) -> None:
 
 
 def new_figure(*, height_px: int) -> tuple[Figure, Axes]:
-    """An empty picture of `WIDTH_PX`."""
+    """An empty picture of `WIDTH_PX`.
+
+    Raises:
+        SettingError: There is nothing to draw with.
+    """
+    if not can_draw():
+        raise SettingError(NO_PICTURES)
     from matplotlib import figure as mpl  # no pyplot: it keeps every figure alive and looks for a window system
 
     figure = mpl.Figure(figsize=(WIDTH_PX / DPI, height_px / DPI), dpi=DPI, layout="constrained")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tinylora.command_line import Version
 from tinylora.command_line import run as run_app
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Train leaves of a TinyLoRA run on your own text. The text stays on this machine.",
     no_args_is_help=True,
-    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     epilog="Example: tinylora-worker join https://tree.example.org:8443 --token-file T --data notes.jsonl",
@@ -131,7 +131,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.", rich
 
 
 @app.callback()
-def worker() -> None:
+def worker(version: Version = False) -> None:
     """Train leaves of a TinyLoRA run on your own text. The text stays on this machine."""
 
 

@@ -82,7 +82,7 @@ def examine(asked: Asked, *, told: Callable[[Check], None] = lambda check: None)
         devices = pool.submit(looking.look_at_devices)
         door = pool.submit(_ask_at_the_door, asked)
         tell(judge_python(looking.python_version()))
-        tell(judge_packages(tinylora.__version__, looking.missing_packages()))
+        tell(judge_packages(tinylora.__version__, looking.missing_packages(asked.data)))
         if "home" not in asked.skip:
             tell(judge_home(looking.look_at_home(asked.home)))
         tell(judge_power(looking.look_at_power()))

@@ -44,7 +44,10 @@ def judge_packages(version: str, missing: Sequence[str]) -> Check:
     """Whether what training needs is installed; `version` is tinylora's."""
     if not missing:
         return Check("packages", "ok", f"tinylora {version}")
-    cure = "install it again: uv tool install --reinstall --torch-backend auto tinylora"
+    is_extra = set(missing) <= {"datasets", "zstandard"}
+    what = "'tinylora[data]'" if is_extra else "tinylora"
+    again = f"install it {'with what reads such text' if is_extra else 'again'}"
+    cure = f"{again}: uv tool install --reinstall --torch-backend auto {what}"
     return Check("packages", "fail", f"not installed: {', '.join(missing)}", "all of them", cure, "TL-PKG-001")
 
 

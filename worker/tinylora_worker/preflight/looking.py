@@ -17,9 +17,10 @@ import psutil
 import pynvml
 from filelock import FileLock, Timeout
 
+from tinylora.reading.sources import lacking
 from tinylora_worker.preflight.facts import Devices, Disk, Gpu, HomeState, Memory, Power, TextPlace
 
-NEEDED_PACKAGES = ("torch", "transformers", "datasets", "flwr", "grpc", "safetensors", "tokenizers")
+NEEDED_PACKAGES = ("torch", "transformers", "flwr", "grpc", "safetensors", "tokenizers")
 LOCK_FILE = "lock"
 _ABSENT = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_NOT_FOUND)
 """What NVML says where there is no driver at all."""
@@ -32,9 +33,10 @@ def python_version() -> Sequence[int]:
     return sys.version_info[:3]
 
 
-def missing_packages() -> list[str]:
-    """What training needs and is not installed; nothing is imported."""
-    return [name for name in NEEDED_PACKAGES if importlib.util.find_spec(name) is None]
+def missing_packages(paths: Sequence[str] = ()) -> list[str]:
+    """What training needs, on the text at `paths`, and is not installed; nothing is imported."""
+    missing = [name for name in NEEDED_PACKAGES if importlib.util.find_spec(name) is None]
+    return missing + sorted({package for text in paths for file in _files_of(text) for package in lacking(file)})
 
 
 def look_at_home(home: Path) -> HomeState:
