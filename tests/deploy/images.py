@@ -76,21 +76,22 @@ class Images:
         wheels = self.folder / "wheels"
         if not (wheels / ".complete").exists():
             [torch] = [line for line in (ROOT / "constraints.txt").read_text().split() if line.startswith("torch==")]
-            if not self._download(wheels, "--retries=0", "--timeout=15", "--index-url", TORCH_CPU_INDEX, torch):
+            if not self._download(wheels, torch, "--retries=0", "--timeout=15", "--index-url", TORCH_CPU_INDEX):
                 assert self._download(wheels, torch)
             needed = ROOT / "deploy" / "requirements.txt"
             assert self._download(wheels, "--find-links", str(wheels), "-r", str(needed))
             build = [word for _, text in stages()["tools"].instructions for word in text.split() if "hatchling" in word]
-            tools = ("packaging", "pathspec", "pluggy", "trove-classifiers")
-            assert self._download(wheels, *build, *tools, "-c", str(needed), "-c", str(ROOT / "constraints.txt"))
+            assert self._download(wheels, *build, "-c", str(needed), with_needs=True)
             (wheels / ".complete").touch()
         return wheels
 
-    def _download(self, wheels: Path, *words: str) -> bool:
+    def _download(self, wheels: Path, *words: str, with_needs: bool = False) -> bool:
+        """Whether pip could fetch it."""
         wheels.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
         python = ["--python-version", "3.11", "--only-binary", ":all:", "--dest", str(wheels)]
-        return subprocess.run([*pip, *python, *words], capture_output=True, check=False).returncode == 0
+        how = [] if with_needs else ["--no-deps"]
+        return subprocess.run([*pip, *how, *python, *words], capture_output=True, check=False).returncode == 0
 
     def make_context(self) -> Path:
         """A clone's worth of files, with wheels where the Dockerfile looks for them."""
