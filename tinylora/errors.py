@@ -17,6 +17,18 @@ A message is one sentence or two: what, where, expected against received, what t
 after "error: " and nothing else; a traceback is a bug.
 """
 
+from typing import NamedTuple
+
+
+class Explanation(NamedTuple):
+    """Why something fails or is refused, and what helps: in the reference, and where somebody asks a program.
+
+    Both are Markdown of one paragraph, in sentences.
+    """
+
+    cause: str
+    cure: str
+
 
 class TinyLoraError(Exception):
     """Base of all foreseen errors; `exit_code` is what a command ends with.

@@ -89,7 +89,9 @@ def coordinator(version: Version = False) -> None:
 # --- making and serving ---------------------------------------------------------------------------------------------
 
 
-@app.command(epilog=f"{CODES} 4 the base cannot be loaded.")
+@app.command(
+    epilog=f"{CODES} 4 the base cannot be loaded. Example: tinylora-coordinator init DIR --base BASE --host NAME"
+)
 def init(
     folder: Folder,
     base: Annotated[str, typer.Option("--base", help="Base model: a local folder or a hub id.")],
@@ -154,7 +156,8 @@ def init(
 
 @app.command(
     epilog="Exit codes: 0 finished, or stopped by a signal; 2 an option is wrong, or there is no run in DIR; 6 the "
-    "address cannot be opened; 8 the folder cannot be written, or is being served already."
+    "address cannot be opened; 8 the folder cannot be written, or is being served already. "
+    "Example: tinylora-coordinator serve DIR --host 0.0.0.0"
 )
 def serve(
     folder: Folder,
@@ -253,7 +256,7 @@ def _own_certificate(certificate: Path | None, private_key: Path | None, ca: Pat
 # --- letting workers in ---------------------------------------------------------------------------------------------
 
 
-@token.command("create", epilog=CODES)
+@token.command("create", epilog=f"{CODES} Example: tinylora-coordinator token create DIR --uses 4 --expires 7d")
 def token_create(
     folder: Folder,
     role: Annotated[
@@ -343,7 +346,7 @@ def _check_for_people(given: dict[str, bool]) -> None:
         raise click.UsageError(f"{', '.join(odd)}: only a worker's token can have that")
 
 
-@token.command("list", epilog=CODES)
+@token.command("list", epilog=f"{CODES} Example: tinylora-coordinator token list DIR")
 def token_list(folder: Folder, as_json: Json = False) -> None:
     """List the tokens; their secrets are known to nobody here."""
     from tinylora_coordinator import desk
@@ -362,7 +365,7 @@ def token_list(folder: Folder, as_json: Json = False) -> None:
         typer.echo(f"{row['token_id']} {row['state']}: {used}, until {row['expires']}{approval}{tags}")
 
 
-@token.command("revoke", epilog=CODES)
+@token.command("revoke", epilog=f"{CODES} Example: tinylora-coordinator token revoke DIR 3f9a0c12de")
 def token_revoke(
     folder: Folder,
     token_id: Annotated[str, typer.Argument(metavar="TOKEN_ID", help="As `token list` shows it.")],
@@ -379,7 +382,7 @@ def token_revoke(
         _say(f"{len(revoked)} workers are out: {_when(folder)}")
 
 
-@workers.command("list", epilog=CODES)
+@workers.command("list", epilog=f"{CODES} Example: tinylora-coordinator workers list DIR")
 def workers_list(folder: Folder, as_json: Json = False) -> None:
     """List the workers: who was let in, and what each has done."""
     from tinylora_coordinator import desk
@@ -393,7 +396,7 @@ def workers_list(folder: Folder, as_json: Json = False) -> None:
         typer.echo(f"{row['worker']}{name} {row['state']}: {row['units']} units, {row['tokens']} tokens{tags}")
 
 
-@workers.command("approve", epilog=CODES)
+@workers.command("approve", epilog=f"{CODES} Example: tinylora-coordinator workers approve DIR w-0123456789abcdef")
 def workers_approve(folder: Folder, worker: Worker) -> None:
     """Let a waiting worker in; it asks again within seconds."""
     from tinylora_coordinator import desk
@@ -402,7 +405,9 @@ def workers_approve(folder: Folder, worker: Worker) -> None:
     _say(f"{worker} may take part")
 
 
-@workers.command("revoke", epilog=CODES)
+@workers.command(
+    "revoke", epilog=f"{CODES} Example: tinylora-coordinator workers revoke DIR w-0123456789abcdef --reason spam"
+)
 def workers_revoke(folder: Folder, worker: Worker, reason: Reason = "") -> None:
     """Shut the door on a worker at once, and take its share out of the run."""
     from tinylora_coordinator import desk
@@ -411,7 +416,7 @@ def workers_revoke(folder: Folder, worker: Worker, reason: Reason = "") -> None:
     _say(f"{worker} is out; its share is taken out {_when(folder)}")
 
 
-@workers.command("erase", epilog=CODES)
+@workers.command("erase", epilog=f"{CODES} Example: tinylora-coordinator workers erase DIR w-0123456789abcdef")
 def workers_erase(folder: Folder, worker: Worker, reason: Reason = "") -> None:
     """As revoke, and delete every blob that the worker has sent."""
     from tinylora_coordinator import desk
@@ -420,7 +425,7 @@ def workers_erase(folder: Folder, worker: Worker, reason: Reason = "") -> None:
     _say(f"{worker} is out; its share and its blobs go {_when(folder)}")
 
 
-@workers.command("release", epilog=CODES)
+@workers.command("release", epilog=f"{CODES} Example: tinylora-coordinator workers release DIR w-0123456789abcdef")
 def workers_release(folder: Folder, worker: Worker, reason: Reason = "") -> None:
     """Take a worker's unit from it, so that somebody else may have it; nothing is held against the worker."""
     from tinylora_coordinator import desk
@@ -429,7 +434,7 @@ def workers_release(folder: Folder, worker: Worker, reason: Reason = "") -> None
     _say(f"order {given.order_id}: the unit of {worker} is free {_when(folder)}")
 
 
-@workers.command("reassign", epilog=CODES)
+@workers.command("reassign", epilog=f"{CODES} Example: tinylora-coordinator workers reassign DIR w-0123456789abcdef 01")
 def workers_reassign(
     folder: Folder,
     worker: Worker,
@@ -446,19 +451,19 @@ def workers_reassign(
 # --- steering and looking -------------------------------------------------------------------------------------------
 
 
-@app.command(epilog=CODES)
+@app.command(epilog=f"{CODES} Example: tinylora-coordinator pause DIR")
 def pause(folder: Folder, reason: Reason = "") -> None:
     """Give no more units out; those under way may come back."""
     _order(folder, "pause", reason)
 
 
-@app.command(epilog=CODES)
+@app.command(epilog=f"{CODES} Example: tinylora-coordinator resume DIR")
 def resume(folder: Folder, reason: Reason = "") -> None:
     """Give units out again."""
     _order(folder, "resume", reason)
 
 
-@app.command(epilog=CODES)
+@app.command(epilog=f"{CODES} Example: tinylora-coordinator finish DIR")
 def finish(folder: Folder, reason: Reason = "") -> None:
     """End the run with what there is, and release its bundle."""
     _order(folder, "finish", reason)
@@ -478,7 +483,7 @@ def _when(folder: Path) -> str:
     return "within seconds" if is_served(folder) else "when the run is served next"
 
 
-@app.command(epilog=CODES)
+@app.command(epilog=f"{CODES} Example: tinylora-coordinator status DIR --follow")
 def status(
     folder: Folder,
     as_json: Json = False,
@@ -500,7 +505,9 @@ def status(
         time.sleep(every)
 
 
-@app.command(epilog=f"{CODES} 3 the run has no tree yet, or does not know the worker.")
+@app.command(
+    epilog=f"{CODES} 3 the run has no tree yet, or does not know the worker. Example: tinylora-coordinator bundle DIR"
+)
 def bundle(
     folder: Folder,
     out: Annotated[
@@ -542,7 +549,10 @@ def bundle(
     _say(f"{out}: sha256 {made.sha256}, of the first {made.n_events} events, signed by key {key}")
 
 
-@app.command(epilog=f"{CODES} 3 the run has no tree yet; 4 the base is not here.")
+@app.command(
+    epilog=f"{CODES} 3 the run has no tree yet; 4 the base is not here. "
+    "Example: tinylora-coordinator leaf DIR 01 --out 01.zip"
+)
 def leaf(
     folder: Folder,
     path: Annotated[str, typer.Argument(metavar="LEAF", help="Its path, such as 0110; `root` for the root.")],
@@ -565,7 +575,7 @@ def leaf(
     _say(f"{out}: leaf {path}, {made['n_steps']} steps, rank {made['rank']}")
 
 
-@app.command(epilog=f"{CODES} A backup that was there before stays until the new one is whole.")
+@app.command(epilog=f"{CODES} Example: tinylora-coordinator backup DIR --out run.tar")
 def backup(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", help="File to write, *.tar, outside of DIR; an older one is replaced.")],
@@ -576,7 +586,8 @@ def backup(
 ) -> None:
     """Write the run into one file, served or not, from which `restore` makes a folder that goes on. Repeatable.
 
-    The run's keys are in it: whoever has the file can pass for this coordinator. It is written for its owner alone.
+    The run's keys are in it: whoever has the file can pass for this coordinator. It is written for its owner alone. A
+    backup that was there before stays until the new one is whole.
     """
     from tinylora_coordinator.backup.taking import take_backup
 
@@ -606,7 +617,7 @@ def _so_far(found: "Manifest") -> str:
     return f"{found.n_events} events, chain {found.chain[:16]}" if found.n_events else "0 events"
 
 
-@app.command(epilog=f"{CODES} When FILE is no sound backup nothing is left in DIR.")
+@app.command(epilog=f"{CODES} Example: tinylora-coordinator restore run.tar DIR")
 def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `backup` wrote.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run; new, or empty.")],
@@ -615,7 +626,7 @@ def restore(
     """Make a run's folder from a backup, after each file of it, its ledger and its chain were checked.
 
     What was accepted after the backup is done again by the workers, which come back by themselves. See that nobody
-    serves the original any more.
+    serves the original any more. Of a FILE that is no sound backup nothing is left in DIR.
     """
     from tinylora_coordinator.backup.restoring import restore_backup
 
@@ -632,7 +643,7 @@ def restore(
         _say(f"{each}: is not here; the run was served with a certificate of your own, which no backup holds")
 
 
-@app.command(epilog=CODES)
+@app.command(epilog=f"{CODES} Example: tinylora-coordinator record DIR --out events.jsonl.gz")
 def record(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", help="File to write: events.jsonl, or events.jsonl.gz, packed.")],
@@ -648,7 +659,7 @@ def record(
 
 @app.command(
     epilog="Exit codes: 0 ended by Ctrl-C; 2 an option is wrong; 3 FILE is no recording; 6 the port is taken; 8 FILE "
-    "cannot be read."
+    "cannot be read. Example: tinylora-coordinator replay --example"
 )
 def replay(
     file: Annotated[
@@ -673,7 +684,7 @@ def replay(
     show(where, speed=speed, begin=begin, hold_at=hold_at, is_loop=loop, port=port, say=_say)
 
 
-@app.command(epilog=f"{CODES} 4 it is not the run's base.")
+@app.command(epilog=f"{CODES} 4 it is not the run's base. Example: tinylora-coordinator lookup DIR --base BASE")
 def lookup(
     folder: Folder, base: Annotated[str, typer.Option("--base", help="The run's base: a local folder or a hub id.")]
 ) -> None:
@@ -688,7 +699,11 @@ def lookup(
     _say(f"{folder}: the dashboard can route texts now")
 
 
-@app.command("verify-log", epilog="Exit codes: 0 all is as it was written; 2 no run in DIR; 8 something is not.")
+@app.command(
+    "verify-log",
+    epilog="Exit codes: 0 all is as it was written; 2 no run in DIR; 8 something is not. "
+    "Example: tinylora-coordinator verify-log DIR",
+)
 def verify_log(folder: Folder, as_json: Json = False) -> None:
     """Walk over the whole ledger: the chain of events, the tables made from them, every blob. May take minutes."""
     from tinylora.errors import StorageError
@@ -704,7 +719,10 @@ def verify_log(folder: Folder, as_json: Json = False) -> None:
         raise StorageError(f"{folder}: {len(found['faults'])} faults, the first one: {found['faults'][0]}")
 
 
-@app.command(epilog="Exit codes: 0 it may face the internet; 1 a check failed; 2 no run in DIR, or a bad URL.")
+@app.command(
+    epilog="Exit codes: 0 it may face the internet; 1 a check failed; 2 no run in DIR, or a bad URL. "
+    "Example: tinylora-coordinator selfcheck DIR --url https://run.example.org:8443"
+)
 def selfcheck(
     folder: Folder,
     url: Annotated[
@@ -737,7 +755,10 @@ def selfcheck(
         raise TinyLoraError(f"{url}: {sum(check.status == 'fail' for check in checks)} checks failed")
 
 
-@app.command(epilog="Exit codes: 0 healthy; 2 no run in DIR, or a bad URL; 6 nobody answers, or who is no coordinator.")
+@app.command(
+    epilog="Exit codes: 0 healthy; 2 no run in DIR, or a bad URL; 6 nobody answers, or who is no coordinator. "
+    "Example: tinylora-coordinator health DIR"
+)
 def health(
     where: Annotated[
         str, typer.Argument(metavar="[DIR|URL]", help="The run's folder on this machine, or a coordinator's address.")

@@ -156,7 +156,7 @@ def test_a_dry_run_joins_nothing_and_uses_nothing_up(world: World) -> None:
 def test_a_check_that_fails_ends_it_with_its_code_before_the_trainer_does_anything(world: World) -> None:
     token = replace(parse_token(world.run.token()), secret="s" * 32).text
     assert world.go("\n", token=token) == 7 and world.worked == []
-    assert "TL-TOK-002" in world.text and "docs/how-to/join.md#tl-tok-002-" in world.text and "Start?" not in world.text
+    assert "TL-TOK-002" in world.text and "doctor --explain TL-TOK-002" in world.text and "Start?" not in world.text
     assert not any(word.startswith("load") for word in world.trainer.said) and "ssss" not in world.text
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tinylora.command_line import ending
 from tinylora.commands.options import DEMO_BASE, AsJson, BundleBase, BundleFile, Quantise, Threads, print_json
 
 if TYPE_CHECKING:
@@ -25,12 +26,15 @@ _DRAW, _LOAD = "Drawing", "Loading"
 AnyPolicy = Annotated[
     str | None,
     typer.Option(
-        "--policy", help="soft, top2, hard, elastic; also hard@window:64, hard@sequence:32; default: its own."
+        "--policy", help="soft, top2, hard, elastic; also hard@window:64, hard@sequence:32; default: the bundle's."
     ),
 ]
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, rich_help_panel=_DRAW)]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.", rich_help_panel=_DRAW)]
 Temperature = Annotated[
-    float, typer.Option("--temperature", min=0, help="0: always the likeliest token.", rich_help_panel=_DRAW)
+    float,
+    typer.Option(
+        "--temperature", min=0, help="How freely tokens are drawn; 0: always the likeliest.", rich_help_panel=_DRAW
+    ),
 ]
 TopP = Annotated[
     float,
@@ -42,15 +46,21 @@ TopK = Annotated[
     int | None, typer.Option("--top-k", min=1, help="Draw among so many of the likeliest.", rich_help_panel=_DRAW)
 ]
 Seed = Annotated[
-    int, typer.Option("--seed", min=0, help="Of the draws; one prompt's hang on no other's.", rich_help_panel=_DRAW)
+    int,
+    typer.Option("--seed", min=0, help="Seed of the draws; one prompt's hang on no other's.", rich_help_panel=_DRAW),
 ]
 Stop = Annotated[
     list[str] | None,
     typer.Option("--stop", help="Text that ends an answer; give it several times.", rich_help_panel=_DRAW),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_LOAD)]
+Device = Annotated[
+    str, typer.Option("--device", help="Where it runs: auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_LOAD)
+]
 Dtype = Annotated[
-    str, typer.Option("--dtype", help="Of the base: fp32, bf16, fp16; auto: as it is stored.", rich_help_panel=_LOAD)
+    str,
+    typer.Option(
+        "--dtype", help="Number type of the base: fp32, bf16, fp16; auto: as it is stored.", rich_help_panel=_LOAD
+    ),
 ]
 Leaves = Annotated[
     str | None,
@@ -70,7 +80,7 @@ NoVerify = Annotated[
 ]
 
 
-@app.command()
+@app.command(epilog=ending("tinylora generate bundle.safetensors --prompt 'Once upon a time'", 2, 3, 4, 5, 8))
 def generate(
     bundle: BundleFile,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Text to continue, shown as it is written.")] = None,
@@ -131,7 +141,7 @@ def generate(
             _many(answer, questions, drawing, stream)
 
 
-@app.command()
+@app.command(epilog=ending("tinylora chat bundle.safetensors --show-route", 2, 4, 5))
 def chat(
     bundle: BundleFile,
     base: BundleBase = None,

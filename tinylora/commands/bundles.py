@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
+from tinylora.command_line import ending
 from tinylora.commands.options import AsJson, BundleFile, place_of, print_json
 
 app = typer.Typer()
 OutFile = Annotated[Path, typer.Option("--out", help="Bundle to write; one that stands there is replaced.")]
 
 
-@app.command()
+@app.command(epilog=ending("tinylora verify bundle.safetensors --key KEY --base BASE", 2, 4, 5))
 def verify(
     bundle: BundleFile,
     key: Annotated[
@@ -40,7 +41,7 @@ def verify(
         typer.echo(f"{base}: the base that it was made for")
 
 
-@app.command()
+@app.command(epilog=ending("tinylora inspect bundle.safetensors", 5))
 def inspect(bundle: BundleFile, as_json: AsJson = False) -> None:
     """Tell what is in a bundle and draw its tree; the header alone is read."""
     from tinylora.derive.drawing import describe_file, in_words
@@ -53,7 +54,9 @@ def inspect(bundle: BundleFile, as_json: AsJson = False) -> None:
         typer.echo(line)
 
 
-@app.command()
+@app.command(
+    epilog=ending("tinylora diff a.safetensors b.safetensors --exit-code", 1, 5, _1="they differ, with --exit-code")
+)
 def diff(
     first: Annotated[Path, typer.Argument(metavar="A", help="Bundle file.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Bundle file to compare with it.")],
@@ -73,7 +76,7 @@ def diff(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=ending("tinylora cut bundle.safetensors --subtree 01 --out small.safetensors", 2, 5, 8))
 def cut(
     bundle: BundleFile,
     out: OutFile,
@@ -91,12 +94,16 @@ def cut(
     typer.echo(cut_file(bundle, out, rank=rank, ranks=parse_ranks(ranks), subtree=subtree, is_forced=force))
 
 
-@app.command()
+@app.command(
+    epilog=ending(
+        "tinylora merge a.safetensors b.safetensors --out both.safetensors", 2, 4, 5, 8, _4="they are on two bases"
+    )
+)
 def merge(
     first: Annotated[Path, typer.Argument(metavar="A", help="Bundle file; its tree comes left of the new root.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Bundle file; its tree comes right of the new root.")],
     out: OutFile,
-    name: Annotated[str, typer.Option("--name", help="Of the new bundle's run; default: both names.")] = "",
+    name: Annotated[str, typer.Option("--name", help="Name of the new bundle's run; default: both names.")] = "",
 ) -> None:
     """Put two runs on one base under a new root; its gate is solved from the leaf statistics in both bundles."""
     from tinylora.derive import merge_files
@@ -104,7 +111,7 @@ def merge(
     typer.echo(merge_files(first, second, out, name=name))
 
 
-@app.command()
+@app.command(epilog=ending("tinylora drop bundle.safetensors --leaf 01 --out without.safetensors", 2, 5, 8))
 def drop(
     bundle: BundleFile,
     leaf: Annotated[str, typer.Option("--leaf", metavar="PATH", help="Leaf to take out, such as 01.")],
@@ -120,13 +127,15 @@ def drop(
         typer.echo(line)
 
 
-@app.command()
+@app.command(epilog=ending("tinylora mush bundle.safetensors --out one.safetensors", 2, 5, 8))
 def mush(
     bundle: BundleFile,
     out: OutFile,
     how: Annotated[str, typer.Option("--how", help="uniform: the mean of the leaves; concat: their sum.")] = "uniform",
-    rank: Annotated[int | None, typer.Option("--rank", help="Compress to it; default: all ranks, exact.")] = None,
-    leaves: Annotated[str | None, typer.Option("--leaves", help="Such as 00,01; default: all trained ones.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", help="Rank to compress to; default: all ranks, exact.")] = None,
+    leaves: Annotated[
+        str | None, typer.Option("--leaves", help="Leaves to mix, such as 00,01; default: all trained ones.")
+    ] = None,
 ) -> None:
     """Mix several leaves of a bundle into a bundle of one adapter without routing."""
     from tinylora.derive import mush_file

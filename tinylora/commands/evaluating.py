@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tinylora.command_line import ending
 from tinylora.commands.options import (
     AsJson,
     BundleBase,
@@ -31,7 +32,9 @@ Policies = Annotated[
 ]
 
 
-@app.command("eval")
+@app.command(
+    "eval", epilog=ending("tinylora eval bundle.safetensors --data a.jsonl --data b.jsonl --policy all", 2, 3, 4, 5)
+)
 def evaluate(
     bundle: BundleFile,
     base: BundleBase = None,
@@ -87,13 +90,17 @@ def _domains(result: Mapping[str, Any]) -> Iterator[list[str]]:
         yield [domain, *(f"{row['nll'][domain]:.4f}" for row in systems.values()), *best]
 
 
-@app.command("lm-eval")
+@app.command(
+    "lm-eval", epilog=ending("tinylora lm-eval bundle.safetensors --tasks arc_easy,piqa --policy hard", 2, 4, 5, 8)
+)
 def lm_eval(
     bundle: BundleFile,
     tasks: Annotated[str, typer.Option("--tasks", help="Tasks, groups or tags of lm-eval, such as arc_easy,piqa.")],
     base: BundleBase = None,
     policy: Policies = None,
-    leaf: Annotated[list[str] | None, typer.Option(help="All text to this leaf, such as 01; several times.")] = None,
+    leaf: Annotated[
+        list[str] | None, typer.Option(help="All text to this leaf, such as 01; give it several times.")
+    ] = None,
     with_base: Annotated[bool, typer.Option("--with-base", help="Also the base alone.")] = False,
     include_path: Annotated[Path | None, typer.Option(help="Folder with further tasks, in YAML.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task; default: all.")] = None,

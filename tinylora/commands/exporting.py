@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tinylora.command_line import ending
 from tinylora.commands.options import DEMO_BASE, AsJson, BundleFile, place_of, print_json
 
 app = typer.Typer()
@@ -14,13 +15,17 @@ Forced = Annotated[bool, typer.Option("--force", help="Replace what an earlier e
 
 
 @app.command(
-    epilog="Example: tinylora export bundle.safetensors --leaf 01 --base org/base --out leaf-01",
+    epilog=ending("tinylora export bundle.safetensors --leaf 01 --base org/base --out leaf-01", 2, 4, 5, 8),
 )
 def export(
     bundle: BundleFile,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; whole or not at all.")],
-    leaf: Annotated[str | None, typer.Option("--leaf", help="Path such as 01; root is the root's.")] = None,
-    form: Annotated[str, typer.Option("--format", help="peft, vllm (all leaves), or merged (into the base).")] = "peft",
+    leaf: Annotated[
+        str | None, typer.Option("--leaf", help="Leaf to write, such as 01; root: the root's adapter.")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="peft: an adapter; vllm: all leaves; merged: the base with the leaf in it.")
+    ] = "peft",
     base: Annotated[
         str,
         typer.Option(
@@ -52,7 +57,14 @@ def export(
 
 @app.command(
     "import",
-    epilog="Example: tinylora import my-lora --base org/base --into bundle.safetensors --leaf 01 --out new.safetensors",
+    epilog=ending(
+        "tinylora import my-lora --base org/base --into bundle.safetensors --leaf 01 --out new.safetensors",
+        2,
+        4,
+        5,
+        8,
+        9,
+    ),
 )
 def import_adapter(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder that PEFT's save_pretrained wrote.")],

@@ -5,20 +5,25 @@ from typing import Annotated
 
 import typer
 
+from tinylora.command_line import ending
 from tinylora.commands.options import DEMO_BASE, AsJson, BaseWhere, DataDirs, Quantise, TextColumn, Threads, print_json
 
 app = typer.Typer()
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Decides first values and the order of batches.")]
+RouterSync = Annotated[
+    str, typer.Option("--router-sync", help="How routers are kept in step: statistics, weights, or both.")
+]
 
 
-@app.command()
+@app.command(epilog=ending("tinylora demo --workers 4 --depth 2", 2, 6, 8, 130))
 def demo(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 4,
     depth: Annotated[
         int, typer.Option(min=0, max=3, help="Depth of the tree: 2**depth leaves, one kind of text each.")
     ] = 2,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("demo-out"),
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    router_sync: Annotated[str, typer.Option(help="statistics, weights, or both.")] = "both",
+    seed: Seed = 0,
+    router_sync: RouterSync = "both",
     leaf_steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of each leaf.")] = None,
     open_browser: Annotated[
         bool | None, typer.Option("--open/--no-open", help="Open a browser on the live page; default: on a desktop.")
@@ -38,18 +43,18 @@ def demo(
     )
 
 
-@app.command()
+@app.command(epilog=ending("tinylora simulate --workers 8 --depth 3 --kill 2@1 --drop 0.1 --out OUT", 2, 3, 4, 8, 130))
 def simulate(
     workers: Annotated[int, typer.Option(min=1, max=256, help="Simulated workers; with --data, one per folder.")] = 4,
     depth: Annotated[int, typer.Option(min=0, help="Depth of the tree: 2**depth leaves.")] = 2,
     out: Annotated[Path, typer.Option(help="Folder for bundle, report and pictures.")] = Path("simulate-out"),
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     base: BaseWhere = DEMO_BASE,
     data: DataDirs = None,
     rank: Annotated[int | None, typer.Option(help="Rank of every adapter.")] = None,
     adapter: Annotated[str | None, typer.Option(help="Kind of every adapter, such as nested or tied:A,B,uv.")] = None,
     leaf_steps: Annotated[int | None, typer.Option(help="Optimiser steps of each leaf.")] = None,
-    router_sync: Annotated[str, typer.Option(help="statistics, weights, or both.")] = "both",
+    router_sync: RouterSync = "both",
     text_column: TextColumn = "text",
     kill: Annotated[list[str] | None, typer.Option(metavar="W@U", help="Worker W dies in its unit U.")] = None,
     silent: Annotated[list[str] | None, typer.Option(metavar="W@U", help="Worker W never answers unit U.")] = None,
@@ -74,7 +79,7 @@ def simulate(
         print_json(report)
 
 
-@app.command()
+@app.command(epilog=ending("tinylora report --preset ci --out OUT", 2, 3, 4, 8, 130))
 def report(
     config: Annotated[Path, typer.Option(help="What to train and score.")] = Path("benchmarks/quality.toml"),
     out: Annotated[Path, typer.Option(help="Folder for outcomes, tables and pictures.")] = Path("report-out"),

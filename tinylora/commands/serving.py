@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tinylora.command_line import ending
 from tinylora.commands.options import AsJson, BundleBase, BundleFile, PolicyText, base_for, print_json
 
 app = typer.Typer()
@@ -14,10 +15,12 @@ CheckBase = Annotated[
 ]
 
 
-@app.command()
+@app.command(epilog=ending("tinylora route bundle.safetensors 'SELECT name FROM t'", 2, 3, 4, 5))
 def route(
     bundle: BundleFile,
-    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Default: --in, else standard input.")] = None,
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="The text; default: --in, else standard input.")
+    ] = None,
     file: Annotated[Path | None, typer.Option("--in", help="File with the text.")] = None,
     base: BundleBase = None,
     policy: PolicyText = "hard",
@@ -40,7 +43,10 @@ def route(
         typer.echo(line)
 
 
-@app.command("route-proxy")
+@app.command(
+    "route-proxy",
+    epilog=ending("tinylora route-proxy bundle.safetensors --upstream http://127.0.0.1:8000", 2, 4, 5, 6),
+)
 def route_proxy(
     bundle: BundleFile,
     upstream: Annotated[str, typer.Option("--upstream", help="OpenAI-compatible server that has the leaves.")],
@@ -48,7 +54,7 @@ def route_proxy(
     host: Annotated[str, typer.Option("--host", help="Address to listen at; others than this one need trust.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8001,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen at; 0: a free one.")] = 8001,
     name: Annotated[str, typer.Option("--name", help="Model name by which the tree is asked for.")] = "tree",
     base_model: Annotated[
         str, typer.Option("--base-model", help="What the server calls the base; default: it is asked.")

@@ -6,6 +6,7 @@ is loaded; then with the fingerprints of the base it has loaded, so that a misma
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, NoReturn, TypeVar
 
@@ -13,7 +14,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinylora.config import BaseFacts, RunSettings
-from tinylora.errors import BaseModelError, NetworkError, ProtocolError, RefusedError
+from tinylora.errors import BaseModelError, Explanation, NetworkError, ProtocolError, RefusedError
 from tinylora.flower.identity import Identity
 from tinylora.flower.join_token import SYSTEM, JoinToken, parse_token
 from tinylora.flower.meter import Meter, unmetered
@@ -43,6 +44,51 @@ RefusalCode = Literal[
     "base",  # 409
 ]
 """Why somebody may not take part, with the HTTP status of the answer."""
+
+JOIN_REFUSALS: Mapping[RefusalCode, Explanation] = {
+    "malformed": Explanation(
+        "The body is no join request, or its token is none.",
+        "Copy the whole token; install the run's version of tinylora.",
+    ),
+    "key": Explanation(
+        "The public key is no EC P-384 key in the one PEM spelling that is taken.",
+        "A worker of ours sends the right one; other programs write it as `cryptography` does, with nothing around it.",
+    ),
+    "proof": Explanation(
+        "The request is not signed by the key that it names, for this run.",
+        "Join again with a token of this run: the pin in the token is part of what is signed.",
+    ),
+    "clock": Explanation(
+        "The request was signed more than five minutes before or after the coordinator's time.",
+        "The worker tries again by the coordinator's clock, which stands in the answer (`time_s`). If that fails, set "
+        "this machine's clock.",
+    ),
+    "token": Explanation(
+        "The token is unknown to this run, or its secret is wrong; or none was sent by a key that the run does not "
+        "know.",
+        "Copy all of it, or ask the operator for a new one.",
+    ),
+    "expired": Explanation("The token's time is up: a day, unless the operator said otherwise.", "Ask for a new one."),
+    "token_revoked": Explanation("The operator took the token back.", "Ask for a new one."),
+    "used_up": Explanation(
+        "As many workers as the token admits have come with it.",
+        "Join with the `--home` that used it, or ask for a new one.",
+    ),
+    "banned": Explanation("The operator removed this worker from the run.", "Ask the operator why."),
+    "pending": Explanation(
+        "The token's workers wait for approval, and this one has none yet. Answered with status 202.",
+        "Nothing to do: the worker asks again. The operator says `workers approve`.",
+    ),
+    "protocol": Explanation(
+        "The worker speaks another version of the protocol; `expected` and `received` say which.",
+        "Install the run's version of tinylora.",
+    ),
+    "base": Explanation(
+        "The worker has loaded another base than the run's: a fingerprint differs.",
+        "Leave `--base` out, or give the run's base.",
+    ),
+}
+"""What each of them means, and what helps."""
 AnyDocument = TypeVar("AnyDocument", bound=BaseModel)
 
 

@@ -10,7 +10,7 @@ import os
 import threading
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,7 +20,7 @@ from typing import Annotated
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tinylora.errors import NetworkError, ProtocolError, RefusedError, StorageError, TinyLoraError
+from tinylora.errors import Explanation, NetworkError, ProtocolError, RefusedError, StorageError, TinyLoraError
 from tinylora.failpoints import around, reach
 from tinylora.flower.compat.fleet import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
@@ -61,6 +61,20 @@ class NoReceipt(BaseModel):
     """Why the update was refused; `expired`: the unit was taken back, and its update has not come or was of no use any
     more; `unknown`: no such unit was ever given to this worker."""
     reason: Annotated[str, Field(max_length=1000)] = ""
+
+
+NO_RECEIPT: Mapping[str, Explanation] = {
+    "unknown": Explanation(
+        "The run never gave this unit to this worker.",
+        "Nothing to do: the worker drops it. It comes of a run that was set up anew, or of a home that was copied.",
+    ),
+    "expired": Explanation(
+        "The unit was taken back: its deadline passed, the worker left, or the operator released it.",
+        "Nothing to do. An update that is on its way may count yet, so the worker asks some more times before it "
+        "drops it.",
+    ),
+}
+"""Why a unit has no receipt, besides the codes of refused updates."""
 
 
 class ReceiptsAnswer(BaseModel):

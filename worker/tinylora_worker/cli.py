@@ -36,8 +36,9 @@ SEEN = "What others see"
 ENDINGS = (
     "Exit codes: 0 the run is finished or you left; 2 an option or the token makes no sense; 3 no usable text; "
     "4 another base, or too little memory; 6 the coordinator is unreachable; 7 it refused, or is not the one that the "
-    "token names; 8 a file cannot be written; 130 a second Ctrl-C."
+    "token names; 8 a file cannot be written; 9 somebody broke the protocol; 130 a second Ctrl-C."
 )
+TOLD = "Exit codes: 0 done; 2 an option makes no sense; 6 no worker runs in this home."
 app.add_typer(limits_app, name="limits", rich_help_panel=STEER)
 app.add_typer(data_app, name="data", rich_help_panel=LOOK)
 app.add_typer(service_app, name="service", rich_help_panel=CARE)
@@ -218,7 +219,7 @@ def run(
 # --- while it works ---------------------------------------------------------------------------------------------------
 
 
-@app.command(rich_help_panel=LOOK, epilog="Exit codes: 0; 6 no worker runs here. Example: tinylora-worker status")
+@app.command(rich_help_panel=LOOK, epilog="Exit codes: 0 done; 6 no worker runs here. Example: tinylora-worker status")
 def status(
     home: Home = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on telling until it ends.")] = False,
@@ -253,7 +254,7 @@ def health(home: Home = None, as_json: Json = False) -> None:
     _say(found.sentence)
 
 
-@app.command(rich_help_panel=STEER, epilog="Example: tinylora-worker pause --for 2h")
+@app.command(rich_help_panel=STEER, epilog=f"{TOLD} Example: tinylora-worker pause --for 2h")
 def pause(
     home: Home = None,
     lasts: Annotated[str, typer.Option("--for", metavar="SPAN", help="So long, such as 30m or 2h.")] = "",
@@ -268,7 +269,7 @@ def pause(
     _say(client.pause(_home(home), until_s))
 
 
-@app.command(rich_help_panel=STEER, epilog="Example: tinylora-worker resume")
+@app.command(rich_help_panel=STEER, epilog=f"{TOLD} Example: tinylora-worker resume")
 def resume(home: Home = None) -> None:
     """End a pause."""
     from tinylora_worker.agent import client
@@ -276,7 +277,7 @@ def resume(home: Home = None) -> None:
     _say(client.resume(_home(home)))
 
 
-@app.command(rich_help_panel=STEER, epilog="Example: tinylora-worker finish")
+@app.command(rich_help_panel=STEER, epilog=f"{TOLD} Example: tinylora-worker finish")
 def finish(home: Home = None) -> None:
     """Leave after the unit under way; remembered over a restart."""
     from tinylora_worker.agent import client
@@ -284,7 +285,7 @@ def finish(home: Home = None) -> None:
     _say(client.finish(_home(home)))
 
 
-@app.command(rich_help_panel=STEER, epilog="Example: tinylora-worker stop")
+@app.command(rich_help_panel=STEER, epilog=f"{TOLD} Example: tinylora-worker stop")
 def stop(home: Home = None) -> None:
     """Leave now: checkpoint, the unit goes back to the coordinator."""
     from tinylora_worker.agent import client
@@ -292,7 +293,12 @@ def stop(home: Home = None) -> None:
     _say(client.leave(_home(home)))
 
 
-@limits_app.callback(invoke_without_command=True)
+OF_LIMITS = (
+    "Exit codes: 0 done; 2 there is no such limit, or the value makes no sense; 8 the file cannot be read or written."
+)
+
+
+@limits_app.callback(invoke_without_command=True, epilog=f"{OF_LIMITS} Example: tinylora-worker limits")
 def limits(context: typer.Context, home: Home = None, as_json: Json = False) -> None:
     """What this worker may use. Your word is final over anything that a coordinator asks."""
     from tinylora_worker.limits import show
@@ -301,7 +307,7 @@ def limits(context: typer.Context, home: Home = None, as_json: Json = False) -> 
         typer.echo(show(_home(home), as_json=as_json))
 
 
-@limits_app.command("get", epilog="Example: tinylora-worker limits get vram")
+@limits_app.command("get", epilog=f"{OF_LIMITS} Example: tinylora-worker limits get vram")
 def get_limit(
     key: Annotated[str | None, typer.Argument(metavar="KEY", help="One of them; all by default.")] = None,
     home: Home = None,
@@ -314,7 +320,9 @@ def get_limit(
     typer.echo(show(place, as_json=as_json) if key is None else get(place, key, as_json=as_json))
 
 
-@limits_app.command("set", epilog="Example: tinylora-worker limits set vram=8GB 'schedule=Mon-Fri 22:00-07:00'")
+@limits_app.command(
+    "set", epilog=f"{OF_LIMITS} Example: tinylora-worker limits set vram=8GB 'schedule=Mon-Fri 22:00-07:00'"
+)
 def set_limit(
     assignments: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="Nothing after = lifts a limit.")],
     home: Home = None,
@@ -336,8 +344,9 @@ def set_limit(
 
 @app.command(
     rich_help_panel=LOOK,
-    epilog="Exit codes: 0 every check passes or warns; else of the first that fails, see docs/how-to/join.md. "
-    "Example: tinylora-worker doctor https://tree.example.org:8443 --token-file T",
+    epilog="Exit codes: 0 every check passes or warns; else that of the first that fails: 2 this machine or an option "
+    "does not fit; 3 no usable text; 4 another base, or too little memory; 6 the coordinator is unreachable; 7 it "
+    "refused; 8 a file cannot be written. Example: tinylora-worker doctor https://tree.example.org:8443 --token-file T",
 )
 def doctor(
     url: Annotated[str, typer.Argument(metavar="[URL]", help="A coordinator to look at, too.")] = "",
@@ -348,10 +357,19 @@ def doctor(
     home: Home = None,
     device: Device = "",
     skip_check: SkipCheck = None,
+    explain: Annotated[
+        str,
+        typer.Option(
+            "--explain", metavar="CODE", help="Only say what a code such as TL-TOK-002 means, and what helps."
+        ),
+    ] = "",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Look at this machine, and at a coordinator; changes nothing, uses no token up, downloads nothing."""
+    if explain:
+        _explain(explain, as_json=as_json)
+        return
     from tinylora_worker.limits import load
     from tinylora_worker.preflight.check import as_document, exit_code_of_checks, parse_skips
     from tinylora_worker.preflight.doctor import Asked, examine
@@ -370,7 +388,13 @@ def doctor(
     raise typer.Exit(exit_code_of_checks(found.checks))
 
 
-@app.command(rich_help_panel=LOOK, epilog="Exit codes: 0; 8 not readable. Example: tinylora-worker receipts")
+def _explain(code: str, *, as_json: bool) -> None:
+    from tinylora_worker.preflight.telling import explanation, explanation_lines
+
+    typer.echo(json.dumps(explanation(code), indent=1) if as_json else "\n".join(explanation_lines(code)))
+
+
+@app.command(rich_help_panel=LOOK, epilog="Exit codes: 0 done; 8 not readable. Example: tinylora-worker receipts")
 def receipts(home: Home = None, as_json: Json = False) -> None:
     """List the receipts of this home: the run's signed word for each update that it accepted."""
     from tinylora.flower.receipts import read_receipts
@@ -390,7 +414,9 @@ def own_text() -> None:
     """Your own text."""
 
 
-@data_app.command("check", epilog="Exit codes: 0; 3 it cannot be used. Example: tinylora-worker data check notes.jsonl")
+@data_app.command(
+    "check", epilog="Exit codes: 0 it can be used; 3 it cannot. Example: tinylora-worker data check notes.jsonl"
+)
 def check_data(
     paths: Annotated[list[str], typer.Argument(metavar="PATHS...", help="Files, folders, patterns.")],
     base: Annotated[str, typer.Option("--base", help="Count by this base's tokens; a folder, or in the cache.")] = "",
@@ -408,7 +434,9 @@ def check_data(
     run_data_check(places, base or None, roles, allow or (), as_json, window_tokens=window_tokens)
 
 
-@app.command(rich_help_panel=LOOK, epilog="Exit codes: 0; 3 no usable text; 4 no base. Example: tinylora-worker audit")
+@app.command(
+    rich_help_panel=LOOK, epilog="Exit codes: 0 measured; 3 no usable text; 4 no base. Example: tinylora-worker audit"
+)
 def audit(
     data: Data = None,
     base: Base = "",
@@ -435,7 +463,9 @@ def audit(
 # --- care -------------------------------------------------------------------------------------------------------------
 
 
-@app.command(rich_help_panel=CARE, epilog="Exit codes: 0; 7 a worker runs. Example: tinylora-worker clean --dry-run")
+@app.command(
+    rich_help_panel=CARE, epilog="Exit codes: 0 done; 7 a worker runs. Example: tinylora-worker clean --dry-run"
+)
 def clean(
     home: Home = None,
     everything: Annotated[bool, typer.Option("--all", help="Also what is of value, such as the key.")] = False,
@@ -453,7 +483,13 @@ def clean(
     typer.echo(report(clean_home(place, everything=everything, is_dry_run=dry_run, typed=typed), as_json=as_json))
 
 
-@service_app.command("install", epilog="Example: tinylora-worker service install")
+OF_SERVICES = (
+    "Exit codes: 0 done; 2 this system has no services of a user, or this home has joined no run; 8 the file cannot be "
+    "written."
+)
+
+
+@service_app.command("install", epilog=f"{OF_SERVICES} Example: tinylora-worker service install")
 def install_service(
     home: Home = None,
     show: Annotated[bool, typer.Option("--print", help="Print the file; install nothing.")] = False,
@@ -468,7 +504,7 @@ def install_service(
         _say("\n".join(install(place)))
 
 
-@service_app.command("uninstall", epilog="Example: tinylora-worker service uninstall")
+@service_app.command("uninstall", epilog=f"{OF_SERVICES} Example: tinylora-worker service uninstall")
 def uninstall_service(home: Home = None) -> None:
     """Stop it, and remove the unit; the home stays."""
     from tinylora_worker.service_unit import uninstall

@@ -1,12 +1,14 @@
 """How checks, estimate and consent look on a terminal. Pure: text with styles out."""
 
+import difflib
 from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
+from tinylora.errors import SettingError
 from tinylora_worker.preflight.check import NAMES, Check
+from tinylora_worker.preflight.codes import CODES
 
-PAGE = "docs/how-to/join.md"
 _MARKS = {"ok": ("✔", "green"), "warn": ("!", "yellow"), "fail": ("✘", "red"), "skip": ("-", "dim")}
 _ASCII_MARKS = {"ok": "ok", "warn": "!", "fail": "x", "skip": "-"}
 _WIDTH = max(map(len, NAMES))
@@ -14,7 +16,7 @@ _HEADING_WIDTH = 11
 
 
 def check_lines(check: Check, *, is_ascii: bool = False) -> list[Text]:
-    """What was found; for what fails also what is needed; the cure; the code and where it is explained."""
+    """What was found; for what fails also what is needed; the cure; the code and how to have it explained."""
     mark, style = _MARKS[check.status]
     first = Text("  ")
     first.append(f"{_ASCII_MARKS[check.status] if is_ascii else mark:<2}", style=style)
@@ -25,16 +27,32 @@ def check_lines(check: Check, *, is_ascii: bool = False) -> list[Text]:
         lines.append(Text(f"{indent}needed: {check.needed}"))
     if check.cure:
         lines.append(Text(f"{indent}{check.cure}"))
-        lines.append(Text(f"{indent}{check.code}, see {PAGE}#{anchor(check)}", style="dim"))
+        lines.append(Text(f"{indent}{check.code}: tinylora-worker doctor --explain {check.code}", style="dim"))
     return lines
 
 
-def anchor(check: Check) -> str:
-    """Where the page explains a code; a heading's anchor is its words in lower case with dashes, as GitHub makes it."""
-    from tinylora_worker.preflight.codes import CODES
+def explanation(code: str) -> dict[str, str | int]:
+    """What a code means, why it comes to that and what helps: also where no pages are installed.
 
-    heading = f"{check.code}: {CODES[check.code].title}".lower()
-    return "".join(sign for sign in heading if sign.isalnum() or sign in " -_").replace(" ", "-")
+    Raises:
+        SettingError: There is no such code.
+    """
+    wanted = code.strip().upper()
+    if wanted not in CODES:
+        near = difflib.get_close_matches(wanted, CODES, n=3, cutoff=0.5)
+        raise SettingError(f"--explain {code[:40]}: no such code; {'the nearest are' if near else 'there are'} "
+                           f"{', '.join(near or CODES)}")  # fmt: skip
+    told = CODES[wanted]
+    return {"code": wanted, "title": told.title, "check": told.check, "cause": told.cause, "cure": told.cure,
+            "exit_code": told.exit_code}  # fmt: skip
+
+
+def explanation_lines(code: str) -> list[str]:
+    """The same for people."""
+    told = explanation(code)
+    ends = f"ends with exit code {told['exit_code']}" if told["exit_code"] else "only warns"
+    return [f"{told['code']}: {told['title']}", f"  Cause: {told['cause']}", f"  Cure: {told['cure']}",
+            f"  Check: {told['check']}, which {ends}"]  # fmt: skip
 
 
 def heading_lines(pairs: Iterable[tuple[str, str]]) -> list[Text]:
