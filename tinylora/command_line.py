@@ -82,15 +82,13 @@ _ENDS = {
 }
 
 
-def ending(example: str, *numbers: int, **other: str) -> str:
-    """The last lines of a command's help: how it can end, and how it is called.
+def ending(example: str, *numbers: int, other: Mapping[int, str] | None = None) -> str:
+    """The last lines of a command's help: how it can end, by its exit codes besides 0, and how it is called.
 
-    Args:
-        example: The command as somebody types it.
-        numbers: Its exit codes besides 0.
-        other: What a code means for this command, such as `_1="they differ"`.
+    `other` says what a code means for this command where it is something else than for most.
     """
-    told = {number: other.get(f"_{number}", _ENDS[number]) for number in (0, *numbers)}
+    meanings = {**_ENDS, **(other or {})}
+    told = {number: meanings[number] for number in (0, *numbers)}
     return f"Exit codes: {'; '.join(f'{number} {meaning}' for number, meaning in told.items())}. Example: {example}"
 
 

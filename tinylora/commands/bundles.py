@@ -55,7 +55,9 @@ def inspect(bundle: BundleFile, as_json: AsJson = False) -> None:
 
 
 @app.command(
-    epilog=ending("tinylora diff a.safetensors b.safetensors --exit-code", 1, 5, _1="they differ, with --exit-code")
+    epilog=ending(
+        "tinylora diff a.safetensors b.safetensors --exit-code", 1, 5, other={1: "they differ, with --exit-code"}
+    )
 )
 def diff(
     first: Annotated[Path, typer.Argument(metavar="A", help="Bundle file.")],
@@ -96,7 +98,12 @@ def cut(
 
 @app.command(
     epilog=ending(
-        "tinylora merge a.safetensors b.safetensors --out both.safetensors", 2, 4, 5, 8, _4="they are on two bases"
+        "tinylora merge a.safetensors b.safetensors --out both.safetensors",
+        2,
+        4,
+        5,
+        8,
+        other={4: "they are on two bases"},
     )
 )
 def merge(

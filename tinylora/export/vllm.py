@@ -32,7 +32,7 @@ from tinylora.tree import NodePath
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank may be."""
 WITHOUT_LORA = ("BloomForCausalLM", "GPT2LMHeadModel", "GPTNeoXForCausalLM", "GPTJForCausalLM", "FalconForCausalLM")
-"""Architectures of which vLLM's own implementation takes no adapters (docs/models/supported_models.md)."""
+"""Architectures of which vLLM's own implementation takes no adapters (its page "Supported Models")."""
 
 
 @dataclass(frozen=True)

@@ -152,5 +152,5 @@ def _tail(endings: list[tuple[str, str]], example: str) -> str:
         told = (f"* [{number}](errors.md#exit-{number}): {prose(meaning)}" for number, meaning in endings)
         parts.append("Exit codes:\n\n" + "\n".join(told))
     if example:
-        parts.append("Example:\n\n" + block(example, "sh"))
+        parts.append("Example:\n\n" + block(example))
     return "\n\n".join(parts)

@@ -31,7 +31,7 @@ def _section(name: str) -> str:
     text = inspect.cleandoc(found.__doc__ or "")
     parts = [f"## {name}", f"From `{found.__module__}`.", block(text)]
     if not inspect.isclass(found):
-        parts.insert(2, block(_signature(found), "python"))
+        parts.insert(2, block(_signature(found)))
     elif methods := _methods(found):
         parts.append(table(("method", "what it does"), methods))
     return "\n\n".join(parts)
