@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.coordinator.running import free_port
@@ -146,6 +146,9 @@ class Session:
                 _signal(self._shell.pid, sign)
                 self._shell.poll()
                 time.sleep(0.1)
+        if self._shell.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._shell.stdin.close()
 
 
 def _signal(group: int, sign: signal.Signals) -> None:
