@@ -39,10 +39,11 @@ ROOT = Path(__file__).parents[2]
 SERVER, PORT = "203.0.113.10", 8443
 URL = f"https://{SERVER}:{PORT}"
 SETTINGS = {
-    "depth": 1, "rank": 4, "leaf_steps": 24, "unit_steps": 12, "batch_windows": 4, "window_tokens": 128,
+    "depth": 1, "rank": 4, "leaf_steps": 36, "unit_steps": 12, "batch_windows": 8, "window_tokens": 256,
     "min_workers": 4, "start_after_s": 600, "min_sequences": 20, "probe_windows": 2,
     "first_deadline_s": 600, "deadline_slack": 50,
 }  # fmt: skip
+"""A unit takes some seconds on idle cores, too: long enough to be in the middle of it."""
 LOST_PACKETS = 0.01
 PATIENCE_S = 600.0
 """For what takes minutes on a busy machine; whatever is waited for is an event and ends the wait."""
