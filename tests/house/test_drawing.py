@@ -1,13 +1,9 @@
-"""The drawing of the house and the README's table of exit codes are true."""
+"""The drawing of the house is true."""
 
 import re
 from pathlib import Path
 
-from tinylora import errors
-from tinylora.command_line import INTERRUPTED
-
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 HOUSE = (ROOT / "docs" / "explanation" / "house.md").read_text(encoding="utf-8")
 PACKAGES = ("tinylora", "coordinator", "worker")
 
@@ -37,9 +33,3 @@ def test_every_module_is_drawn() -> None:
         if (path.suffix == ".py" or path.is_dir()) and not path.name.startswith(("_", "."))
     }
     assert modules - drawn() == set()
-
-
-def test_exit_codes() -> None:
-    table = {int(code) for code in re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)}
-    classes = [errors.TinyLoraError, *errors.TinyLoraError.__subclasses__()]
-    assert table == {0, INTERRUPTED, *(error.exit_code for error in classes)}
