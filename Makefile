@@ -33,7 +33,7 @@ WRONG_DOCSTRING := (/DOC[0-9]+:|Traceback|Error/ && !/DOC(101|201|402):/ && \
 	!(/DOC103:/ && !/in the docstring but not in the function signature/)) { print; wrong = 1 } END { exit wrong }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow chaos fuzz web-test deploy-test docs docs-test dist check style imports docstrings types bench report web pictures stubs base clean
+.PHONY: help install demo test slow chaos fuzz web-test deploy-test docs reference docs-test dist check style imports docstrings types bench report web pictures stubs base clean
 
 help: ## list the verbs
 	@echo "TinyLoRA: make VERB [WORKERS=4] [DEPTH=2] [SEED=0] [ROUTER_SYNC=both|statistics|weights] [OUT=demo-out]"
@@ -71,6 +71,9 @@ deploy-test: $(INSTALLED) ## images, nginx, name spaces, systemd, a wheel in a f
 
 docs: $(INSTALLED) ## the pages as a site in docs/_build/html, every warning an error
 	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky -b html docs docs/_build/html
+
+reference: $(INSTALLED) ## make the pages of docs/reference anew from the code
+	@$(BIN)/python -m tests.docs.reference
 
 docs-test: $(INSTALLED) ## every command in README and docs/, run as it stands there; some minutes
 	@$(BIN)/python -m pytest -q -m docs --timeout 1800 tests/docs
