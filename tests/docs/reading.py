@@ -75,18 +75,18 @@ def blocks(page: Path) -> Iterator[Block]:
     """The page's runnable blocks and setups, in their order."""
     text = page.read_text(encoding="utf-8")
     remarks: dict[str, str] = {}
-    section, end = "", 0
+    section, coming, end = "", "", 0
     for part in _PARTS.finditer(text):
         if text[end : part.start()].strip():
-            remarks = {}  # a remark belongs to the block right below it
+            remarks, coming = {}, ""  # a remark belongs to what stands right below it
         end = part.end()
         line = text.count("\n", 0, part.start()) + 1
         if part["heading"]:
-            remarks, section = {}, ""
+            remarks, section, coming = {}, coming, ""
         elif part["kind"] == "setup":
             yield Block(page, line, "", "", {"run": part["said"]})
         elif part["kind"] == "section not run":
-            section = part["said"]
+            section = coming = part["said"]
         elif part["kind"]:
             remarks = remarks | {part["kind"]: part["said"]}
         else:

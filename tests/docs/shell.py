@@ -62,7 +62,11 @@ class Session:
         kept = {key: os.environ[key] for key in ("PYTHONPATH", "LANG", "TMPDIR") if key in os.environ}
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '/usr/bin:/bin')}"
         ours = {"PATH": path, "HOME": str(self._folder / "home"), "COLUMNS": "120", "NO_COLOR": "1", "ROOT": str(ROOT)}
-        return kept | ours | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        return (
+            kept
+            | ours
+            | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
+        )
 
     def play(self, block: Block) -> None:
         """Do what a block says, and compare.
@@ -140,6 +144,8 @@ class Session:
 
     def close(self) -> None:
         """End everything that the page started."""
+        assert self._shell.stdin is not None
+        self._shell.stdin.close()
         for sign in (signal.SIGTERM, signal.SIGKILL):
             until = time.monotonic() + 15
             while time.monotonic() < until and _is_there(self._shell.pid):
