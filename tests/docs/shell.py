@@ -80,12 +80,14 @@ class Session:
         if block.language == "python" and "run" not in block.remarks:
             script = self._folder / f"block-{block.line}.py"
             script.write_text(block.text, encoding="utf-8")
-            self._type(Command(f"python {shlex.quote(str(script))}", (), block.line), block)
+            self._type(Command(f"python {shlex.quote(str(script))}", (), block.line), block, "0")
             return
-        for command in block.commands:
-            self._type(command, block)
+        *first, last = block.commands
+        for command in first:
+            self._type(command, block, "0")
+        self._type(last, block, block.remarks.get("exits", "0"))
 
-    def _type(self, command: Command, block: Block) -> None:
+    def _type(self, command: Command, block: Block, expected: str) -> None:
         self._n += 1
         said, ended = self._folder / f"{self._n}.said", self._folder / f"{self._n}.ended"
         is_background = "background" in block.remarks or UNTIL_STOPPED.match(command.text) is not None
@@ -100,7 +102,7 @@ class Session:
         if is_background:
             self._wait_for(command, said, block)
         else:
-            self._compare(command, said, ended, block)
+            self._compare(command, said, ended, block, expected)
 
     def _wait_for(self, command: Command, said: Path, block: Block) -> None:
         """Until what is shown has come; where nothing is shown, nobody waits."""
@@ -111,13 +113,13 @@ class Session:
                 raise Unlike(self._difference(command, block, self._read(said), "never came"))
             time.sleep(0.1)
 
-    def _compare(self, command: Command, said: Path, ended: Path, block: Block) -> None:
+    def _compare(self, command: Command, said: Path, ended: Path, block: Block, expected: str) -> None:
         until = time.monotonic() + PATIENCE_S
         while not ended.exists():
             if time.monotonic() > until or self._shell.poll() is not None:
                 raise Unlike(self._difference(command, block, self._read(said), "did not end"))
             time.sleep(0.02)
-        code, expected = ended.read_text().strip(), block.remarks.get("exits", "0")
+        code = ended.read_text().strip()
         text = self._read(said)
         if code != expected:
             raise Unlike(self._difference(command, block, text, f"ended with {code} instead of {expected}"))
