@@ -81,6 +81,7 @@ def rebased(text: str, *, standing_in: Path, page: Path) -> str:
     def changed(link: re.Match[str]) -> str:
         target = (standing_in / link["target"]).resolve()
         target = pages.get(target, target)
+        target = target / "index.md" if (target / "index.md").exists() else target
         if not target.exists():
             return link[0]
         way = os.path.relpath(target, page.parent)
