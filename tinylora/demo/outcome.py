@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tinylora.base_model import LoadedBase
@@ -100,7 +101,7 @@ def write_outcome(
     )
     write_report(report, out)
     if not can_draw():
-        say(NO_PICTURES)
+        say(escape(NO_PICTURES))  # what names an extra looks like markup
     return report
 
 
