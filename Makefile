@@ -23,7 +23,7 @@ BIN := .venv/bin
 WEB := coordinator/web
 INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := $(wildcard tinylora coordinator worker tests benchmarks examples)
+SOURCES := $(wildcard tinylora coordinator worker tests benchmarks examples docs)
 
 QUICK := not slow and not gpu and not web and not deploy and not docs
 
