@@ -64,6 +64,8 @@ RELIED_ON: dict[str, tuple[str, ...] | None] = {
     "LinkState": None,
     "NoOpControlAuthnPlugin": (),
     "NodeStatus": None,
+    "RunStatus": ("status", "sub_status", "details"),
+    "SubStatus": None,
     "SuperLinkLifespan": ("config", "state_factory"),
     "SuperLinkLifespanConfig": ("database", "isolation", "superexec_auth_secret", "enable_supernode_auth"),
     "create_app": ("config", "superlink_lifespan_class"),
@@ -131,12 +133,14 @@ MEMBERS = {
     "LinkState": {
         "cleanup_run", "create_node", "get_node_id_by_public_key", "get_node_info", "get_run_info", "stop_run",
         "activate_node", "get_message_ins", "store_message_res", "create_run", "num_message_ins", "object_store",
+        "get_run_status",
     },
     "ApiErrorCode": {"FLEET_NODE_ACTIVATION_FAILED"},
     "ErrorCode": {"MESSAGE_UNAVAILABLE", "REPLY_MESSAGE_UNAVAILABLE", "NODE_UNAVAILABLE"},
     "FlowerError": {"from_json"},
     "NodeStatus": {"ONLINE"},
     "Status": {"FINISHED"},
+    "SubStatus": {"STOPPED"},
     "TaskType": {"SERVER_APP"},
 }  # fmt: skip
 
