@@ -162,15 +162,18 @@ def test_a_unit_for_a_worker_that_is_not_there_waits_until_it_is(
     assert set(found) == {"early"} and payload_of(found["early"]) == b"21"
 
 
+def interrupted(worker: str) -> Handle:
+    """A worker that is stopped in the middle of its unit."""
+
+    def handle(unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
+        raise KeyboardInterrupt
+
+    return handle
+
+
 def test_a_worker_that_leaves_is_missed_at_once_and_gets_its_unit_again_when_it_is_back(
     running: Federation, transport: FlowerTransport
 ) -> None:
-    def interrupted(worker: str) -> Handle:
-        def handle(unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
-            raise KeyboardInterrupt
-
-        return handle
-
     worker = running.start_worker(interrupted)
     online(transport, 1)
     transport.send(worker.name, make_unit("u", b"ab"), b"ab")
@@ -183,12 +186,6 @@ def test_a_worker_that_leaves_is_missed_at_once_and_gets_its_unit_again_when_it_
 def test_who_returns_after_the_deadline_is_asked_for_what_it_was_sent(
     running: Federation, transport: FlowerTransport
 ) -> None:
-    def interrupted(worker: str) -> Handle:
-        def handle(unit: WorkUnit, payload: bytes) -> tuple[Update, bytes]:
-            raise KeyboardInterrupt
-
-        return handle
-
     worker = running.start_worker(interrupted)
     online(transport, 1)
     transport.send(worker.name, make_unit("u", b"late"), b"late")

@@ -74,13 +74,13 @@ def write_archive(out: BinaryIO, manifest: Manifest, opened: "Opener") -> str:
         OSError: Something cannot be read or written.
     """
     whole = _Hashing(out)
-    with tarfile.open(fileobj=whole, mode="w|", format=tarfile.GNU_FORMAT) as archive:  # type: ignore[arg-type]
+    with tarfile.open(fileobj=whole, mode="w|", format=tarfile.GNU_FORMAT) as archive:  # type: ignore[arg-type]  # write() is enough
         text = manifest.model_dump_json(indent=1).encode() + b"\n"
         archive.addfile(_header(MANIFEST, len(text), manifest.taken_s), io.BytesIO(text))
         for member in manifest.files:
             with opened(member.name) as stream:
                 source = _Hashing(stream)
-                archive.addfile(_header(member.name, member.bytes, manifest.taken_s), source)  # type: ignore[arg-type]
+                archive.addfile(_header(member.name, member.bytes, manifest.taken_s), source)  # type: ignore[arg-type]  # read() is, too
             if source.digest.hexdigest() != member.sha256 or source.n_bytes != member.bytes:
                 raise StorageError(f"{member.name}: altered on disk, its sha256 is {source.digest.hexdigest()}")
     return whole.digest.hexdigest()
