@@ -101,6 +101,7 @@ def _judge(url: str, status: int, body: bytes) -> Health:
     """Whether this is a coordinator's answer."""
     try:
         told = json.loads(body) if status == http.client.OK else None
+        # None has no parts either: that is a TypeError, which is caught.
         run, phase = str(told["run"]), str(told["phase"])  # pyright: ignore[reportOptionalSubscript]
     except (ValueError, KeyError, TypeError):
         return Health(False, url, "", f"{url}: whoever answers (HTTP {status}) is no coordinator, or is in trouble")

@@ -142,6 +142,7 @@ def check_plain(host: str, networks: Iterable[Network]) -> None:
 
 def is_private(network: Network) -> bool:
     """Whether a network is none of the internet's."""
+    # Of one version where subnet_of is asked, which the type checker cannot see.
     return any(network.version == other.version and network.subnet_of(other) for other in _PRIVATE)  # pyright: ignore[reportArgumentType]
 
 

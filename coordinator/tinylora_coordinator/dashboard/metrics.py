@@ -40,6 +40,7 @@ def expose(
     """
     registry = CollectorRegistry(auto_describe=False)
     # The registry asks for `collect` alone, its type for a subclass.
+    # A collector needs no base class, only collect().
     registry.register(_Collector(state, n_readers, routing, machine))  # pyright: ignore[reportArgumentType]
     encode, media_type = choose_encoder(accept)
     return encode(registry), media_type
